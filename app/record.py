@@ -1,0 +1,57 @@
+"""`python -m app.record CHECKPOINT`: answers one example of every depth for real and keeps the runs for the page to show."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import threading
+from pathlib import Path
+
+from app import figures, recorded
+from app.models import ModelShelf, describe_machine
+from app.session import Run, Turnstile, race
+from rim_probe.errors import RiMError
+
+
+def record(checkpoint: str, device: str | None = None, folder: Path = recorded.FOLDER, command: str = "") -> Path:
+    """Runs the first example of every depth and writes `folder/<checkpoint name>.json`.
+
+    Raises:
+        RiMError: a checkpoint that cannot be loaded or brings no examples.
+    """
+    shelf = ModelShelf(preferred=checkpoint, device=device)
+    name = shelf.names[0]
+    models = None
+    while models is None:
+        models = shelf.wait(name, threading.Event())
+    first_of_depth = {len(problem.steps): problem for problem in reversed(shelf.examples(name))}
+    if not first_of_depth:
+        raise RiMError(f"{checkpoint} brings no examples.json, so there is nothing to record.")
+    recordings = []
+    for depth in sorted(first_of_depth):
+        problem = first_of_depth[depth]
+        run = Run(name, problem.question, problem.answer, shelf.layout(name).num_blocks, machine=describe_machine(models))
+        for finished in race(models, run, threading.Event(), Turnstile()):
+            run = finished
+        print(f"{figures.count(depth, 'step')}: {figures.verdict(run)}")
+        recordings.append(recorded.Recording(figures.count(depth, "step"), run))
+    return recorded.save(name, recordings, command, folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m app.record", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("checkpoint", help="a checkpoint folder, such as checkpoints/rim-tiny")
+    parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
+    flags = parser.parse_args(arguments)
+    command = shlex.join(["python", "-m", "app.record", *(sys.argv[1:] if arguments is None else arguments)])
+    try:
+        print(f"written: {record(flags.checkpoint, flags.device, command=command)}")
+    except RiMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where problems come from: procedural worlds, files and the Hugging Face Hub."""

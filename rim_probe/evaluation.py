@@ -1,0 +1,361 @@
+"""How often each method is right, how sure that figure is, and what an answer costs.
+
+The methods memory, cot and direct are asked the same problems; one report (a JSON-ready dict) holds
+
+1. accuracy with a 95 % Wilson interval, over all problems and by number of reasoning steps; for memory every block's readout, the
+   final one, and "any block" (at least one readout is right: the ceiling of choosing among the blocks);
+2. paired comparisons of memory with direct and with cot: discordant counts and the exact McNemar test;
+3. the controls: memory blocks removed (K = 0) and K swept at inference;
+4. latency at batch size 1 with the methods interleaved, forward passes, generated tokens and KV-cache size.
+
+Knows the statistics and the report. Does not know how a method answers (decoding), how a value is graded (problems), or how a
+report looks (report).
+"""
+
+import datetime
+import hashlib
+import math
+import platform
+import random
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from rim_probe.decoding import Answer, answer, answer_batch
+from rim_probe.errors import QuestionError
+from rim_probe.model import RiM
+from rim_probe.problems import Problem, ProblemFile, is_correct
+
+REPORT_FORMAT = "rim-probe-evaluation/1"
+BLOCK_SWEEP = (0, 1, 2, 4, 8, 12, 16)
+WARM_UP_QUESTIONS = 3  # answered by every method before the clock counts: first passes pay for allocation and kernel choice
+Z_95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal
+SHOWN_REJECTIONS = 20  # rejected data lines listed in a report; all are counted
+
+
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion (Wilson 1927): stays inside [0, 1] and keeps its level near both ends."""
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = right / n, Z_95 * Z_95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # At 0 and at n the formula gives exactly 0 and 1, which rounding would miss by 1e-17.
+    return (centre - half if right else 0.0), (centre + half if right < n else 1.0)
+
+
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """Two-sided exact McNemar p-value: under no difference a discordant problem falls to either side with probability 1/2."""
+    n = only_first + only_second
+    tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def proportion(outcomes: Iterable[bool]) -> dict[str, Any]:
+    """{"right", "n", "accuracy", "low", "high"}: a share with its 95 % Wilson interval; accuracy is None where n is 0."""
+    outcomes = list(outcomes)
+    right, n = sum(outcomes), len(outcomes)
+    low, high = wilson_interval(right, n)
+    return {"right": right, "n": n, "accuracy": right / n if n else None, "low": low, "high": high}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """{"median", "q1", "q3", "mean"} of at least one value; quartiles by linear interpolation."""
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"median": median, "q1": q1, "q3": q3, "mean": statistics.fmean(values)}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way in which every problem is asked: a method and, for memory, the number of blocks."""
+
+    method: str
+    num_blocks: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one problem; `blocks` says for each memory readout whether it is right (empty for cot and direct)."""
+
+    final: bool = False
+    blocks: tuple[bool, ...] = ()
+    truncated: bool = False  # stopped at max_new_tokens before the model ended its answer
+    refused: bool = False  # too long for the context or with unknown words: never asked, counted as wrong
+
+
+def evaluate(
+    methods: Mapping[str, RiM],
+    problems: Sequence[Problem],
+    *,
+    num_blocks: int | None = None,
+    batch_size: int = 64,
+    max_new_tokens: int = 256,
+    latency_samples: int = 50,
+    block_sweep: Sequence[int] = BLOCK_SWEEP,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Ask every method every problem and report (see the module docstring); the caller adds `report["run"]`.
+
+    Ctrl-C ends the measurement, not the report: what is done by then is returned with `interrupted: true` and `done` < `requested`.
+    All methods have then seen the same problems.
+
+    Args:
+        methods: the model of each method to be compared, as `load_methods` returns them, or some of them.
+        num_blocks: K for memory; None is the layout's own.
+        batch_size: problems per batch of the accuracy part.
+        max_new_tokens: an answer that is longer is cut and counted as truncated.
+        latency_samples: problems timed one by one; 0 skips the timing.
+        block_sweep: the values of K for which the final block's accuracy is reported; empty skips the sweep.
+        seed: of the order of batches and of the choice of timed problems.
+    """
+    memory = methods.get("memory")
+    if memory is not None:
+        num_blocks = memory.layout.check_blocks(num_blocks)
+        block_sweep = sorted({memory.layout.check_blocks(count) for count in block_sweep})
+    else:
+        num_blocks, block_sweep = None, []
+    arms = {name: Arm(name, num_blocks if name == "memory" else None) for name in methods}
+    # Readout k sees the question and blocks 1..k, whatever K is: a run at K holds the final readout of every smaller K but 0.
+    most = max([num_blocks or 0, *block_sweep])
+    sweep_arms = {k: arms["memory"] if 1 <= k <= num_blocks else Arm("memory", most if k else 0) for k in block_sweep}
+
+    results, interrupted = _ask_all(
+        methods, problems, set(arms.values()) | set(sweep_arms.values()), batch_size, max_new_tokens, seed, progress
+    )
+    done = sorted(results[next(iter(arms.values()))])
+    steps = [len(problems[i].steps) for i in done]
+    outcomes = {name: [results[arm][i] for i in done] for name, arm in arms.items()}
+
+    timed: dict[str, list[Answer]] = {}
+    if not interrupted and latency_samples > 0:
+        askable = [i for place, i in enumerate(done) if not any(outcomes[name][place].refused for name in methods)]
+        chosen = random.Random(seed).sample(askable, min(latency_samples, len(askable)))
+        timed, interrupted = _time_all(methods, [problems[i] for i in chosen], num_blocks, max_new_tokens, progress)
+
+    return {
+        "format": REPORT_FORMAT,
+        "interrupted": interrupted,
+        "requested": len(problems),
+        "done": len(done),
+        "settings": {
+            "num_blocks": num_blocks,
+            "batch_size": batch_size,
+            "max_new_tokens": max_new_tokens,
+            "latency_samples": latency_samples,
+            "block_sweep": list(block_sweep),
+            "seed": seed,
+        },
+        "models": {
+            name: {"name": rim.name, "own_weights": name == "memory" or rim is not memory, "dtype": _dtype_name(rim)}
+            for name, rim in methods.items()
+        },
+        "accuracy": {name: _accuracy(outcomes[name], steps) for name in methods},
+        "paired": [_paired("memory", other, outcomes) for other in ("direct", "cot") if {"memory", other} <= set(methods)],
+        "sweep": [_sweep_entry(k, [results[arm][i] for i in done]) for k, arm in sweep_arms.items()],
+        "latency": {name: _costs(answers) for name, answers in timed.items() if answers},
+    }
+
+
+def _ask_all(
+    methods: Mapping[str, RiM],
+    problems: Sequence[Problem],
+    arms: Iterable[Arm],
+    batch_size: int,
+    max_new_tokens: int,
+    seed: int,
+    progress: bool,
+) -> tuple[dict[Arm, dict[int, Outcome]], bool]:
+    """Outcomes by arm and problem index, and whether Ctrl-C came; a batch counts only when every arm has answered it.
+
+    Batches hold questions of similar length (little padding) and come in random order, so that an interrupted run has seen a
+    random sample of batches rather than the shortest questions.
+    """
+    by_length = sorted(range(len(problems)), key=lambda i: len(problems[i].question))
+    batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+    random.Random(seed).shuffle(batches)
+    results: dict[Arm, dict[int, Outcome]] = {arm: {} for arm in arms}
+    with tqdm(total=len(problems), desc="accuracy", unit="problem", disable=not progress) as bar:
+        try:
+            for batch in batches:
+                chosen = [problems[i] for i in batch]
+                found = {arm: _ask(methods[arm.method], arm, chosen, max_new_tokens) for arm in results}
+                for arm, outcomes in found.items():
+                    results[arm].update(zip(batch, outcomes, strict=True))
+                bar.update(len(batch))
+        except KeyboardInterrupt:
+            return results, True
+    return results, False
+
+
+def _ask(rim: RiM, arm: Arm, problems: Sequence[Problem], max_new_tokens: int) -> list[Outcome]:
+    """Outcomes of one batch of one arm, in the order of `problems`."""
+    outcomes = [Outcome(refused=True)] * len(problems)
+    taken = [i for i, problem in enumerate(problems) if _fits(rim, arm, problem.question)]
+    if taken:
+        questions = [problems[i].question for i in taken]
+        answers = answer_batch(rim, questions, arm.method, num_blocks=arm.num_blocks, max_new_tokens=max_new_tokens)
+        for i, given in zip(taken, answers, strict=True):
+            gold = problems[i].answer
+            outcomes[i] = Outcome(
+                final=is_correct(given.value, gold),
+                blocks=tuple(is_correct(readout.value, gold) for readout in given.readouts if readout.block),
+                truncated=given.truncated,
+            )
+    return outcomes
+
+
+def _fits(rim: RiM, arm: Arm, question: str) -> bool:
+    try:
+        rim.prompt_ids(question, arm.method, arm.num_blocks)
+    except QuestionError:
+        return False
+    return True
+
+
+def _time_all(
+    methods: Mapping[str, RiM], problems: Sequence[Problem], num_blocks: int | None, max_new_tokens: int, progress: bool
+) -> tuple[dict[str, list[Answer]], bool]:
+    """Answers with times by method, and whether Ctrl-C came.
+
+    Every problem is answered by every method in turn and the order rotates, so that drift of the machine favours nobody.
+    Memory decodes its final readout alone, as somebody who only wants the answer would.
+    """
+    names = list(methods)
+    answers: dict[str, list[Answer]] = {name: [] for name in names}
+
+    def ask(name: str, problem: Problem) -> Answer:
+        blocks = num_blocks if name == "memory" else None
+        return answer(
+            methods[name], problem.question, name, num_blocks=blocks, max_new_tokens=max_new_tokens, readouts="final"
+        )
+
+    with tqdm(total=len(problems), desc="latency", unit="problem", disable=not progress) as bar:
+        try:
+            for problem in problems[:WARM_UP_QUESTIONS]:
+                for name in names:
+                    ask(name, problem)
+            for turn, problem in enumerate(problems):
+                first = turn % len(names)
+                given = {name: ask(name, problem) for name in names[first:] + names[:first]}
+                for name in names:
+                    answers[name].append(given[name])
+                bar.update(1)
+        except KeyboardInterrupt:
+            return answers, True
+    return answers, False
+
+
+def _accuracy(outcomes: Sequence[Outcome], steps: Sequence[int]) -> dict[str, Any]:
+    """Figures over all problems and by number of steps ("0" where a problem states none)."""
+    cells: dict[int, list[Outcome]] = {}
+    for outcome, count in zip(outcomes, steps, strict=True):
+        cells.setdefault(count, []).append(outcome)
+    return {
+        "all": _cell(outcomes),
+        "by_steps": {str(count): _cell(cells[count]) for count in sorted(cells)},
+        "refused": sum(outcome.refused for outcome in outcomes),
+        "truncated": sum(outcome.truncated for outcome in outcomes),
+    }
+
+
+def _cell(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """{"final"} of a method, and {"any_block", "blocks": [K]} for memory; each a `proportion` of the same problems."""
+    cell: dict[str, Any] = {"final": proportion(outcome.final for outcome in outcomes)}
+    num_blocks = max((len(outcome.blocks) for outcome in outcomes), default=0)
+    if num_blocks:
+        cell["any_block"] = proportion(any(outcome.blocks) for outcome in outcomes)
+        cell["blocks"] = [proportion(_block(outcome, k) for outcome in outcomes) for k in range(1, num_blocks + 1)]
+    return cell
+
+
+def _block(outcome: Outcome, k: int) -> bool:
+    """Whether readout k (1-based) is right; a refused question has no readouts and counts as wrong."""
+    return k <= len(outcome.blocks) and outcome.blocks[k - 1]
+
+
+def _sweep_entry(k: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    right = (_block(outcome, k) if k else outcome.final for outcome in outcomes)
+    return {"num_blocks": k, **proportion(right), "refused": sum(outcome.refused for outcome in outcomes)}
+
+
+def _paired(first: str, second: str, outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+    """The two methods on the same problems; `p_value` of the exact McNemar test."""
+    pairs = [(a.final, b.final) for a, b in zip(outcomes[first], outcomes[second], strict=True)]
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    return {
+        "first": first,
+        "second": second,
+        "n": len(pairs),
+        "both_right": pairs.count((True, True)),
+        "only_first": only_first,
+        "only_second": only_second,
+        "both_wrong": pairs.count((False, False)),
+        "p_value": mcnemar_p(only_first, only_second),
+    }
+
+
+def _costs(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Milliseconds, counts and bytes per answer; TTFT over the answers that reached a first token of the answer proper."""
+    first_tokens = [1000 * given.ttft_seconds for given in answers if given.ttft_seconds is not None]
+    return {
+        "n": len(answers),
+        "ttft_ms": {"n": len(first_tokens), **spread(first_tokens)} if first_tokens else None,
+        "total_ms": spread([1000 * given.total_seconds for given in answers]),
+        "forward_passes": spread([given.forward_passes for given in answers]),
+        "generated_tokens": spread([given.generated_tokens for given in answers]),
+        "kv_cache_bytes": spread([given.kv_cache_bytes for given in answers]),
+    }
+
+
+def _dtype_name(rim: RiM) -> str:
+    return str(rim.dtype).removeprefix("torch.")
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a figure of speed depends on: processor, threads, device and library versions."""
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def describe_run(
+    checkpoint: str, data: ProblemFile, data_file: str | Path, limit: int | None, device: torch.device, command: str
+) -> dict[str, Any]:
+    """Where a report comes from: the `run` entry that `python -m rim_probe eval` adds."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "checkpoint": checkpoint,
+        "data": {
+            "file": str(data_file),
+            "sha256": hashlib.sha256(Path(data_file).read_bytes()).hexdigest(),
+            "problems": len(data.problems),
+            "rejected": len(data.rejected),
+            "first_rejected": [str(line) for line in data.rejected[:SHOWN_REJECTIONS]],
+        },
+        "limit": limit,
+        "machine": describe_machine(device),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} cores)" if names else platform.processor() or platform.machine()

@@ -1,0 +1,302 @@
+"""RiM: a base causal language model, its tokenizer, a memory layout and, where there is one, a PEFT adapter.
+
+Knows how these are put together, loaded and saved. Knows nothing about decoding loops or training.
+No custom model class: a RiM checkpoint is an ordinary causal LM with three more tokens and a layout file. Weights are
+read from safetensors only, and no code that comes with a checkpoint is ever run.
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from rim_probe.encoding import Encoder
+from rim_probe.errors import CheckpointError, QuestionError, RiMError
+from rim_probe.memory import LAYOUT_FILE, MemoryLayout
+
+METHODS = ("memory", "cot", "direct")
+ADAPTER_FILE = "adapter_config.json"
+_MINIMUM_ROOM = 2  # a prompt must leave room for one answer token and EOS
+
+
+class RiM:
+    """A causal LM that can be asked through memory blocks.
+
+    Attributes:
+        model: a plain transformers causal LM, or the same wrapped by PEFT; in eval mode after loading.
+        tokenizer: a fast tokenizer that holds the three memory tokens.
+        layout: which memory blocks follow a question.
+        encoder: text to ids for this tokenizer and layout.
+        name: where it came from, for reports.
+    """
+
+    def __init__(self, model, tokenizer, layout: MemoryLayout, name: str = "unnamed"):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.layout = layout
+        self.encoder = Encoder(tokenizer, layout)
+        self.name = name
+        rows = model.get_input_embeddings().weight.shape[0]
+        if max(self.memory_ids) >= rows:
+            raise CheckpointError(
+                f"{name}: the memory tokens have ids up to {max(self.memory_ids)} but the model has only {rows} "
+                "embedding rows; the tokenizer and the weights do not belong together."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def max_length(self) -> int:
+        """Context in tokens."""
+        return self.model.config.max_position_embeddings
+
+    @property
+    def eos_id(self) -> int:
+        return self.encoder.eos_id
+
+    @property
+    def memory_ids(self) -> tuple[int, int, int]:
+        """Ids of the begin, slot and end token."""
+        block = self.encoder.block_ids
+        return block[0], block[1], block[-1]
+
+    @cached_property  # reading a vocabulary takes 20 ms, more than a small model's first token
+    def banned_ids(self) -> list[int]:
+        """Ids that are never generated: memory and other control tokens, and rows without a token; never EOS."""
+        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special |= set(self.tokenizer.all_special_ids) | set(self.memory_ids)
+        special |= set(range(len(self.tokenizer), self.model.get_output_embeddings().weight.shape[0]))
+        return sorted(special - {self.eos_id})
+
+    def encode_question(self, question: str) -> list[int]:
+        """See `Encoder.question_ids`."""
+        return self.encoder.question_ids(question)
+
+    def encode_text(self, text: str) -> list[int]:
+        """See `Encoder.text_ids`."""
+        return self.encoder.text_ids(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids` without special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def prompt_ids(self, question: str, method: str, num_blocks: int | None = None) -> list[int]:
+        """The ids a method starts from: question and blocks (memory), question (cot), question and marker (direct).
+
+        Raises:
+            QuestionError: empty question, or a prompt that does not leave room for an answer in the context.
+            LayoutError: `num_blocks` out of range.
+        """
+        if method not in METHODS:
+            raise RiMError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
+        ids = self.encode_question(question)
+        if method == "memory":
+            ids = ids + self.encoder.block_ids * self.layout.check_blocks(num_blocks)
+        elif method == "direct":
+            ids = ids + self.encoder.marker_ids
+        if len(ids) + _MINIMUM_ROOM > self.max_length:
+            raise QuestionError(
+                f"The question needs {len(ids)} tokens with its prompt, but this model reads at most "
+                f"{self.max_length - _MINIMUM_ROOM}; shorten the question."
+            )
+        return ids
+
+    @classmethod
+    def attach(cls, base: PreTrainedModel, tokenizer, layout: MemoryLayout | None = None, name: str = "unnamed") -> "RiM":
+        """Adds the memory tokens to a base model in place and returns it as a RiM.
+
+        New embedding rows start at the mean of the base's rows plus noise a tenth as wide as their spread, from a
+        fixed seed, so that two attachments of the same base are equal. Rows that exist are not touched.
+        """
+        layout = layout or MemoryLayout()
+        known = tokenizer.get_vocab()
+        new = [token for token in layout.tokens if token not in known]
+        tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
+        if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+            tokenizer.eos_token = tokenizer.sep_token
+        if base.get_input_embeddings().weight.shape[0] < len(tokenizer):
+            base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        if new:
+            _initialise_rows(base, [tokenizer.convert_tokens_to_ids(token) for token in new])
+        return cls(base, tokenizer, layout, name)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        attention: str | None = None,
+        trainable: bool = False,
+    ) -> "RiM":
+        """Loads a RiM checkpoint (full weights or adapter) from a folder or a Hugging Face Hub id.
+
+        Args:
+            path: a folder with `memory_layout.json`, or a Hub id of such a repository.
+            device: default: the GPU where there is one, else the CPU.
+            dtype: default: bfloat16 on a GPU, float32 on a CPU.
+            attention: transformers attention back end, default `sdpa`.
+            trainable: load an adapter so that it can be trained further.
+
+        Raises:
+            CheckpointError: missing, damaged or mismatched files. LayoutError: an impossible layout.
+        """
+        folder = _local_folder(path)
+        device, dtype = _placement(device, dtype)
+        layout = MemoryLayout.load(folder)
+        tokenizer = _load_tokenizer(folder)
+        if (folder / ADAPTER_FILE).exists():
+            model = _load_adapter(folder, tokenizer, layout, dtype, attention, trainable)
+        else:
+            model = load_base(folder, dtype, attention)[0]
+        return cls(model.to(device).eval(), tokenizer, layout, name=str(path))
+
+    def save_pretrained(self, folder: str | Path, state_dict: dict | None = None) -> Path:
+        """Writes weights (safetensors), tokenizer and layout into `folder`; an adapter is saved without its base.
+
+        `state_dict` replaces the model's own where the weights live sharded elsewhere (FSDP).
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # PEFT would add the whole embedding matrix because it was resized; the adapter holds the three rows already.
+        extra = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
+        self.model.save_pretrained(folder, state_dict=state_dict, **extra)
+        self.tokenizer.save_pretrained(folder)
+        self.layout.save(folder)
+        return folder
+
+
+def load_methods(
+    path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> dict[str, RiM]:
+    """The models of a checkpoint folder by method.
+
+    The folder itself is the memory model; `cot/` and `direct/` inside it are the matched models. A method without a
+    folder of its own uses the memory model.
+    """
+    folder = _local_folder(path)
+    memory = RiM.from_pretrained(folder, device, dtype)
+    memory.name = str(path)
+    methods = {"memory": memory}
+    for method in ("cot", "direct"):
+        own = folder / method
+        methods[method] = RiM.from_pretrained(own, device, dtype) if (own / LAYOUT_FILE).exists() else memory
+    return methods
+
+
+def load_base(path: str | Path, dtype: torch.dtype | None = None, attention: str | None = None):
+    """A base causal LM and its tokenizer from a folder, a Hub id or a GGUF file.
+
+    Returns:
+        (model, tokenizer), the model on the CPU.
+
+    Raises:
+        CheckpointError: missing or damaged files, weights in another format than safetensors or GGUF, or weights that
+            lack a part of the model.
+    """
+    source, extra = str(path), {}
+    if source.endswith(".gguf"):
+        file = Path(source)
+        if not file.is_file():
+            raise CheckpointError(f"{source} does not exist; give the path of a GGUF file.")
+        source, extra = str(file.parent), {"gguf_file": file.name}
+    else:
+        extra = {"use_safetensors": True}
+    tokenizer = _load_tokenizer(source, **({"gguf_file": extra["gguf_file"]} if "gguf_file" in extra else {}))
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype or torch.float32,
+            attn_implementation=attention or "sdpa",
+            trust_remote_code=False,
+            output_loading_info=True,
+            **extra,
+        )
+    except Exception as error:  # transformers, safetensors and gguf raise a dozen kinds; a user needs one sentence
+        raise CheckpointError(f"The weights in {path} cannot be loaded ({_first_line(error)}).") from error
+    if info["missing_keys"]:
+        raise CheckpointError(
+            f"The weights in {path} lack {len(info['missing_keys'])} tensors, such as {sorted(info['missing_keys'])[0]}; "
+            "the file is incomplete or belongs to another model."
+        )
+    return model, tokenizer
+
+
+def _load_tokenizer(source: str | Path, **extra):
+    try:
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **extra)
+    except Exception as error:
+        raise CheckpointError(f"The tokenizer in {source} cannot be loaded ({_first_line(error)}).") from error
+
+
+def _load_adapter(folder: Path, tokenizer, layout: MemoryLayout, dtype: torch.dtype, attention: str | None, trainable: bool):
+    from peft import PeftModel
+
+    try:
+        base_name = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / ADAPTER_FILE} cannot be read ({_first_line(error)}).") from error
+    if not (folder / "adapter_model.safetensors").exists():
+        raise CheckpointError(f"{folder} holds an adapter without adapter_model.safetensors; other formats are not read.")
+    base, _ = load_base(base_name, dtype, attention)
+    RiM.attach(base, tokenizer, layout)
+    _initialise_rows(base, list(layout.token_ids(tokenizer)))
+    try:
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    except Exception as error:
+        raise CheckpointError(f"The adapter in {folder} cannot be loaded ({_first_line(error)}).") from error
+
+
+def _initialise_rows(model, ids: list[int]) -> None:
+    """Sets the embedding rows `ids` (input, and output where it is a matrix of its own) near the mean of the others."""
+    matrices = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in matrices.values():
+            others = torch.ones(weight.shape[0], dtype=torch.bool)
+            others[ids] = False
+            old = weight[others.to(weight.device)].float()
+            noise = torch.randn(len(ids), weight.shape[1], generator=generator).to(weight.device)
+            weight[ids] = (old.mean(0) + 0.1 * old.std(0) * noise).to(weight.dtype)
+
+
+def _local_folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    text = str(path)
+    looks_like_hub_id = text.count("/") <= 1 and not text.startswith((".", "/", "~")) and not folder.suffix
+    if folder.exists() or not looks_like_hub_id or text.startswith("checkpoints"):
+        raise CheckpointError(f"There is no checkpoint folder {path}; give a folder or a Hugging Face Hub id.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]))
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is neither a folder here nor a repository that can be downloaded from the Hub ({_first_line(error)})."
+        ) from error
+
+
+def _placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise CheckpointError(f"Unknown device {device!r}; use cpu or cuda.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device("cpu")
+    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,196 @@
+"""Reports as text: Markdown tables padded so that a terminal shows them as tables too.
+
+Knows the report dicts of `evaluation.evaluate` and `bench.run_bench`, and nothing of models; imports nothing heavy. Model cards are
+made from what stands here, so that no figure is ever typed by hand.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+METHOD_NAMES = {"memory": "RiM", "cot": "chain of thought", "direct": "direct"}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns: the first one left, the others right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return "| " + " | ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """An evaluation report as Markdown: where it comes from, accuracy, comparisons, controls, cost."""
+    parts = [_provenance(report), "### Accuracy", _accuracy_table(report), _accuracy_notes(report)]
+    if report["paired"]:
+        parts += ["### Paired comparison on the same problems", _paired_table(report["paired"])]
+    if report["sweep"]:
+        parts += [
+            "### Number of memory blocks at inference (0 = blocks removed)",
+            table(
+                ["K", "final readout right, % (95 % interval)"],
+                [[str(entry["num_blocks"]), _percent(entry)] for entry in report["sweep"]],
+            ),
+        ]
+    if report["latency"]:
+        parts += ["### Cost of one answer (batch size 1)", _latency_table(report["latency"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def format_bench(report: Mapping[str, Any]) -> str:
+    """A bench report as Markdown: each ratio beside its target."""
+    rows = []
+    for entry in report["ratios"]:
+        met = {None: "", True: "met", False: "NOT MET"}[entry["met"]]
+        rows.append(
+            [
+                entry["what"],
+                str(entry["n"]),
+                *(_side(entry[side]) for side in ("first", "second")),
+                _spread(entry["ratio"]) if entry["ratio"] else "none",
+                entry["target"] or "",
+                met,
+            ]
+        )
+    same, asked = report["generate_same_tokens"], report["problems"]
+    notes = [
+        "Medians with quartiles; the two sides of a ratio were measured in turn within one run.",
+        f"Our loop and generate gave the same tokens on {same} of {asked} problems; the others are left out of that ratio.",
+        f"A training step holds {report['train_batch']} problems; relative difference of the two losses "
+        + f"{report['loss_difference']:.0e}.",
+    ]
+    if len(set(report["models"].values())) == 1:
+        notes.append("One model served memory, chain of thought and direct.")
+    parts = [
+        f"`{report['checkpoint']}`; {report['date'][:10]}; {_machine(report['machine'])}.\n`{report['command']}`",
+        table(["first / second", "n", "first, ms", "second, ms", "ratio", "target", ""], rows),
+        "\n".join(f"- {note}" for note in notes),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _provenance(report: Mapping[str, Any]) -> str:
+    lines = []
+    if report["interrupted"]:
+        lines.append(f"**Interrupted: {report['done']:,} of {report['requested']:,} problems done.**")
+    run = report.get("run")
+    if run is None:
+        return "\n".join([*lines, f"n = {report['done']:,}"])
+    data = run["data"]
+    source = f"`{data['file']}` (sha256 {data['sha256'][:12]}…, {data['problems']:,} problems, {data['rejected']} lines rejected)"
+    drawn = f", drawn with seed {report['settings']['seed']}" if run["limit"] else ""
+    lines.append(f"`{run['checkpoint']}` on {source}: n = {report['done']:,}{drawn}; {run['date'][:10]}.")
+    return "\n".join([*lines, _machine(run["machine"]) + ".", f"`{run['command']}`"])
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['cpu']}, {machine['threads']} threads, device {machine['device']}; {versions}"
+
+
+def _accuracy_table(report: Mapping[str, Any]) -> str:
+    accuracy = report["accuracy"]
+    first = next(iter(accuracy.values()))
+    header = ["% right (95 % Wilson interval)", f"all (n = {first['all']['final']['n']:,})"]
+    header += [f"{_steps(count)} (n = {cell['final']['n']:,})" for count, cell in first["by_steps"].items()]
+    rows = []
+    for method, figures in accuracy.items():
+        cells = [figures["all"], *figures["by_steps"].values()]
+        name = METHOD_NAMES[method]
+        if "blocks" in figures["all"]:
+            rows.append([f"{name}, final block"] + [_percent(cell["final"]) for cell in cells])
+            rows.append([f"{name}, any block"] + [_percent(cell["any_block"]) for cell in cells])
+            for k in range(len(figures["all"]["blocks"])):
+                rows.append([f"{name}, block {k + 1}"] + [_percent(cell["blocks"][k]) for cell in cells])
+        else:
+            rows.append([name] + [_percent(cell["final"]) for cell in cells])
+    return table(header, rows)
+
+
+def _accuracy_notes(report: Mapping[str, Any]) -> str:
+    notes = []
+    for method, figures in report["accuracy"].items():
+        name = METHOD_NAMES[method]
+        if not report["models"][method]["own_weights"]:
+            notes.append(f"{name}: no model of its own in this checkpoint; the memory model was asked, so this is no matched control.")
+        if figures["refused"]:
+            notes.append(f"{name}: {figures['refused']} questions could not be asked (too long or unknown words) and count as wrong.")
+        if figures["truncated"]:
+            limit = report["settings"]["max_new_tokens"]
+            notes.append(f"{name}: {figures['truncated']} answers were cut after {limit} tokens.")
+    return "\n".join(f"- {note}" for note in notes)
+
+
+def _paired_table(pairs: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for pair in pairs:
+        difference = 100 * (pair["only_first"] - pair["only_second"]) / pair["n"] if pair["n"] else 0.0
+        rows.append(
+            [
+                f"{METHOD_NAMES[pair['first']]} (first) against {METHOD_NAMES[pair['second']]} (second)",
+                *(str(pair[key]) for key in ("both_right", "only_first", "only_second", "both_wrong")),
+                f"{difference:+.1f}",
+                _p_value(pair["p_value"]),
+            ]
+        )
+    header = ["final answers", "both right", "only first", "only second", "both wrong", "difference, points", "McNemar p (exact)"]
+    return table(header, rows)
+
+
+def _latency_table(latency: Mapping[str, Any]) -> str:
+    rows = []
+    for method, costs in latency.items():
+        rows.append(
+            [
+                METHOD_NAMES[method],
+                str(costs["n"]),
+                _spread(costs["ttft_ms"]) if costs["ttft_ms"] else "none",
+                _spread(costs["total_ms"]),
+                *(f"{costs[key]['mean']:.1f} / {costs[key]['median']:g}" for key in ("forward_passes", "generated_tokens")),
+                f"{costs['kv_cache_bytes']['median'] / 1024:,.0f}",
+            ]
+        )
+    header = [
+        "median (quartiles)",
+        "n",
+        "first answer token, ms",
+        "full answer, ms",
+        "passes, mean / median",
+        "tokens, mean / median",
+        "KV cache, KiB",
+    ]
+    return table(header, rows)
+
+
+def _steps(count: str) -> str:
+    return {"0": "no steps given", "1": "1 step"}.get(count, f"{count} steps")
+
+
+def _percent(share: Mapping[str, Any]) -> str:
+    if share["accuracy"] is None:
+        return "none"
+    return f"{100 * share['accuracy']:.1f} ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return " ".join([_three_digits(values["median"]), f"({_three_digits(values['q1'])} to {_three_digits(values['q3'])})"])
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
+
+
+def _side(side: Mapping[str, Any]) -> str:
+    """One side of a bench ratio: its times and, where it generates, the median number of tokens."""
+    if side["ms"] is None:
+        return f"{side['name']}: none"
+    tokens = f", {side['tokens']['median']:g} tokens" if side["tokens"] else ""
+    return f"{side['name']}: {_spread(side['ms'])}{tokens}"

@@ -1,0 +1,202 @@
+"""Training recipes: a YAML file that says what is trained, on which rows, in which stages.
+
+Knows names, types and defaults; every key that is not known is refused by name. Knows nothing about how training runs.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from rim_probe.datasets.arithmetic import World
+from rim_probe.errors import RecipeError
+from rim_probe.memory import MemoryLayout
+from rim_probe.training.schedules import LAMBDA_SCHEDULES
+
+OBJECTIVES = ("stage1", "stage2", "cot", "direct")
+LR_SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A small Llama trained from nothing with the vocabulary of the procedural world."""
+
+    layers: int = 8
+    width: int = 128
+    heads: int = 4
+    inner: int = 384
+    context: int = 512
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where rows come from: a procedural `world`, or problem `files` (paths, or `hub:owner/name/file`).
+
+    Attributes:
+        rows: size of the pool (worlds), or how many problems to draw from the files (None: all of them).
+        seed: of the world, or of the draw.
+        validation: a problem file for choosing checkpoints; a world uses its own valid split.
+        validation_rows: how many validation problems are read.
+    """
+
+    world: World | None = None
+    files: tuple[str, ...] = ()
+    rows: int | None = None
+    seed: int = 1
+    validation: str | None = None
+    validation_rows: int = 500
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter on every linear layer, plus the three memory-token rows; r = 0 trains those rows alone."""
+
+    r: int = 128
+    alpha: int = 256
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage with an optimizer and a scheduler of its own.
+
+    Attributes:
+        objective: stage1 (steps, then the answer), stage2 (the answer everywhere), cot, direct.
+        rows: rows seen, over as many passes of the pool as that takes.
+        schedule: learning rate after the warm-up.
+        lambdas: how stage 1 fades its steps: relative, absolute or constant.
+        blocks: stage 1: at least this many blocks (None: one per step). stage 2: the layout's number if None.
+        grounded: stage 2: share of rows that keep the targets of stage 1.
+        dropout: of the adapter in this stage (None: as the recipe says).
+        validate_every: steps between validations, each of which also saves a checkpoint.
+    """
+
+    name: str
+    objective: str
+    rows: int
+    learning_rate: float
+    batch_size: int = 32
+    accumulation: int = 1
+    schedule: str = "constant"
+    warmup: float = 0.04
+    weight_decay: float = 0.0
+    lambdas: str = "relative"
+    blocks: int | None = None
+    grounded: float = 0.0
+    dropout: float | None = None
+    validate_every: int = 500
+
+    def __post_init__(self) -> None:
+        _choice("objective", self.objective, OBJECTIVES)
+        _choice("schedule", self.schedule, LR_SCHEDULES)
+        _choice("lambdas", self.lambdas, LAMBDA_SCHEDULES)
+        for key in ("rows", "batch_size", "accumulation", "validate_every"):
+            _positive(key, getattr(self, key))
+        if not 0 < self.learning_rate < 1:
+            raise RecipeError(f"learning_rate must lie between 0 and 1, not {self.learning_rate}.")
+        for key in ("warmup", "grounded"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise RecipeError(f"{key} must lie between 0 and 1, not {getattr(self, key)}.")
+        if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct"):
+            raise RecipeError(f"A stage name must be a plain word for a folder, not {self.name!r}.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `python -m rim_probe train` reads.
+
+    Attributes:
+        output: folder of the finished checkpoint; the run's own files live in its sibling `<output>.run`.
+        base: a folder, Hub id or GGUF file to start from. None: `scratch`.
+    """
+
+    output: str
+    stages: tuple[Stage, ...]
+    data: Data
+    base: str | None = None
+    scratch: Scratch | None = None
+    layout: MemoryLayout = MemoryLayout()
+    lora: Lora | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.base is None) == (self.scratch is None):
+            raise RecipeError("A recipe needs exactly one of base (a model to start from) and scratch (a new model).")
+        if (self.data.world is None) == (not self.data.files):
+            raise RecipeError("data needs exactly one of world (procedural problems) and files (problem files).")
+        if self.data.world is not None and self.data.rows is None:
+            raise RecipeError("data.rows must say how many problems of the world make the pool.")
+        if not self.stages:
+            raise RecipeError("A recipe needs at least one stage.")
+        if len({stage.name for stage in self.stages}) < len(self.stages):
+            raise RecipeError("Every stage needs a name of its own.")
+
+
+def load_recipe(path: str | Path, **overrides) -> Recipe:
+    """Reads a YAML recipe; `overrides` replace its top-level values (None is ignored).
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key, a wrong type or an impossible value.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"The recipe {path} cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} is not YAML ({str(error).splitlines()[0]}).") from None
+    if isinstance(data, dict):
+        data |= {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return _build(Recipe, data, "recipe")
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _build(kind: type, data: object, where: str):
+    """A dataclass from plain YAML values, checked key by key."""
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where} must be a mapping of names to values, not {type(data).__name__}.")
+    hints, known = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    unknown = [str(key) for key in data if key not in known]
+    if unknown:
+        raise RecipeError(f"{where} has an unknown key {unknown[0]!r}; known keys are {', '.join(known)}.")
+    required = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in data]
+    if required:
+        raise RecipeError(f"{where} lacks {required[0]!r}.")
+    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+
+
+def _convert(hint, value, where: str):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise RecipeError(f"{where} must be a list, not {value!r}.")
+        return tuple(_convert(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if hint is float and isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-3 as text
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise RecipeError(f"{where} must be of type {hint.__name__}, not {value!r}.")
+    return value
+
+
+def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise RecipeError(f"{key} must be one of {', '.join(choices)}, not {value!r}.")
+
+
+def _positive(key: str, value: int) -> None:
+    if value < 1:
+        raise RecipeError(f"{key} must be at least 1, not {value}.")

@@ -1,0 +1,263 @@
+"""Runs a recipe: loads, trains stage after stage, saves; resumes where a killed run left off.
+
+Knows the order of things and the folders. The run's own files (stage folders with checkpoints, TensorBoard logs,
+history) live in `<output>.run`; the finished checkpoint is written to `<output>`.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import ProgressCallback, TrainingArguments, set_seed
+from transformers.integrations import is_tensorboard_available
+
+from rim_probe.datasets.arithmetic import generate, vocabulary
+from rim_probe.datasets.sources import load_problems
+from rim_probe.errors import RecipeError
+from rim_probe.model import RiM, load_base
+from rim_probe.packing import Row, cot_row, direct_row, stage1_row, stage2_row
+from rim_probe.problems import Problem
+from rim_probe.training.recipe import Data, Lora, Recipe, Stage, load_recipe
+from rim_probe.training.schedules import stage1_weights, stage2_weights
+from rim_probe.training.scratch import small_llama, word_tokenizer
+from rim_probe.training.trainer import Progress, RiMTrainer, Rows, StopAfter, bucketed_order
+
+_STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it is half written
+
+
+def train(
+    recipe: str | Path,
+    *,
+    output: str | None = None,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    report: Callable[[str], None] = print,
+) -> Path | None:
+    """Trains what a recipe says.
+
+    Args:
+        recipe: a YAML file, see `Recipe`.
+        output: replaces the recipe's output folder.
+        resume: go on from the last complete checkpoint of an earlier run into the same output.
+        max_minutes: save and stop after so many minutes; None: no limit.
+
+    Returns:
+        The finished checkpoint folder, or None if the time ran out before the end.
+
+    Raises:
+        RecipeError: an impossible recipe, or an unfinished run in the same output and `resume` not asked for.
+        CheckpointError: a base that cannot be loaded.
+    """
+    plan = load_recipe(recipe, output=output)
+    folder = Path(plan.output)
+    run = folder.with_name(folder.name + ".run")
+    if run.exists() and any(run.iterdir()) and not resume:
+        raise RecipeError(f"{run} holds an earlier run; add --resume to go on with it, or remove the folder.")
+    run.mkdir(parents=True, exist_ok=True)
+    set_seed(plan.seed)
+    rim = _make_model(plan)
+    problems, validation = _make_problems(plan.data, report)
+    stopper = StopAfter(max_minutes) if max_minutes is not None else None
+    for number, stage in enumerate(plan.stages):
+        stage_folder = run / stage.name
+        if (stage_folder / "done").exists():
+            continue
+        if number:
+            rim = _reload(rim, run / plan.stages[number - 1].name / "best", plan.lora)
+        report(f"{plan.output}, stage {stage.name}: {stage.rows:,} rows, {sum(map(_trained, rim.model.parameters())):,} weights")
+        trainer = _make_trainer(rim, plan, stage, number, problems, validation, stage_folder)
+        if stopper:
+            trainer.add_callback(stopper)
+        trainer.train(resume_from_checkpoint=_last_complete(stage_folder))
+        if stopper and stopper.stopped:
+            report(f"Stopped after {max_minutes} minutes at step {trainer.state.global_step}; go on with --resume.")
+            return None
+        if trainer.is_world_process_zero():
+            rim.save_pretrained(stage_folder / "best")
+            _write_history(stage_folder, trainer.state)
+            (stage_folder / "done").touch()
+        trainer.accelerator.wait_for_everyone()
+    final = run / plan.stages[-1].name / "best"
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in final.iterdir():
+        if file.is_file():
+            shutil.copy2(file, folder / file.name)
+    report(f"Saved {folder}.")
+    return folder
+
+
+def make_row(rim: RiM, stage: Stage, seed: int) -> Callable[[Problem, int], Row]:
+    """The function that turns a problem at a place of the order into a row of this stage's objective."""
+    blocks = rim.layout.num_blocks if stage.blocks is None else stage.blocks
+
+    def row(problem: Problem, place: int) -> Row:
+        if stage.objective == "cot":
+            return cot_row(rim.encoder, problem)
+        if stage.objective == "direct":
+            return direct_row(rim.encoder, problem)
+        if stage.objective == "stage1":
+            return stage1_row(rim.encoder, problem, stage.blocks)
+        # A share of the rows keeps the targets of stage 1; which ones depends on the place alone, not on any state.
+        if stage.grounded and ((place * 2_654_435_761 + seed) % 2**32) < stage.grounded * 2**32:
+            return stage1_row(rim.encoder, problem, blocks)
+        return stage2_row(rim.encoder, problem, blocks)
+
+    return row
+
+
+def _make_model(plan: Recipe) -> RiM:
+    if plan.scratch is not None:
+        tokenizer = word_tokenizer(vocabulary())
+        tokenizer.add_special_tokens({"additional_special_tokens": list(plan.layout.tokens)})
+        size = plan.scratch
+        model = small_llama(
+            tokenizer, layers=size.layers, width=size.width, heads=size.heads, inner=size.inner, context=size.context,
+            seed=plan.seed,
+        )
+    else:
+        model, tokenizer = load_base(plan.base)
+    rim = RiM.attach(model, tokenizer, plan.layout, name=plan.output)
+    return _add_adapter(rim, plan) if plan.lora else rim
+
+
+def _add_adapter(rim: RiM, plan: Recipe) -> RiM:
+    """LoRA on all linear layers; of the embeddings only the three memory rows are trained."""
+    from peft import LoraConfig, TaskType, TrainableTokensConfig, get_peft_model
+
+    name = next(n for n, m in rim.model.named_modules() if m is rim.model.get_input_embeddings()).rsplit(".", 1)[-1]
+    rows = sorted(rim.memory_ids)
+    if plan.lora.r == 0:
+        config = TrainableTokensConfig(target_modules=[name], token_indices=rows, task_type=TaskType.CAUSAL_LM)
+    else:
+        config = LoraConfig(
+            r=plan.lora.r,
+            lora_alpha=plan.lora.alpha,
+            lora_dropout=plan.lora.dropout,
+            target_modules="all-linear",
+            trainable_token_indices={name: rows},
+            task_type=TaskType.CAUSAL_LM,
+        )
+    rim.model = get_peft_model(rim.model, config)
+    rim.model.peft_config["default"].base_model_name_or_path = plan.base
+    return rim
+
+
+def _reload(rim: RiM, folder: Path, lora: Lora | None) -> RiM:
+    """The best checkpoint of the stage before, ready to be trained further."""
+    fresh = RiM.from_pretrained(folder, device="cpu", dtype=torch.float32, trainable=lora is not None)
+    fresh.name = rim.name
+    return fresh
+
+
+def _make_problems(data: Data, report: Callable[[str], None]) -> tuple[list[Problem], list[Problem]]:
+    if data.world is not None:
+        train = list(generate(data.world, "train", data.rows, data.seed))
+        valid = list(generate(data.world, "valid", data.validation_rows, data.seed, unique=True))
+        return train, valid
+    problems = []
+    for source in data.files:
+        loaded = load_problems(source)
+        problems += loaded.problems
+        if loaded.rejected:
+            first = loaded.rejected[0]
+            report(f"{source}: {len(loaded.rejected)} lines left out, such as line {first.line_number}: {first.reason}")
+    if data.rows is not None and data.rows < len(problems):
+        chosen = torch.randperm(len(problems), generator=torch.Generator().manual_seed(data.seed))[: data.rows]
+        problems = [problems[i] for i in chosen.tolist()]
+    if not problems:
+        raise RecipeError("The data files hold no problem that can be read.")
+    valid = load_problems(data.validation).problems[: data.validation_rows] if data.validation else []
+    return problems, valid
+
+
+def _make_trainer(
+    rim: RiM, plan: Recipe, stage: Stage, number: int, problems: list[Problem], validation: list[Problem], folder: Path
+) -> RiMTrainer:
+    row = make_row(rim, stage, plan.seed)
+    usable = [p for p in problems if stage.objective not in ("stage1", "cot") or p.steps]
+    if not usable:
+        raise RecipeError(f"Stage {stage.name} needs problems with steps, and the data has none.")
+    lengths = [len(p.question) + sum(map(len, p.steps)) for p in usable]
+    seed = plan.seed + 1000 * number
+    order = bucketed_order(lengths, stage.rows, stage.batch_size, seed)
+    if plan.lora and plan.lora.r and stage.dropout is not None:
+        _set_dropout(rim.model, stage.dropout)
+    steps = max(1, stage.rows // (stage.batch_size * stage.accumulation * _world_size()))
+    gpu = torch.cuda.is_available()
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=stage.batch_size,
+        gradient_accumulation_steps=stage.accumulation,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(stage.schedule, stage.schedule),
+        warmup_steps=round(stage.warmup * steps),
+        weight_decay=stage.weight_decay,
+        optim="adamw_torch_fused",
+        bf16=gpu,
+        use_cpu=not gpu,
+        logging_steps=50,
+        eval_strategy="steps" if validation else "no",
+        eval_steps=stage.validate_every,
+        save_strategy="steps",
+        save_steps=stage.validate_every,
+        save_total_limit=2,
+        load_best_model_at_end=bool(validation),
+        metric_for_best_model="accuracy" if validation else None,
+        greater_is_better=True if validation else None,
+        report_to=["tensorboard"] if is_tensorboard_available() else [],
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        seed=seed,
+    )
+    valid_rows = [row(p, 0) for p in validation if stage.objective not in ("stage1", "cot") or p.steps]
+    trainer = RiMTrainer(rim, args, Rows(usable, order, row), valid_rows, _weights(stage))
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress())
+    return trainer
+
+
+def _weights(stage: Stage):
+    def weights(progress: float, num_grounded: torch.Tensor, num_readouts: torch.Tensor) -> torch.Tensor:
+        if stage.objective == "stage1":
+            return stage1_weights(stage.lambdas, progress, num_grounded, num_readouts)
+        if stage.objective == "stage2":
+            alphas = stage2_weights(num_readouts)
+            # Rows that keep their steps weigh every readout alike: their steps are there to be remembered.
+            return torch.where((num_grounded > 0)[:, None], (alphas > 0) / num_readouts[:, None].float(), alphas)
+        return torch.ones(len(num_readouts), 1, device=num_readouts.device)
+
+    return weights
+
+
+def _set_dropout(model: torch.nn.Module, dropout: float) -> None:
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout"):
+            for key in module:
+                module[key] = torch.nn.Dropout(dropout)
+
+
+def _last_complete(folder: Path) -> str | None:
+    """The newest checkpoint that was written to the end."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / _STATE).exists()]
+    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
+
+
+def _write_history(folder: Path, state) -> None:
+    """The log of the stage as JSON lines, for curves and model cards."""
+    with open(folder / "history.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in state.log_history)
+
+
+def _trained(parameter: torch.nn.Parameter) -> int:
+    return parameter.numel() if parameter.requires_grad else 0
+
+
+def _world_size() -> int:
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available()).num_processes
