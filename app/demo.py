@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from app import recorded
 from app.models import ModelShelf
 from app.panels import race
 
@@ -13,17 +14,17 @@ HERE = Path(__file__).parent
 HEADER = """
 <header class="masthead">
   <h1>RiM Probe</h1>
-  <p><b class="memory">RiM</b> thinks in silent memory blocks; <b class="cot">CoT</b> writes its chain of thought out. Ask both
-  the same question, and see what the silence is worth in time and in right answers.</p>
+  <p><b class="memory">RiM</b> thinks in silent memory blocks; <b class="cot">CoT</b> writes its chain of thought out. Ask both,
+  and see what the silence is worth.</p>
 </header>
 """
 
 
-def build_demo(shelf: ModelShelf) -> gr.Blocks:
-    """The page over the checkpoints of `shelf`. Loads nothing."""
+def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Blocks:
+    """The page over the checkpoints of `shelf`, opening with the runs in the folder `recordings`. Loads no model."""
     with gr.Blocks(title="RiM Probe", analytics_enabled=False) as demo:
         gr.HTML(HEADER, apply_default_css=False)
-        race.build(race.Race(shelf))
+        race.build(race.Race(shelf, recordings))
     return demo
 
 
@@ -45,6 +46,8 @@ def theme() -> gr.themes.Base:
         input_background_fill_dark="#1e1e25",
         input_border_color="#8a857c",
         input_border_color_dark="#77767f",
+        body_text_color_subdued="#57534e",
+        body_text_color_subdued_dark="#b3afa8",
         block_label_text_color="#57534e",
         block_label_text_color_dark="#c9c6c0",
         button_primary_background_fill="#4338ca",
@@ -66,7 +69,7 @@ def serve(demo: gr.Blocks, host: str | None = None, port: int | None = None, blo
         head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
         run_history=False,
         ssr_mode=False,
-        footer_links=["api", "settings"],
+        footer_links=["api"],
         prevent_thread_lock=True,
         quiet=True,
     )

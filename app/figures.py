@@ -246,10 +246,10 @@ def strip(run: Run) -> str:
         readouts.sort(key=lambda readout: readout["block"])
         settled = settled_at(readouts)
         value = escape(_shorten(readouts[-1]["value"] or "no answer", 24))
-        if settled == run.num_blocks > 1:
+        if settled == 1:
+            note = f"Every block gives {value}." if run.num_blocks > 1 else ""
+        elif settled == run.num_blocks:
             note = f"The answer still changes at the last block, to {value}."
-        elif settled == 1:
-            note = f"Every block already says {value}." if run.num_blocks > 1 else ""
         else:
             note = f"The answer settles on {value} at block {settled} of {run.num_blocks}."
     across = run.num_blocks if run.num_blocks <= 8 else math.ceil(run.num_blocks / 2)
@@ -314,7 +314,7 @@ def _axis(run: Run, end: float) -> str:
     return (
         '<figure class="axis"><figcaption><h2>The same clock</h2>'
         f'<span class="why" tabindex="0" role="note" aria-label="{escape(TIMING_NOTE, quote=True)}">how it is timed'
-        f'<span class="tooltip" aria-hidden="true">{escape(TIMING_NOTE)}</span></span></figcaption>'
+        f'<span class="tooltip" aria-hidden="true">{escape(TIMING_NOTE)}</span></span>{_replay(run)}</figcaption>'
         f'<div class="tracks">{lanes}<div class="clock"><div class="playhead" hidden></div></div></div>'
         f'<div class="ticks" aria-hidden="true">{ticks}</div>'
         '<p class="legend" aria-hidden="true">'
@@ -398,18 +398,22 @@ def _percent(value: float, end: float) -> str:
 # ------------------------------------------------------------------------------------------------------- small parts
 
 
+def _replay(run: Run) -> str:
+    """The button that plays a finished race again, from both methods' common zero, stretched or pressed into a few seconds."""
+    if run.status != "done":
+        return ""
+    ratio = REPLAY_SECONDS / _longest(run)
+    label = f"Replay, slowed down {ratio:.0f} times" if ratio >= 1.5 else "Replay"
+    return f'<button type="button" class="replay" data-idle="{label}" data-busy="Stop the replay">{label}</button>'
+
+
 def _footer(run: Run) -> str:
     if run.status not in ("done", "stopped"):
         return '<div class="actions"></div>'
     data = base64.b64encode(json.dumps(run.to_dict(), ensure_ascii=False, indent=1).encode()).decode()
-    replay = ""
-    if run.status == "done":
-        label = f"Watch the race, {_factor(REPLAY_SECONDS / _longest(run), 'slower', 'faster')}"
-        replay = f'<button type="button" class="replay" data-idle="{label}" data-busy="Stop the replay">{label}</button>'
     name = re.sub(r"[^\w.-]", "-", run.checkpoint)
     return (
-        f'<div class="actions">{replay}'
-        f'<a class="download" download="rim-probe-run-{name}.json" href="data:application/json;base64,{data}">'
+        f'<div class="actions"><a class="download" download="rim-probe-run-{name}.json" href="data:application/json;base64,{data}">'
         "Download this run (JSON)</a></div>"
     )
 

@@ -163,9 +163,11 @@ class ModelShelf:
 def _load_somewhere(path: str, device: str | None) -> tuple[dict[str, RiM], str]:
     """Loads on the device asked for, or on the CPU with a note if that device is there but cannot be used."""
     import torch
+    from transformers.utils import logging as transformers_logging
 
     from rim_probe.model import load_methods
 
+    transformers_logging.disable_progress_bar()
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         return load_methods(path, device="cpu"), "No GPU was found, so it runs on the CPU."

@@ -224,6 +224,8 @@ def race(models: dict[str, RiM], run: Run, cancel: threading.Event, turnstile: T
     Raises:
         RiMError: a question the model cannot be asked, or a failure in the model.
     """
+    for method in RACERS:  # what cannot be asked is refused before anything is drawn or queued
+        models[method].prompt_ids(run.question, method, run.num_blocks)
     ticket = object()
     try:
         run.status = "waiting"

@@ -1,18 +1,20 @@
 """Speed as ratios: what memory, chain of thought, our loop and packed training rows cost, each next to its rival.
 
 Method:
-1. Both sides of a ratio are measured in turn within one run, on the same problem, in rotating order; the ratio is formed per problem
-   (per step, for training) and reported as median with quartiles. Load on the machine then falls on both sides.
-2. A method generates at most as many tokens as its gold text has (steps and answer for cot, answer for memory and direct). A base
-   model that was never trained to stop generates exactly as many: it does the work of weights that answer right.
-3. Training: the packed row of stage 2 against the K separate causal rows it stands for, forward, backward and one optimizer step.
-   Both sides compute the same loss (the difference is reported), and logits only in columns that hold a label. The separate rows
-   run in K batches, row k of every problem together, so that they pad no more than the packed ones and need no mask.
+1. Both sides of a ratio are measured in turn within one run, on the same problem, in random order; the ratio is
+   formed per problem (per step, for training) and reported as median with quartiles. Load of the machine hits both.
+2. A method generates at most as many tokens as its gold text has (steps and answer for cot, answer for memory and
+   direct). A base model, never trained to stop, generates exactly as many: the work of weights that answer right.
+3. Training: the packed row of stage 2 against the K separate causal rows it stands for, forward, backward and one
+   optimizer step. Both sides compute the same loss (the difference is reported), and logits only in columns that hold a
+   label. The separate rows run in K batches, row k of every problem together, so that they pad no more than the packed
+   ones and need no mask.
 
 Knows what to time and the targets. Does not know how methods answer (decoding) or how rows are packed (packing).
 """
 
 import datetime
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +59,7 @@ class _Endless(RiM):
 
 
 def load_bench_models(checkpoint: str, device: str | None = None) -> dict[str, RiM]:
-    """The models of a RiM checkpoint by method; a base model (GGUF file or folder) gets memory tokens and serves all methods.
+    """The models of a RiM checkpoint by method; a base model (GGUF file or folder) gets memory tokens and serves all.
 
     Raises:
         RiMError: no such checkpoint, damaged files, an unknown device.
@@ -132,19 +134,21 @@ def _in_turns(
     unit: str,
     progress: bool,
 ) -> list[Turn]:
-    """Every side on every item, the order rotating; the warm-up items are not counted."""
+    """Every side on every item, in an order drawn anew each time; the warm-up items are not counted."""
     for item in warm_up:
         for measure in sides.values():
             measure(item)
-    turns = []
-    names = list(sides)
-    for number, item in enumerate(tqdm(items, desc=label, unit=unit, disable=not progress)):
-        first = number % len(names)
-        turns.append({name: sides[name](item) for name in names[first:] + names[:first]})
-    return turns
+    # Drawn rather than rotated: a side must not always follow the same neighbour, whose weights are still in the cache.
+    rng = random.Random(0)
+    return [
+        {name: sides[name](item) for name in rng.sample(list(sides), len(sides))}
+        for item in tqdm(items, desc=label, unit=unit, disable=not progress)
+    ]
 
 
-def _ratio(what: str, turns: Sequence[Turn], first: str, second: str, target: str | None, of: str = "total") -> dict[str, Any]:
+def _ratio(
+    what: str, turns: Sequence[Turn], first: str, second: str, target: str | None, of: str = "total"
+) -> dict[str, Any]:
     """One line of the report; turns in which a side gave no figure (no answer token, so no TTFT) are left out."""
     pairs = [(getattr(turn[first], of), getattr(turn[second], of)) for turn in turns]
     kept = [i for i, pair in enumerate(pairs) if None not in pair]
@@ -229,7 +233,7 @@ def _generate(rim: RiM, problem: Problem) -> Timing:
 class _TrainingStep:
     """One optimizer step on a batch of problems, its rows packed or separate.
 
-    The learning rate is 0: a step costs the same and the weights stay as they are, so the order of steps does not matter.
+    The learning rate is 0: a step costs the same and the weights stay as they are, so the order of steps is free.
     """
 
     def __init__(self, rim: RiM, problems: Sequence[Problem], num_blocks: int):
@@ -241,7 +245,8 @@ class _TrainingStep:
                 rim,
                 [
                     pack_text(
-                        encoder.question_ids(problem.question) + encoder.block_ids * k, encoder.answer_ids(problem.answer)
+                        encoder.question_ids(problem.question) + encoder.block_ids * k,
+                        encoder.answer_ids(problem.answer),
                     )
                     for problem in problems
                 ],

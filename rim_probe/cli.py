@@ -1,9 +1,9 @@
 """The command line: `python -m rim_probe ask | train | eval | bench | data`.
 
-Knows flags, help texts, printing and exit codes; every piece of work is done by the module a command calls. Those are imported
-inside the commands, so that `--help` and a mistyped flag answer at once, without loading torch.
+Knows flags, help texts, printing and exit codes; every piece of work is done by the module a command calls. Whatever
+needs torch is imported inside the commands, so that `--help` and a mistyped flag answer at once.
 
-Exit codes: 0 done; 2 a mistake of the user or of a file (one sentence on stderr); 130 stopped by Ctrl-C.
+Exit codes: 0 done; 2 a mistake of the user or in a file (one sentence on stderr); 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rim_probe.datasets.arithmetic import SPLITS, World, generate
 from rim_probe.errors import RiMError, UnknownWordsError
+from rim_probe.report import count, format_answer, format_bench, format_report
 
 if TYPE_CHECKING:
     from rim_probe.decoding import Answer
@@ -30,15 +31,30 @@ METHOD_CHOICES = ("memory", "cot", "direct", "all")
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 SHOWN_REJECTIONS = 5
 
-METHOD_HELP = """methods:
-  memory   the question is followed by K memory blocks; after each block an answer can be read out (RiM)
+METHOD_HELP = """
+methods:
+  memory   K memory blocks follow the question; after each an answer can be read out
   cot      chain of thought: the steps are written out, then the answer
-  direct   the answer at once, without steps and without memory
-"""
+  direct   the answer at once, without steps and without memory blocks"""
+
+LINE_FORMAT = "question||<<16-3-4=9>> <<9*2=18>> #### 18"
+EXAMPLE_QUESTION = '"Ann has 3 apples. Ann buys 4 more apples. How many apples does Ann have now?"'
+
+WORLD_HELP = {
+    "min_steps": "fewest steps",
+    "max_steps": "most steps",
+    "max_value": "every number, also in between, lies in 1..X",
+    "operations": "some of +-*/",
+    "story": "weight of stories: one person's things change over time",
+    "relation": "weight of relations: people are compared with each other",
+    "bare": "weight of bare sums",
+    "shuffle": "probability that the sentences of a relation problem are shuffled",
+    "distract": "probability of one irrelevant fact",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (see the module docstring)."""
+    """Runs one command and returns its exit code; `argv` is without the program's name (default: the process's own)."""
     try:
         arguments = _parser().parse_args(argv)
         arguments.command_line = shlex.join(["python", "-m", "rim_probe", *(sys.argv[1:] if argv is None else argv)])
@@ -50,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     except OSError as error:
         return _complain(f"{error.filename or 'A file'} cannot be used: {error.strerror or error}.")
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        return _complain("The device ran out of memory; use smaller batches, a smaller model or --device cpu.")
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return INTERRUPTED
@@ -58,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(sentence: str) -> int:
     print(sentence, file=sys.stderr)
     return USER_ERROR
+
+
+# ---------------------------------------------------------------------------------------------------------- the parser
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m rim_probe",
         description="Reasoning in Memory: ask, train and measure language models that think in memory blocks.",
-        epilog='example:\n  python -m rim_probe ask "Anna has 3 apples and buys 4 more. How many apples does she have?"',
+        epilog=f"example:\n  python -m rim_probe ask {EXAMPLE_QUESTION}\n\n`COMMAND --help` explains a command.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_add_ask, _add_train, _add_eval, _add_bench, _add_data):
@@ -82,70 +105,79 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, summary: str, description: str, example: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=description, epilog=example)
+def _add_command(commands: Any, run: Any, *, summary: str, description: str, example: str) -> argparse.ArgumentParser:
+    """A sub-command named after its function `run` (`_ask` -> `ask`)."""
+    name = run.__name__.removeprefix("_")
+    parser = commands.add_parser(name, help=summary, description=description, epilog=f"example:\n{example}")
     parser.set_defaults(run=run)
     return parser
 
 
-def _whole(low: int) -> Any:
-    """An argparse type: a whole number from `low` on."""
+def _add_number(parser: Any, flag: str, text: str, *, low: int, default: int | None = None, metavar: str = "N") -> None:
+    """An option that takes a whole number from `low` on."""
 
-    def convert(text: str) -> int:
+    def whole(typed: str) -> int:
         try:
-            value = int(text)
+            value = int(typed)
         except ValueError:
             value = low - 1
         if value < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
+            raise argparse.ArgumentTypeError(f"{typed!r} is not a whole number from {low} on")
         return value
 
-    return convert
+    shown = text if default is None else f"{text} (default: {default})"
+    parser.add_argument(flag, type=whole, default=default, metavar=metavar, help=shown)
 
 
-def _add_blocks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--num-blocks", type=_whole(0), metavar="K", help="memory blocks; the checkpoint's own number if left out, 0 removes them"
+def _add_seed(parser: Any, text: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{text} (default: 0)")
+
+
+def _add_asking(parser: Any) -> None:
+    """The options that `ask` and `eval` share: how a question is asked."""
+    parser.add_argument("--method", choices=METHOD_CHOICES, default="all", help="default: %(default)s")
+    _add_number(
+        parser,
+        "--num-blocks",
+        "memory blocks; the checkpoint's own number if left out, 0 removes them",
+        low=0,
+        metavar="K",
     )
+    _add_number(parser, "--max-new-tokens", "longest answer in tokens", low=1, default=256)
+    _add_device(parser)
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda; the GPU if there is one, if left out")
+def _add_device(parser: Any) -> None:
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU where there is one)")
 
 
-# -- ask --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------- ask
 
 
 def _add_ask(commands: Any) -> None:
-    parser = _command(
+    parser = _add_command(
         commands,
-        "ask",
         _ask,
-        "answer one question",
-        "Answer one question by memory blocks, by chain of thought, directly, or by all three, and say what it cost.\n\n"
+        summary="answer one question",
+        description="Answer one question by memory blocks, by chain of thought and directly, and say what each cost.\n"
         + METHOD_HELP,
-        "example:\n"
-        '  python -m rim_probe ask "Anna has 3 apples and buys 4 more. How many apples does she have?" --method all',
+        example=f"  python -m rim_probe ask --method memory \\\n    {EXAMPLE_QUESTION}",
     )
-    parser.add_argument("question", help="the word problem, in quotes")
+    parser.add_argument("question", metavar="QUESTION", help="the word problem, in quotes")
     parser.add_argument(
-        "--model", default=DEFAULT_CHECKPOINT, metavar="CHECKPOINT", help="folder or Hugging Face id (default: %(default)s)"
+        "--model",
+        default=DEFAULT_CHECKPOINT,
+        metavar="CHECKPOINT",
+        help="folder or Hugging Face id (default: %(default)s)",
     )
-    parser.add_argument("--method", choices=METHOD_CHOICES, default="all", help="default: %(default)s")
-    _add_blocks(parser)
-    parser.add_argument(
-        "--max-new-tokens", type=_whole(1), default=256, metavar="N", help="longest answer in tokens (default: %(default)s)"
-    )
-    _add_device(parser)
+    _add_asking(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def _ask(arguments: argparse.Namespace) -> int:
     methods = _load(arguments.model, arguments.method, arguments.device)
-    answers = []
     try:
-        for method, rim in methods.items():
-            answers.append(_ask_one(rim, method, arguments))
+        answers = [_ask_one(rim, method, arguments) for method, rim in methods.items()]
     except UnknownWordsError as error:
         raise RiMError(f"{error}{_nearest(arguments.question, arguments.model)}") from None
     if arguments.json:
@@ -154,43 +186,25 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 
 def _ask_one(rim: "RiM", method: str, arguments: argparse.Namespace) -> "Answer":
+    """One method's answer, printed while it comes unless JSON is wanted."""
     from rim_probe.decoding import answer, stream
 
-    blocks = arguments.num_blocks if method == "memory" else None
-    # The first pass through a model pays for allocation and kernel choice; without this the method asked first looks slow.
-    answer(rim, arguments.question, method, num_blocks=blocks, max_new_tokens=2)
-    talk = not arguments.json
-    if talk:
-        print(f"{method}:", end=" ", flush=True)
-    for event in stream(rim, arguments.question, method, num_blocks=blocks, max_new_tokens=arguments.max_new_tokens):
-        if talk and event.kind == "token" and method != "memory":
+    num_blocks = arguments.num_blocks if method == "memory" else None
+    # A model's first passes pay for allocation and kernel choice; unwarmed, whichever method comes first looks slow.
+    answer(rim, arguments.question, method, num_blocks=num_blocks, max_new_tokens=2)
+    if not arguments.json:
+        print(f"{method}: ", end="", flush=True)
+    limit = arguments.max_new_tokens
+    for event in stream(rim, arguments.question, method, num_blocks=num_blocks, max_new_tokens=limit):
+        if event.kind == "token" and not arguments.json:
             print(event.text, end="", flush=True)
-    given = event.answer
-    if talk:
-        print(_answer_text(given))
-    return given
-
-
-def _answer_text(given: "Answer") -> str:
-    """What follows the streamed text: the readouts of memory, then one line with the answer and its cost."""
-    lines = [""]
-    for readout in given.readouts:
-        place = f"block {readout.block:>2}" if readout.block else "no block"
-        lines.append(f"  {place}: {readout.text}  (probability {readout.probability:.2f})")
-    value = "no answer" if given.value is None else f"answer {given.value}"
-    first = "" if given.ttft_seconds is None else f"first answer token after {1000 * given.ttft_seconds:.1f} ms, "
-    passes, tokens = _count(given.forward_passes, "pass", "passes"), _count(given.generated_tokens, "token", "tokens")
-    cut = "; cut at the longest allowed answer (--max-new-tokens)" if given.truncated else ""
-    lines.append(f"  {value}: {first}all after {1000 * given.total_seconds:.1f} ms, {passes}, {tokens}{cut}")
-    return "\n".join(lines)
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+    if not arguments.json:
+        print(f"\n{format_answer(event.answer)}")
+    return event.answer
 
 
 def _nearest(question: str, checkpoint: str) -> str:
-    """A clause that offers the gallery's nearest example, or nothing where the checkpoint has no gallery."""
+    """A sentence that offers the gallery's nearest example, or nothing where the checkpoint has no gallery."""
     from rim_probe.gallery import load_examples, nearest_example
 
     examples = load_examples(checkpoint)
@@ -214,37 +228,28 @@ def _silence_transformers() -> None:
     logging.disable_progress_bar()
 
 
-# -- eval -------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------- eval
 
 
 def _add_eval(commands: Any) -> None:
-    parser = _command(
+    parser = _add_command(
         commands,
-        "eval",
         _eval,
-        "measure accuracy and latency on a file of problems",
-        "Ask every problem of a file by each method and report accuracy (95 % Wilson intervals; every memory block, by number of\n"
-        "steps), paired comparisons, controls (blocks removed, K from 0 to 16) and latency. Ctrl-C keeps what is done.\n\n"
-        "The file has one problem a line:  question||<<16-3-4=9>> <<9*2=18>> #### 18   (.txt or .txt.gz; steps may be missing)\n\n"
-        + METHOD_HELP,
-        "example:\n"
-        "  python -m rim_probe data arithmetic --split test --rows 1000 --seed 1 --output test.txt\n"
+        summary="measure accuracy and latency on a file of problems",
+        description="Ask every problem of a file by each method and report: accuracy with 95 % intervals (each memory\n"
+        "block, by number of steps), paired comparisons, controls (memory blocks removed, K from 0 to 16),\n"
+        "latency. Ctrl-C stops early and still reports what is done.\n\n"
+        f"One problem a line, in .txt or .txt.gz; the steps may be missing:\n  {LINE_FORMAT}\n" + METHOD_HELP,
+        example="  python -m rim_probe data arithmetic --split test --rows 1000 --output test.txt\n"
         "  python -m rim_probe eval checkpoints/rim-tiny --data test.txt --output report.json",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hugging Face id")
-    parser.add_argument("--data", required=True, metavar="FILE", help="problems in the line format")
-    parser.add_argument("--limit", type=_whole(1), metavar="N", help="a random sample of N problems (see --seed); all if left out")
-    parser.add_argument("--method", choices=METHOD_CHOICES, default="all", help="default: %(default)s")
-    _add_blocks(parser)
-    parser.add_argument("--batch-size", type=_whole(1), default=64, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--max-new-tokens", type=_whole(1), default=256, metavar="N", help="longest answer in tokens (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--latency-samples", type=_whole(0), default=50, metavar="N", help="problems timed one by one (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of samples and order (default: %(default)s)")
-    _add_device(parser)
+    parser.add_argument("--data", required=True, metavar="FILE", help="the problems")
+    _add_number(parser, "--limit", "a random sample of N problems (see --seed); all if left out", low=1)
+    _add_asking(parser)
+    _add_number(parser, "--batch-size", "problems asked at once for accuracy", low=1, default=64)
+    _add_number(parser, "--latency-samples", "problems timed one by one", low=0, default=50)
+    _add_seed(parser, "of the sample and the order")
     parser.add_argument("--output", metavar="FILE", help="write the report as JSON")
 
 
@@ -253,7 +258,6 @@ def _eval(arguments: argparse.Namespace) -> int:
     data = _read_problems(arguments.data)
 
     from rim_probe.evaluation import describe_run, evaluate
-    from rim_probe.report import format_report
 
     methods = _load(arguments.checkpoint, arguments.method, arguments.device)
     report = evaluate(
@@ -269,8 +273,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     report["run"] = describe_run(
         arguments.checkpoint, data, arguments.data, arguments.limit, device, arguments.command_line
     )
-    _write_json(output, report)
-    print(format_report(report), end="")
+    _finish(output, report, format_report(report))
     return INTERRUPTED if report["interrupted"] else OK
 
 
@@ -282,12 +285,13 @@ def _read_problems(path: str) -> "ProblemFile":
     for line in data.rejected[:SHOWN_REJECTIONS]:
         print(line, file=sys.stderr)
     if data.rejected:
-        print(f"{path}: {_count(len(data.rejected), 'line', 'lines')} rejected, {len(data.problems)} kept.", file=sys.stderr)
+        kept = count(len(data.problems), "problem", "problems")
+        print(f"{path}: {count(len(data.rejected), 'line', 'lines')} rejected, {kept} kept.", file=sys.stderr)
     return data
 
 
 def _sample(problems: "list[Problem]", limit: int | None, seed: int) -> "list[Problem]":
-    """All problems, or `limit` of them at random: files are often sorted, so the first lines would be a biased choice."""
+    """All problems, or `limit` of them at random: files are often sorted, so the first would be a biased choice."""
     return problems if limit is None or limit >= len(problems) else random.Random(seed).sample(problems, limit)
 
 
@@ -303,42 +307,43 @@ def _writable(path: str | None) -> Path | None:
     return Path(path)
 
 
-def _write_json(path: Path | None, report: dict[str, Any]) -> None:
-    if path is not None:
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _finish(output: Path | None, report: dict[str, Any], text: str) -> None:
+    """Writes the report where that was asked for, and prints it as tables."""
+    if output is not None:
+        output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(text, end="", flush=True)
 
 
-# -- train ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------- train
 
 
 def _add_train(commands: Any) -> None:
-    parser = _command(
+    parser = _add_command(
         commands,
-        "train",
         _train,
-        "train what a recipe says",
-        "Train a model by a YAML recipe: its base, its data and its stages (stage1, stage2, cot, direct). Ready recipes lie in\n"
-        "rim_probe/training/recipes. The run's own files (checkpoints, TensorBoard logs) go to OUTPUT.run beside the result.",
-        "examples:\n"
-        "  python -m rim_probe train my-recipe.yaml --max-minutes 60\n"
+        summary="train what a recipe says",
+        description="Train a model by a YAML recipe, which names its base, its data and its stages (stage1, stage2,\n"
+        "cot, direct); ready ones lie in rim_probe/training/recipes. The run's own files (checkpoints,\n"
+        "TensorBoard logs) go to a folder FOLDER.run beside the finished checkpoint.",
+        example="  python -m rim_probe train my-recipe.yaml --max-minutes 60\n"
         "  python -m rim_probe train my-recipe.yaml --resume\n"
-        "  accelerate launch -m rim_probe train my-recipe.yaml        (several GPUs)",
+        "  accelerate launch -m rim_probe train my-recipe.yaml     (several GPUs)",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file")
-    parser.add_argument("--output", metavar="FOLDER", help="where the checkpoint goes; the recipe's own folder if left out")
+    parser.add_argument("--output", metavar="FOLDER", help="the finished checkpoint; as the recipe says if left out")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run stopped or was killed")
     parser.add_argument(
         "--max-minutes", type=_minutes, metavar="M", help="save and stop after M minutes; --resume goes on from there"
     )
 
 
-def _minutes(text: str) -> float:
+def _minutes(typed: str) -> float:
     try:
-        minutes = float(text)
+        minutes = float(typed)
     except ValueError:
         minutes = 0.0
     if not 0 < minutes < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
+        raise argparse.ArgumentTypeError(f"{typed!r} is not a number of minutes above 0")
     return minutes
 
 
@@ -349,36 +354,34 @@ def _train(arguments: argparse.Namespace) -> int:
     return OK
 
 
-# -- bench ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------- bench
 
 
 def _add_bench(commands: Any) -> None:
-    parser = _command(
+    parser = _add_command(
         commands,
-        "bench",
         _bench,
-        "measure speed as ratios with targets",
-        "Measure five ratios within one run: first token of memory to direct, all readouts to the final one, chain of thought to\n"
-        "memory, separate training rows to one packed row, our greedy loop to transformers' generate.\n"
-        "CHECKPOINT may also be a base model (a folder or a GGUF file): memory tokens are then added, untrained, and the numbers of\n"
-        "generated tokens are fixed to those of the gold answers.",
-        "examples:\n"
-        "  python -m rim_probe bench\n"
+        summary="measure speed as ratios with targets",
+        description="Measure five ratios within one run: first token of memory to direct; all readouts to the final\n"
+        "one; chain of thought to memory; separate training rows to one packed row; our greedy loop to\n"
+        "generate of transformers. A base model (folder or GGUF file) gets untrained memory tokens, and then\n"
+        "the numbers of generated tokens are fixed to those of the gold answers.",
+        example="  python -m rim_probe bench\n"
         "  python -m rim_probe bench SmolLM2-135M-Instruct.Q4_1.gguf --questions 10 --json bench.json",
     )
     parser.add_argument(
-        "checkpoint", nargs="?", default=DEFAULT_CHECKPOINT, metavar="CHECKPOINT", help="default: %(default)s"
+        "checkpoint",
+        nargs="?",
+        default=DEFAULT_CHECKPOINT,
+        metavar="CHECKPOINT",
+        help="folder, Hugging Face id or GGUF file (default: %(default)s)",
     )
-    parser.add_argument(
-        "--num-blocks", type=_whole(1), default=8, metavar="K", help="memory blocks (default: %(default)s, as the targets say)"
-    )
-    parser.add_argument(
-        "--data", metavar="FILE", help="problems in the line format; problems of the procedural world if left out"
-    )
-    parser.add_argument("--questions", type=_whole(1), default=30, metavar="N", help="timed problems (default: %(default)s)")
-    parser.add_argument("--train-batch", type=_whole(1), default=4, metavar="N", help="problems in a training step (default: %(default)s)")
-    parser.add_argument("--train-steps", type=_whole(1), default=5, metavar="N", help="timed training steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of problems (default: %(default)s)")
+    _add_number(parser, "--num-blocks", "memory blocks; the targets are for 8", low=1, default=8, metavar="K")
+    parser.add_argument("--data", metavar="FILE", help="problems, one a line; the procedural world's own if left out")
+    _add_number(parser, "--questions", "problems timed one by one", low=1, default=30)
+    _add_number(parser, "--train-batch", "problems in a training step", low=1, default=4)
+    _add_number(parser, "--train-steps", "training steps timed", low=1, default=5)
+    _add_seed(parser, "of the choice of problems")
     _add_device(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
 
@@ -391,7 +394,6 @@ def _bench(arguments: argparse.Namespace) -> int:
         problems = _sample(_read_problems(arguments.data).problems, arguments.questions, arguments.seed)
 
     from rim_probe.bench import load_bench_models, run_bench
-    from rim_probe.report import format_bench
 
     _silence_transformers()
     report = run_bench(
@@ -402,47 +404,37 @@ def _bench(arguments: argparse.Namespace) -> int:
         train_steps=arguments.train_steps,
     )
     report |= {"checkpoint": arguments.checkpoint, "command": arguments.command_line}
-    _write_json(output, report)
-    print(format_bench(report), end="")
+    _finish(output, report, format_bench(report))
     return OK
 
 
-# -- data -------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------- data
 
 
 def _add_data(commands: Any) -> None:
-    parser = _command(
+    parser = _add_command(
         commands,
-        "data",
         _data,
-        "write procedural problems to a file",
-        "Write problems of a procedural world in the line format. The splits share no chain of numbers; the test split is also told in\n"
-        "phrasings, and about pairs of person and thing, that no other split uses. Files of valid and test hold no question twice.",
-        "example:\n  python -m rim_probe data arithmetic --split test --rows 1000 --seed 1 --max-steps 4 --output test.txt",
+        summary="write procedural problems to a file",
+        description=f"Write problems of a procedural world, one a line:\n  {LINE_FORMAT}\n\n"
+        "No two splits share a chain of numbers. The test split is also told in phrasings, and about pairs of\n"
+        "person and thing, that no other split uses. Files of valid and test hold no question twice.",
+        example="  python -m rim_probe data arithmetic --split test --rows 1000 --max-steps 4 --output test.txt",
     )
-    parser.add_argument("world", choices=("arithmetic",), help="arithmetic: English word problems over + - * / in 1 to 8 steps")
+    parser.add_argument("world", choices=("arithmetic",), help="arithmetic: English word problems over + - * /")
     parser.add_argument("--split", choices=SPLITS, required=True)
-    parser.add_argument("--rows", type=_whole(1), required=True, metavar="N", help="how many problems")
+    _add_number(parser, "--rows", "how many problems", low=1, default=1000)
     parser.add_argument("--output", required=True, metavar="FILE", help=".txt, or .txt.gz to pack")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    _add_seed(parser, "of the draw")
     world = parser.add_argument_group("the world")
     for field in dataclasses.fields(World):
-        flag = f"--{field.name.replace('_', '-')}"
-        help_text = f"{WORLD_HELP[field.name]} (default: {field.default})"
-        world.add_argument(flag, type=type(field.default), default=field.default, metavar="X", help=help_text)
-
-
-WORLD_HELP = {
-    "min_steps": "fewest steps",
-    "max_steps": "most steps",
-    "max_value": "every number, also in between, lies in 1..X",
-    "operations": "some of +-*/",
-    "story": "weight of stories: one person's things change over time",
-    "relation": "weight of relations: people are compared with each other",
-    "bare": "weight of bare sums",
-    "shuffle": "probability that the sentences of a relation problem are shuffled",
-    "distract": "probability of one irrelevant fact",
-}
+        world.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=type(field.default),
+            default=field.default,
+            metavar="X",
+            help=f"{WORLD_HELP[field.name]} (default: {field.default})",
+        )
 
 
 def _data(arguments: argparse.Namespace) -> int:
@@ -452,6 +444,8 @@ def _data(arguments: argparse.Namespace) -> int:
     unique = arguments.split != "train"
     problems = list(generate(world, arguments.split, arguments.rows, arguments.seed, unique=unique))
     write_problems(arguments.output, problems)
-    short = "" if len(problems) == arguments.rows else f", not {arguments.rows}: this world holds no more in this split"
-    print(f"{arguments.output}: {_count(len(problems), 'problem', 'problems')}{short}")
+    short = (
+        "" if len(problems) == arguments.rows else f", not {arguments.rows:,}: this world holds no more of this split"
+    )
+    print(f"{arguments.output}: {count(len(problems), 'problem', 'problems')}{short}")
     return OK

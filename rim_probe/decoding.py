@@ -32,7 +32,8 @@ from rim_probe.model import RiM
 from rim_probe.packing import additive_mask, visible
 from rim_probe.problems import ANSWER_MARKER, extract_answer
 
-_MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")  # back ends that honour an additive 4-D mask
+# Back ends that honour an additive 4-D mask; flash attention drops it, flex attention crashed on the CPU.
+_MASKED_ATTENTION = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def answer(
     readouts: Literal["all", "final"] = "all",
 ) -> Answer:
     """The `Answer` at the end of `stream`, which see."""
-    for event in stream(
+    *_, done = stream(
         rim,
         question,
         method,
@@ -173,9 +174,8 @@ def answer(
         max_new_tokens=max_new_tokens,
         cancel=cancel,
         readouts=readouts,
-    ):
-        pass
-    return event.answer
+    )
+    return done.answer
 
 
 def answer_batch(
@@ -482,6 +482,6 @@ def _check_attention(rim: RiM) -> None:
     implementation = getattr(rim.model.config, "_attn_implementation", None)
     if implementation not in _MASKED_ATTENTION:
         raise RiMError(
-            f"Batched readouts need one of the attention back ends {', '.join(_MASKED_ATTENTION)}, not {implementation!r}; "
+            f"Readouts and batches need the attention back end sdpa or eager, not {implementation!r}; "
             "load the model with attention='sdpa'."
         )

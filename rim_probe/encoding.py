@@ -29,11 +29,13 @@ class Encoder:
         self.layout = layout
         self.block_ids = layout.block_ids(tokenizer)
         if tokenizer.eos_token_id is None:
-            raise CheckpointError("The tokenizer has no end-of-sequence token; set tokenizer.eos_token before attaching.")
+            raise CheckpointError("The tokenizer has no end-of-sequence token; set its eos_token before attaching.")
         self.eos_id = tokenizer.eos_token_id
         self.marker_ids = self.text_ids(ANSWER_MARKER)
         # What the tokenizer itself puts before a text (BOS for Llama and OPT); what it appends is not wanted here.
         self._prefix_ids = _ids_before_text(tokenizer)
+        special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._control_ids = special | set(tokenizer.all_special_ids) | set(self.block_ids)
 
     def text_ids(self, text: str) -> list[int]:
         """`text` as ids, no special token added or recognised."""
@@ -43,7 +45,8 @@ class Encoder:
         """The question segment: the tokenizer's own prefix (BOS), the question, a line end.
 
         Raises:
-            QuestionError: not a text, empty, or longer than MAX_QUESTION_CHARACTERS.
+            QuestionError: not a text, empty, longer than MAX_QUESTION_CHARACTERS, or (rare tokenizers, whose words
+                include their control tokens) the name of a control token.
             UnknownWordsError: words outside a closed vocabulary.
         """
         if not isinstance(question, str):
@@ -60,6 +63,9 @@ class Encoder:
         ids = self.text_ids(question + QUESTION_END)
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
             raise UnknownWordsError(self._unknown_words(question))
+        if control := self._control_ids.intersection(ids):
+            token = self.tokenizer.convert_ids_to_tokens(min(control))
+            raise QuestionError(f"The question holds {token}, which steers this model; please leave it out.")
         return self._prefix_ids + ids
 
     def step_ids(self, step: str) -> list[int]:

@@ -22,8 +22,14 @@ class UnknownWordsError(QuestionError):
 
     def __init__(self, words: list[str]):
         self.words = words
-        shown = ", ".join(f"“{word}”" for word in words[:8]) + (" …" if len(words) > 8 else "")
+        shown = ", ".join(f"“{_legible(word)}”" for word in words[:8]) + (" …" if len(words) > 8 else "")
         super().__init__(f"This small model has never seen {shown}; please use other words.")
+
+
+def _legible(word: str) -> str:
+    """A word as a sentence can show it: invisible characters by their number, long words cut."""
+    shown = "".join(char if char.isprintable() else f"U+{ord(char):04X}" for char in word[:30])
+    return shown + ("…" if len(word) > 30 else "")
 
 
 class CheckpointError(RiMError):

@@ -2,14 +2,14 @@
 
 The methods memory, cot and direct are asked the same problems; one report (a JSON-ready dict) holds
 
-1. accuracy with a 95 % Wilson interval, over all problems and by number of reasoning steps; for memory every block's readout, the
-   final one, and "any block" (at least one readout is right: the ceiling of choosing among the blocks);
+1. accuracy with a 95 % Wilson interval, over all problems and by number of reasoning steps; for memory every block's
+   readout, the final one, and "any block" (at least one readout is right: the ceiling of choosing among the blocks);
 2. paired comparisons of memory with direct and with cot: discordant counts and the exact McNemar test;
 3. the controls: memory blocks removed (K = 0) and K swept at inference;
 4. latency at batch size 1 with the methods interleaved, forward passes, generated tokens and KV-cache size.
 
-Knows the statistics and the report. Does not know how a method answers (decoding), how a value is graded (problems), or how a
-report looks (report).
+Knows the statistics and the report. Does not know how a method answers (decoding), how a value is graded (problems), or
+how a report looks (report).
 """
 
 import datetime
@@ -34,13 +34,14 @@ from rim_probe.problems import Problem, ProblemFile, is_correct
 
 REPORT_FORMAT = "rim-probe-evaluation/1"
 BLOCK_SWEEP = (0, 1, 2, 4, 8, 12, 16)
-WARM_UP_QUESTIONS = 3  # answered by every method before the clock counts: first passes pay for allocation and kernel choice
+WARM_UP_QUESTIONS = 3  # before the clock counts: a model's first passes pay for allocation and kernel choice
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal
+GROUP_BATCHES = 4  # batches sorted by length together; an interrupted run loses at most so many
 SHOWN_REJECTIONS = 20  # rejected data lines listed in a report; all are counted
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion (Wilson 1927): stays inside [0, 1] and keeps its level near both ends."""
+    """95 % Wilson score interval of a proportion (Wilson 1927), which keeps its level near 0 and 1."""
     if n == 0:
         return 0.0, 1.0
     share, z2 = right / n, Z_95 * Z_95
@@ -51,14 +52,14 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
-    """Two-sided exact McNemar p-value: under no difference a discordant problem falls to either side with probability 1/2."""
+    """Two-sided exact McNemar p: without a difference a discordant problem falls to either side with chance 1/2."""
     n = only_first + only_second
     tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**n)
 
 
 def proportion(outcomes: Iterable[bool]) -> dict[str, Any]:
-    """{"right", "n", "accuracy", "low", "high"}: a share with its 95 % Wilson interval; accuracy is None where n is 0."""
+    """{"right", "n", "accuracy", "low", "high"}: a share and its 95 % Wilson interval; accuracy None if n is 0."""
     outcomes = list(outcomes)
     right, n = sum(outcomes), len(outcomes)
     low, high = wilson_interval(right, n)
@@ -81,7 +82,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one problem; `blocks` says for each memory readout whether it is right (empty for cot and direct)."""
+    """What became of one problem; `blocks` says of each memory readout whether it is right."""
 
     final: bool = False
     blocks: tuple[bool, ...] = ()
@@ -103,8 +104,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Ask every method every problem and report (see the module docstring); the caller adds `report["run"]`.
 
-    Ctrl-C ends the measurement, not the report: what is done by then is returned with `interrupted: true` and `done` < `requested`.
-    All methods have then seen the same problems.
+    Ctrl-C ends the measurement, not the report: what is done by then is returned with `interrupted` true and the number
+    `done`. All methods have then seen the same problems.
 
     Args:
         methods: the model of each method to be compared, as `load_methods` returns them, or some of them.
@@ -122,13 +123,13 @@ def evaluate(
     else:
         num_blocks, block_sweep = None, []
     arms = {name: Arm(name, num_blocks if name == "memory" else None) for name in methods}
-    # Readout k sees the question and blocks 1..k, whatever K is: a run at K holds the final readout of every smaller K but 0.
+    # Readout k sees the question and blocks 1..k, whatever K is: a run at K holds the final readout of every smaller K
+    # but 0.
     most = max([num_blocks or 0, *block_sweep])
     sweep_arms = {k: arms["memory"] if 1 <= k <= num_blocks else Arm("memory", most if k else 0) for k in block_sweep}
 
-    results, interrupted = _ask_all(
-        methods, problems, set(arms.values()) | set(sweep_arms.values()), batch_size, max_new_tokens, seed, progress
-    )
+    asked = dict.fromkeys([*arms.values(), *sweep_arms.values()])
+    results, interrupted = _ask_all(methods, problems, asked, batch_size, max_new_tokens, seed, progress)
     done = sorted(results[next(iter(arms.values()))])
     steps = [len(problems[i].steps) for i in done]
     outcomes = {name: [results[arm][i] for i in done] for name, arm in arms.items()}
@@ -153,11 +154,17 @@ def evaluate(
             "seed": seed,
         },
         "models": {
-            name: {"name": rim.name, "own_weights": name == "memory" or rim is not memory, "dtype": _dtype_name(rim)}
+            name: {
+                "name": rim.name,
+                "shares_memory_weights": name != "memory" and rim is memory,
+                "dtype": str(rim.dtype).removeprefix("torch."),
+            }
             for name, rim in methods.items()
         },
         "accuracy": {name: _accuracy(outcomes[name], steps) for name in methods},
-        "paired": [_paired("memory", other, outcomes) for other in ("direct", "cot") if {"memory", other} <= set(methods)],
+        "paired": [
+            _paired("memory", other, outcomes) for other in ("direct", "cot") if {"memory", other} <= set(methods)
+        ],
         "sweep": [_sweep_entry(k, [results[arm][i] for i in done]) for k, arm in sweep_arms.items()],
         "latency": {name: _costs(answers) for name, answers in timed.items() if answers},
     }
@@ -172,26 +179,33 @@ def _ask_all(
     seed: int,
     progress: bool,
 ) -> tuple[dict[Arm, dict[int, Outcome]], bool]:
-    """Outcomes by arm and problem index, and whether Ctrl-C came; a batch counts only when every arm has answered it.
+    """Outcomes by arm and problem index, and whether Ctrl-C came.
 
-    Batches hold questions of similar length (little padding) and come in random order, so that an interrupted run has seen a
-    random sample of batches rather than the shortest questions.
+    Problems come in random groups of a few batches, sorted by length inside a group (little padding), and only whole
+    groups count: what an interrupted run has done is then a random sample. Single batches would not be one, since
+    problems of like length tend to have the same number of steps.
     """
-    by_length = sorted(range(len(problems)), key=lambda i: len(problems[i].question))
-    batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
-    random.Random(seed).shuffle(batches)
+    order = random.Random(seed).sample(range(len(problems)), len(problems))
     results: dict[Arm, dict[int, Outcome]] = {arm: {} for arm in arms}
     with tqdm(total=len(problems), desc="accuracy", unit="problem", disable=not progress) as bar:
         try:
-            for batch in batches:
-                chosen = [problems[i] for i in batch]
-                found = {arm: _ask(methods[arm.method], arm, chosen, max_new_tokens) for arm in results}
+            for group in _split(order, GROUP_BATCHES * batch_size):
+                found: dict[Arm, dict[int, Outcome]] = {arm: {} for arm in results}
+                for batch in _split(sorted(group, key=lambda i: len(problems[i].question)), batch_size):
+                    chosen = [problems[i] for i in batch]
+                    for arm, outcomes in found.items():
+                        answered = _ask(methods[arm.method], arm, chosen, max_new_tokens)
+                        outcomes.update(zip(batch, answered, strict=True))
+                    bar.update(len(batch))
                 for arm, outcomes in found.items():
-                    results[arm].update(zip(batch, outcomes, strict=True))
-                bar.update(len(batch))
+                    results[arm] |= outcomes
         except KeyboardInterrupt:
             return results, True
     return results, False
+
+
+def _split(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _ask(rim: RiM, arm: Arm, problems: Sequence[Problem], max_new_tokens: int) -> list[Outcome]:
@@ -224,10 +238,11 @@ def _time_all(
 ) -> tuple[dict[str, list[Answer]], bool]:
     """Answers with times by method, and whether Ctrl-C came.
 
-    Every problem is answered by every method in turn and the order rotates, so that drift of the machine favours nobody.
-    Memory decodes its final readout alone, as somebody who only wants the answer would.
+    Every problem is answered by every method in an order drawn anew each time, so that neither drift of the machine nor
+    a neighbour that leaves the caches warm favours anybody. Memory decodes its final readout alone, as somebody who
+    only wants the answer would.
     """
-    names = list(methods)
+    names, rng = list(methods), random.Random(0)
     answers: dict[str, list[Answer]] = {name: [] for name in names}
 
     def ask(name: str, problem: Problem) -> Answer:
@@ -241,9 +256,8 @@ def _time_all(
             for problem in problems[:WARM_UP_QUESTIONS]:
                 for name in names:
                     ask(name, problem)
-            for turn, problem in enumerate(problems):
-                first = turn % len(names)
-                given = {name: ask(name, problem) for name in names[first:] + names[:first]}
+            for problem in problems:
+                given = {name: ask(name, problem) for name in rng.sample(names, len(names))}
                 for name in names:
                     answers[name].append(given[name])
                 bar.update(1)
@@ -302,7 +316,7 @@ def _paired(first: str, second: str, outcomes: Mapping[str, Sequence[Outcome]]) 
 
 
 def _costs(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Milliseconds, counts and bytes per answer; TTFT over the answers that reached a first token of the answer proper."""
+    """Milliseconds, counts and bytes per answer; TTFT over the answers that have one."""
     first_tokens = [1000 * given.ttft_seconds for given in answers if given.ttft_seconds is not None]
     return {
         "n": len(answers),
@@ -312,10 +326,6 @@ def _costs(answers: Sequence[Answer]) -> dict[str, Any]:
         "generated_tokens": spread([given.generated_tokens for given in answers]),
         "kv_cache_bytes": spread([given.kv_cache_bytes for given in answers]),
     }
-
-
-def _dtype_name(rim: RiM) -> str:
-    return str(rim.dtype).removeprefix("torch.")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -121,7 +121,8 @@ class MemoryLayout:
         unknown = sorted(set(data) - known)
         if unknown:
             raise LayoutError(
-                f"Memory layout: unknown key {', '.join(map(repr, unknown))}; known keys are {', '.join(sorted(known))}."
+                f"Memory layout: unknown key {', '.join(map(repr, unknown))}; "
+                f"known keys are {', '.join(sorted(known))}."
             )
         return cls(**data)
 
@@ -146,7 +147,7 @@ class MemoryLayout:
             raise LayoutError(
                 f"{path} is missing, so this is not a RiM checkpoint; make one with RiM.attach and save_pretrained."
             ) from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # what json raises besides its own error
             raise LayoutError(f"{path} cannot be read as JSON ({error}); restore it from the checkpoint.") from None
         try:
             return cls.from_dict(data)

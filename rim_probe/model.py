@@ -6,6 +6,9 @@ read from safetensors only, and no code that comes with a checkpoint is ever run
 """
 
 import json
+import math
+import os
+import re
 from functools import cached_property
 from pathlib import Path
 
@@ -13,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rim_probe.encoding import Encoder
-from rim_probe.errors import CheckpointError, QuestionError, RiMError
-from rim_probe.memory import LAYOUT_FILE, MemoryLayout
+from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError
+from rim_probe.memory import MemoryLayout
 
 METHODS = ("memory", "cot", "direct")
 ADAPTER_FILE = "adapter_config.json"
@@ -55,8 +58,9 @@ class RiM:
 
     @property
     def max_length(self) -> int:
-        """Context in tokens."""
-        return self.model.config.max_position_embeddings
+        """Context in tokens; of a model with a sliding window the window, since the masks of readouts do not slide."""
+        config = self.model.config
+        return min(config.max_position_embeddings, getattr(config, "sliding_window", None) or math.inf)
 
     @property
     def eos_id(self) -> int:
@@ -73,7 +77,8 @@ class RiM:
         """Ids that are never generated: memory and other control tokens, and rows without a token; never EOS."""
         special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         special |= set(self.tokenizer.all_special_ids) | set(self.memory_ids)
-        special |= set(range(len(self.tokenizer), self.model.get_output_embeddings().weight.shape[0]))
+        rows = self.model.get_output_embeddings().weight.shape[0]
+        special |= set(range(rows)) - set(self.tokenizer.get_vocab().values())
         return sorted(special - {self.eos_id})
 
     def encode_question(self, question: str) -> list[int]:
@@ -110,22 +115,35 @@ class RiM:
         return ids
 
     @classmethod
-    def attach(cls, base: PreTrainedModel, tokenizer, layout: MemoryLayout | None = None, name: str = "unnamed") -> "RiM":
+    def attach(
+        cls, base: PreTrainedModel, tokenizer, layout: MemoryLayout | None = None, name: str = "unnamed"
+    ) -> "RiM":
         """Adds the memory tokens to a base model in place and returns it as a RiM.
 
         New embedding rows start at the mean of the base's rows plus noise a tenth as wide as their spread, from a
-        fixed seed, so that two attachments of the same base are equal. Rows that exist are not touched.
+        fixed seed, so that two attachments of the same base are equal. Rows of tokens that exist are not touched.
+
+        Raises:
+            LayoutError: a memory token that the tokenizer holds as an ordinary word.
         """
         layout = layout or MemoryLayout()
         known = tokenizer.get_vocab()
+        control = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        if words := [token for token in layout.tokens if token in known and token not in control]:
+            raise LayoutError(
+                f"The tokenizer holds {', '.join(words)} as ordinary text; choose other memory tokens for the layout."
+            )
         new = [token for token in layout.tokens if token not in known]
         tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
         if tokenizer.eos_token is None and tokenizer.sep_token is not None:
             tokenizer.eos_token = tokenizer.sep_token
-        if base.get_input_embeddings().weight.shape[0] < len(tokenizer):
+        # A tokenizer that was attached before brings its tokens along, but this base has no rows for them yet.
+        rows = base.get_input_embeddings().weight.shape[0]
+        fresh = {tokenizer.convert_tokens_to_ids(token) for token in new} | set(range(rows, len(tokenizer)))
+        if rows < len(tokenizer):
             base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        if new:
-            _initialise_rows(base, [tokenizer.convert_tokens_to_ids(token) for token in new])
+        if fresh:
+            _initialise_rows(base, sorted(fresh))
         return cls(base, tokenizer, layout, name)
 
     @classmethod
@@ -156,7 +174,7 @@ class RiM:
         if (folder / ADAPTER_FILE).exists():
             model = _load_adapter(folder, tokenizer, layout, dtype, attention, trainable)
         else:
-            model = load_base(folder, dtype, attention)[0]
+            model = _load_weights(folder, dtype, attention)
         return cls(model.to(device).eval(), tokenizer, layout, name=str(path))
 
     def save_pretrained(self, folder: str | Path, state_dict: dict | None = None) -> Path:
@@ -181,6 +199,9 @@ def load_methods(
 
     The folder itself is the memory model; `cot/` and `direct/` inside it are the matched models. A method without a
     folder of its own uses the memory model.
+
+    Raises:
+        CheckpointError, LayoutError: as `RiM.from_pretrained`, for any of the folders.
     """
     folder = _local_folder(path)
     memory = RiM.from_pretrained(folder, device, dtype)
@@ -188,7 +209,7 @@ def load_methods(
     methods = {"memory": memory}
     for method in ("cot", "direct"):
         own = folder / method
-        methods[method] = RiM.from_pretrained(own, device, dtype) if (own / LAYOUT_FILE).exists() else memory
+        methods[method] = RiM.from_pretrained(own, device, dtype) if own.is_dir() else memory
     return methods
 
 
@@ -202,15 +223,12 @@ def load_base(path: str | Path, dtype: torch.dtype | None = None, attention: str
         CheckpointError: missing or damaged files, weights in another format than safetensors or GGUF, or weights that
             lack a part of the model.
     """
-    source, extra = str(path), {}
-    if source.endswith(".gguf"):
-        file = Path(source)
-        if not file.is_file():
-            raise CheckpointError(f"{source} does not exist; give the path of a GGUF file.")
-        source, extra = str(file.parent), {"gguf_file": file.name}
-    else:
-        extra = {"use_safetensors": True}
-    tokenizer = _load_tokenizer(source, **({"gguf_file": extra["gguf_file"]} if "gguf_file" in extra else {}))
+    tokenizer = _load_tokenizer(path)
+    return _load_weights(path, dtype, attention), tokenizer
+
+
+def _load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | None) -> PreTrainedModel:
+    source, gguf = _source(path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
@@ -218,46 +236,80 @@ def load_base(path: str | Path, dtype: torch.dtype | None = None, attention: str
             attn_implementation=attention or "sdpa",
             trust_remote_code=False,
             output_loading_info=True,
-            **extra,
+            ignore_mismatched_sizes=True,  # reported below, in a sentence
+            **(gguf or {"use_safetensors": True}),
         )
     except Exception as error:  # transformers, safetensors and gguf raise a dozen kinds; a user needs one sentence
-        raise CheckpointError(f"The weights in {path} cannot be loaded ({_first_line(error)}).") from error
-    if info["missing_keys"]:
         raise CheckpointError(
-            f"The weights in {path} lack {len(info['missing_keys'])} tensors, such as {sorted(info['missing_keys'])[0]}; "
+            f"The weights in {path} cannot be loaded ({_first_line(error)}); restore its safetensors and config.json."
+        ) from error
+    wrong = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+    if wrong:
+        raise CheckpointError(
+            f"The weights in {path} lack {len(wrong)} tensors or hold them in another shape, such as {wrong[0]}; "
             "the file is incomplete or belongs to another model."
         )
-    return model, tokenizer
+    return model
 
 
-def _load_tokenizer(source: str | Path, **extra):
+def _load_tokenizer(path: str | Path):
+    source, gguf = _source(path)
     try:
-        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **extra)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
     except Exception as error:
-        raise CheckpointError(f"The tokenizer in {source} cannot be loaded ({_first_line(error)}).") from error
+        raise CheckpointError(
+            f"The tokenizer in {path} cannot be loaded ({_first_line(error)}); restore its tokenizer files."
+        ) from error
 
 
-def _load_adapter(folder: Path, tokenizer, layout: MemoryLayout, dtype: torch.dtype, attention: str | None, trainable: bool):
-    from peft import PeftModel
+def _source(path: str | Path) -> tuple[str, dict[str, str]]:
+    """What transformers calls a source: a folder or Hub id, and for a GGUF file its folder and its name apart."""
+    file = Path(path)
+    if file.suffix != ".gguf":
+        return str(path), {}
+    if not file.is_file():
+        raise CheckpointError(f"{path} does not exist; give the path of a GGUF file.")
+    return str(file.parent), {"gguf_file": file.name}
+
+
+def _load_adapter(
+    folder: Path, tokenizer, layout: MemoryLayout, dtype: torch.dtype, attention: str | None, trainable: bool
+):
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
     try:
         base_name = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if not isinstance(base_name, str):
+            raise TypeError(f"base_model_name_or_path is {base_name!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_FILE} cannot be read ({_first_line(error)}).") from error
-    if not (folder / "adapter_model.safetensors").exists():
-        raise CheckpointError(f"{folder} holds an adapter without adapter_model.safetensors; other formats are not read.")
-    base, _ = load_base(base_name, dtype, attention)
+        raise CheckpointError(f"{folder / ADAPTER_FILE} cannot be read ({_first_line(error)}); restore it.") from error
+    file = folder / "adapter_model.safetensors"
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing; restore it (adapters in other formats are not read).")
+    base = _load_weights(base_name, dtype, attention)
     RiM.attach(base, tokenizer, layout)
     _initialise_rows(base, list(layout.token_ids(tokenizer)))
     try:
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+        with safe_open(file, "pt") as stored:
+            missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) - set(stored.keys())
     except Exception as error:
-        raise CheckpointError(f"The adapter in {folder} cannot be loaded ({_first_line(error)}).") from error
+        raise CheckpointError(
+            f"The adapter in {folder} cannot be loaded ({_first_line(error)}); restore its files."
+        ) from error
+    if missing:  # PEFT only warns, and would go on with random values
+        raise CheckpointError(
+            f"{file} lacks {len(missing)} tensors, such as {min(missing)}; "
+            "the file is incomplete or belongs to another base."
+        )
+    return model
 
 
 def _initialise_rows(model, ids: list[int]) -> None:
     """Sets the embedding rows `ids` (input, and output where it is a matrix of its own) near the mean of the others."""
-    matrices = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    matrices = {id(layer.weight): layer.weight for layer in layers}  # tied ones once
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in matrices.values():
@@ -269,12 +321,12 @@ def _initialise_rows(model, ids: list[int]) -> None:
 
 
 def _local_folder(path: str | Path) -> Path:
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
+    if os.path.isdir(path):
+        return Path(path)
     text = str(path)
-    looks_like_hub_id = text.count("/") <= 1 and not text.startswith((".", "/", "~")) and not folder.suffix
-    if folder.exists() or not looks_like_hub_id or text.startswith("checkpoints"):
+    # Anything but owner/name is a mistyped folder: it is not asked for on the Hub.
+    looks_like_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not text.startswith("checkpoints/")
+    if os.path.exists(path) or not looks_like_hub_id:
         raise CheckpointError(f"There is no checkpoint folder {path}; give a folder or a Hugging Face Hub id.")
     from huggingface_hub import snapshot_download
 
@@ -282,7 +334,8 @@ def _local_folder(path: str | Path) -> Path:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]))
     except Exception as error:
         raise CheckpointError(
-            f"{path} is neither a folder here nor a repository that can be downloaded from the Hub ({_first_line(error)})."
+            f"{path} is neither a folder here nor a repository that the Hub can be asked for ({_first_line(error)}); "
+            "check the name and the connection."
         ) from error
 
 
@@ -291,12 +344,15 @@ def _placement(device: str | torch.device | None, dtype: torch.dtype | None) -> 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
-    except RuntimeError:
-        raise CheckpointError(f"Unknown device {device!r}; use cpu or cuda.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        device = torch.device("cpu")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            device = torch.device("cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # a misspelt name, or a device this machine lacks
+        raise CheckpointError(f"The device {str(device)!r} cannot be used here; use cpu or cuda.") from None
     return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What an error of another library says, short enough to stand in a sentence."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(" .:")
+    return f"no entry {line}" if isinstance(error, KeyError) else line

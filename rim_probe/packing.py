@@ -134,7 +134,7 @@ def pad_rows(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 def visible(query_readouts: torch.Tensor, key_readouts: torch.Tensor) -> torch.Tensor:
-    """Which keys a query may see by readout number alone (order comes on top): [..., Q], [..., S] -> bool [..., Q, S]."""
+    """Which keys a query may see by readout number alone, order aside: [..., Q], [..., S] -> bool [..., Q, S]."""
     keys, queries = key_readouts.unsqueeze(-2), query_readouts.unsqueeze(-1)
     return (keys == 0) | (keys == queries)
 

@@ -1,11 +1,14 @@
-"""Reports as text: Markdown tables padded so that a terminal shows them as tables too.
+"""Results as text: one answer, an evaluation, a bench; tables are Markdown, padded so that a terminal shows them too.
 
-Knows the report dicts of `evaluation.evaluate` and `bench.run_bench`, and nothing of models; imports nothing heavy. Model cards are
-made from what stands here, so that no figure is ever typed by hand.
+Knows the report dicts of `evaluation.evaluate` and `bench.run_bench`, and nothing of models; imports nothing heavy.
+Model cards are made from what stands here, so that no figure is ever typed by hand.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rim_probe.decoding import Answer
 
 METHOD_NAMES = {"memory": "RiM", "cot": "chain of thought", "direct": "direct"}
 
@@ -20,6 +23,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def count(number: int, one: str, many: str) -> str:
+    """A number with its noun: `1 pass`, `2 passes`."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def format_answer(given: "Answer") -> str:
+    """What stands under an answer's text: the readouts of memory, then the parsed answer and what it cost."""
+    lines = []
+    for readout in given.readouts:
+        place = f"block {readout.block}" if readout.block else "no block"
+        lines.append(f"  {place:<8}  {readout.text}  (probability {readout.probability:.2f})")
+    value = "no answer" if given.value is None else f"answer {given.value}"
+    first = "" if given.ttft_seconds is None else f"first answer token after {1000 * given.ttft_seconds:.1f} ms, "
+    passes = count(given.forward_passes, "pass", "passes")
+    tokens = count(given.generated_tokens, "token", "tokens")
+    cut = "; cut off by --max-new-tokens or the end of the context" if given.truncated else ""
+    whole = f"all {len(given.readouts)} readouts" if len(given.readouts) > 1 else "all"
+    lines.append(f"  {value}: {first}{whole} after {1000 * given.total_seconds:.1f} ms, {passes}, {tokens}{cut}")
+    return "\n".join(lines)
 
 
 def format_report(report: Mapping[str, Any]) -> str:
@@ -58,7 +82,7 @@ def format_bench(report: Mapping[str, Any]) -> str:
     same, asked = report["generate_same_tokens"], report["problems"]
     notes = [
         "Medians with quartiles; the two sides of a ratio were measured in turn within one run.",
-        f"Our loop and generate gave the same tokens on {same} of {asked} problems; the others are left out of that ratio.",
+        f"Our loop and generate gave the same tokens on {same} of {asked} problems; that ratio leaves out the others.",
         f"A training step holds {report['train_batch']} problems; relative difference of the two losses "
         + f"{report['loss_difference']:.0e}.",
     ]
@@ -80,7 +104,8 @@ def _provenance(report: Mapping[str, Any]) -> str:
     if run is None:
         return "\n".join([*lines, f"n = {report['done']:,}"])
     data = run["data"]
-    source = f"`{data['file']}` (sha256 {data['sha256'][:12]}…, {data['problems']:,} problems, {data['rejected']} lines rejected)"
+    counts = f"{data['problems']:,} problems, {data['rejected']} lines rejected"
+    source = f"`{data['file']}` (sha256 {data['sha256'][:12]}…, {counts})"
     drawn = f", drawn with seed {report['settings']['seed']}" if run["limit"] else ""
     lines.append(f"`{run['checkpoint']}` on {source}: n = {report['done']:,}{drawn}; {run['date'][:10]}.")
     return "\n".join([*lines, _machine(run["machine"]) + ".", f"`{run['command']}`"])
@@ -88,7 +113,7 @@ def _provenance(report: Mapping[str, Any]) -> str:
 
 def _machine(machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"{machine['cpu']}, {machine['threads']} threads, device {machine['device']}; {versions}"
+    return f"{machine['cpu']}, {count(machine['threads'], 'thread', 'threads')}, device {machine['device']}; {versions}"
 
 
 def _accuracy_table(report: Mapping[str, Any]) -> str:
@@ -114,10 +139,11 @@ def _accuracy_notes(report: Mapping[str, Any]) -> str:
     notes = []
     for method, figures in report["accuracy"].items():
         name = METHOD_NAMES[method]
-        if not report["models"][method]["own_weights"]:
-            notes.append(f"{name}: no model of its own in this checkpoint; the memory model was asked, so this is no matched control.")
+        if report["models"][method]["shares_memory_weights"]:
+            notes.append(f"{name}: answered by the weights of RiM, so this is no matched control.")
         if figures["refused"]:
-            notes.append(f"{name}: {figures['refused']} questions could not be asked (too long or unknown words) and count as wrong.")
+            reason = "too long or with unknown words, never asked and counted as wrong"
+            notes.append(f"{name}: {figures['refused']} questions were {reason}.")
         if figures["truncated"]:
             limit = report["settings"]["max_new_tokens"]
             notes.append(f"{name}: {figures['truncated']} answers were cut after {limit} tokens.")
@@ -136,7 +162,15 @@ def _paired_table(pairs: Sequence[Mapping[str, Any]]) -> str:
                 _p_value(pair["p_value"]),
             ]
         )
-    header = ["final answers", "both right", "only first", "only second", "both wrong", "difference, points", "McNemar p (exact)"]
+    header = [
+        "final answers",
+        "both right",
+        "only first",
+        "only second",
+        "both wrong",
+        "difference, points",
+        "McNemar p (exact)",
+    ]
     return table(header, rows)
 
 
@@ -149,7 +183,10 @@ def _latency_table(latency: Mapping[str, Any]) -> str:
                 str(costs["n"]),
                 _spread(costs["ttft_ms"]) if costs["ttft_ms"] else "none",
                 _spread(costs["total_ms"]),
-                *(f"{costs[key]['mean']:.1f} / {costs[key]['median']:g}" for key in ("forward_passes", "generated_tokens")),
+                *(
+                    f"{costs[key]['mean']:.1f} / {costs[key]['median']:g}"
+                    for key in ("forward_passes", "generated_tokens")
+                ),
                 f"{costs['kv_cache_bytes']['median'] / 1024:,.0f}",
             ]
         )
@@ -176,7 +213,9 @@ def _percent(share: Mapping[str, Any]) -> str:
 
 
 def _spread(values: Mapping[str, float]) -> str:
-    return " ".join([_three_digits(values["median"]), f"({_three_digits(values['q1'])} to {_three_digits(values['q3'])})"])
+    return " ".join(
+        [_three_digits(values["median"]), f"({_three_digits(values['q1'])} to {_three_digits(values['q3'])})"]
+    )
 
 
 def _three_digits(value: float) -> str:

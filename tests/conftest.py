@@ -1,12 +1,18 @@
 """Tiny random models with a tiny tokenizer, made in memory: no download, no training, the same on every run."""
 
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
@@ -15,6 +21,7 @@ from rim_probe.memory import MemoryLayout
 from rim_probe.model import RiM
 
 FAMILIES = ("llama", "gpt2", "qwen3")
+ALL_FAMILIES = (*FAMILIES, "mistral", "gpt_neox", "opt")
 ATTENTIONS = ("sdpa", "eager")
 _TEXT = ["Anna has 3 apples and buys 14 more. How many apples has she? <<3+14=17>> #### 17", "0 1 2 3 4 5 6 7 8 9"]
 
@@ -35,8 +42,6 @@ def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
         ),
     )
     if bos:
-        from tokenizers.processors import TemplateProcessing
-
         tokenizer.post_processor = TemplateProcessing(
             single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
         )
@@ -47,7 +52,7 @@ def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 def tiny_base(family: str = "llama", attention: str = "sdpa", seed: int = 0, vocab_size: int = 300, context: int = 512):
     """A random causal LM in float32 and eval mode: 2 layers, 4 heads (2 for keys and values, where the family can)."""
-    # Weights ten times wider than usual, so that what a token says depends clearly on all that stands before it.
+    # Weights fifteen times wider than usual, so that what a token says depends clearly on all that stands before it.
     common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
     rope = {
         "hidden_size": 32,
@@ -69,6 +74,22 @@ def tiny_base(family: str = "llama", attention: str = "sdpa", seed: int = 0, voc
             n_head=4,
             n_positions=context,
             initializer_range=0.3,
+            tie_word_embeddings=False,
+        ),
+        "mistral": lambda: MistralConfig(**common, **rope),
+        "gpt_neox": lambda: GPTNeoXConfig(
+            **common,
+            **{key: rope[key] for key in rope if key != "num_key_value_heads"},
+        ),
+        "opt": lambda: OPTConfig(
+            **common,
+            hidden_size=32,
+            word_embed_proj_dim=32,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=context,
+            init_std=0.3,
             tie_word_embeddings=False,
         ),
     }[family]()
@@ -118,3 +139,23 @@ def rim() -> RiM:
 def every_rim(family, attention) -> RiM:
     """Each family with each attention back end."""
     return tiny_rim(family, attention)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory):
+    """A checkpoint folder with random weights, a closed vocabulary, examples of three depths: for tests of the page."""
+    from rim_probe.datasets.arithmetic import World, generate, vocabulary
+    from rim_probe.training.scratch import small_llama, word_tokenizer
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "small"
+    tokenizer = word_tokenizer(vocabulary())
+    base = small_llama(tokenizer, layers=1, width=16, heads=2, inner=32, context=192, seed=0)
+    RiM.attach(base, tokenizer, MemoryLayout()).save_pretrained(folder)
+    problems = [
+        problem
+        for depth in (1, 2, 3)
+        for problem in generate(World(min_steps=depth, max_steps=depth), "test", 2, seed=depth)
+    ]
+    examples = [{"question": p.question, "steps": list(p.steps), "answer": p.answer} for p in problems]
+    (folder / "examples.json").write_text(json.dumps(examples), encoding="utf-8")
+    return folder

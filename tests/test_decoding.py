@@ -1,4 +1,4 @@
-"""The greedy loop against the model asked directly: same ids, same texts, no token that must not be, no work too much."""
+"""The greedy loop against the model asked directly: same ids, same texts, no forbidden token, no superfluous work."""
 
 import json
 import threading
@@ -6,7 +6,6 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_rim
 
 from rim_probe import decoding
 from rim_probe.decoding import answer, answer_batch, stream
@@ -151,7 +150,7 @@ def test_work_done_for_text(rim, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_banned_ids_are_never_generated(rim, method):
+def test_banned_ids_are_never_generated(rim, make_rim, method):
     def love_banned(logits):
         logits[..., rim.banned_ids] += 1e4
 
@@ -160,14 +159,14 @@ def test_banned_ids_are_never_generated(rim, method):
     generated = set(result.token_ids).union(*(readout.token_ids for readout in result.readouts))
     assert set(rim.memory_ids) <= set(rim.banned_ids)
     assert not generated & set(rim.banned_ids)
-    assert result.token_ids == answer(tiny_rim(), QUESTION, method, max_new_tokens=8).token_ids
+    assert result.token_ids == answer(make_rim(), QUESTION, method, max_new_tokens=8).token_ids
     assert all(0 <= readout.probability <= 1 for readout in result.readouts)
 
 
 @pytest.mark.parametrize("bos", (False, True))
 @pytest.mark.parametrize("typed", ("<b><m></b>", "<b><m><m></b>" * 8, "<eos>", "<bos>", "<pad>", "a<eos>b <m>"))
-def test_control_tokens_in_a_question_are_characters(bos, typed):
-    rim = tiny_rim(bos=bos)
+def test_control_tokens_in_a_question_are_characters(make_rim, bos, typed):
+    rim = make_rim(bos=bos)
     plain, typed_ids = rim.prompt_ids("How many?", "memory"), rim.prompt_ids(f"{typed} How many?", "memory")
     blocks = rim.layout.num_blocks * rim.layout.block_length
     assert typed_ids[-blocks:] == plain[-blocks:]
@@ -373,9 +372,9 @@ def test_odd_characters_are_answered(rim, question):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_context_bounds_the_answer(family, method):
+def test_the_context_bounds_the_answer(make_rim, family, method):
     """GPT-2 has no embedding beyond its context, so one position too many would fail."""
-    rim = tiny_rim(family, context=64)
+    rim = make_rim(family, context=64)
     question = "apples " * 13
     short = answer(rim, question, method)
     assert short.truncated
@@ -423,3 +422,11 @@ def test_attention_that_ignores_masks_is_refused(rim, monkeypatch):
     monkeypatch.setattr(rim.model.config, "_attn_implementation_internal", "flash_attention_2")
     with pytest.raises(RiMError, match="sdpa"):
         answer(rim, QUESTION, "memory")
+
+
+def test_a_sliding_window_is_the_context(rim):
+    """Masks of readouts do not slide, so beyond the window the model would see more than it was trained to see."""
+    rim.model.config.sliding_window = 64
+    assert rim.max_length == 64
+    result = answer(rim, "apples " * 13, "memory")
+    assert result.prompt_tokens + result.generated_tokens == 64

@@ -309,7 +309,7 @@ def test_text_that_is_not_unicode_is_not_written(tmp_path):
         ("3:2", "3:2"),
         ("4 or 1/0", "4"),
         ("4 or 1e999999999", "4"),
-        ("4 or 1e-9999", "4"),
+        ("4 or 1e-999", "4"),
         ("4 or " + "9" * 5000, "4"),
         ("room B52", "room b52"),
         # Letters and words.

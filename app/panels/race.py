@@ -109,14 +109,16 @@ class Race:
         """The Run button: yields [stage, notice, stop button, session]."""
         cancel = self.cancellations.start(request.session_hash)
         run, sentence = None, ""
+        # With every step, because the browser may see only the last of several that come close together.
+        stoppable = gr.Button(interactive=True)
         try:
-            yield [gr.skip(), sentence, gr.Button(interactive=True), gr.skip()]
+            yield [gr.skip(), sentence, stoppable, gr.skip()]
             for step in self.answer(question, num_blocks, gold, name, cancel):
                 if isinstance(step, str):
-                    yield [gr.skip(), figures.model_state(step, "loading"), gr.skip(), gr.skip()]
+                    yield [gr.skip(), figures.model_state(step, "loading"), stoppable, gr.skip()]
                 else:
                     run = session.run = step
-                    yield [figures.stage(run), "", gr.skip(), gr.skip()]
+                    yield [figures.stage(run), "", stoppable, gr.skip()]
         except RiMError as error:
             sentence = self.explain(error, name, question)
             if run is not None:
@@ -200,6 +202,8 @@ def build(race_panel: Race) -> None:
     stage_html, opening_run = race_panel.opening(name)
     layout = race_panel.layout(name)
     picked = (opening_run.question, opening_run.gold or "") if opening_run else None
+    # First of all, or a page event whose function happens to be called `run` takes the name.
+    gr.api(race_panel.run_api, api_name="run", concurrency_limit=None)
     session = gr.State(Session(picked=picked))
     with gr.Row(elem_id="page"):
         with gr.Column(elem_id="ask"):
@@ -251,4 +255,3 @@ def build(race_panel: Race) -> None:
     model.change(race_panel.watch_model, [model], [model_state], concurrency_limit=None, **PRIVATE)
     gr.context.Context.root_block.load(race_panel.watch_model, [model], [model_state], concurrency_limit=None, **PRIVATE)
     gr.context.Context.root_block.unload(race_panel.stop)
-    gr.api(race_panel.run_api, api_name="run", concurrency_limit=None)

@@ -5,11 +5,11 @@ Knows phrasings, numbers, splits and the closed vocabulary they need. Knows noth
 A problem is a chain `v_0 op_1 b_1 = v_1, ..., op_T b_T = v_T` told in one of three ways:
 - *story*: one person's things change over time (order matters);
 - *relation*: people compared with each other (sentences are shuffled, the chain must be found);
-- *bare*: the sum in words and signs (`What is 3 + 4?`), for drill.
+- *bare*: the sum in words and signs (`What is 3 + 4, then * 2?`), for drill.
 Stories and relations may hold facts that have nothing to do with the question.
 
-Splits never share a chain: a hash of the chain decides. The test split is also told in phrasings and with pairs of
-person and thing that no other split uses (its words are the same, for the vocabulary is closed).
+Splits never share a chain: a hash of the chain decides. The test split is also told in phrasings, and asks for pairs of
+person and thing, that no other split uses (its words are the same, for the vocabulary is closed).
 """
 
 import random
@@ -23,6 +23,7 @@ from rim_probe.problems import Problem
 
 SPLITS = ("train", "valid", "test")
 OPERATIONS = "+-*/"
+_MAX_DRAWS = 100_000  # about a second; a world where so many draws find no chain holds none, or almost none
 
 NAMES = (
     "Ann Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kim Leo Mia Nick Olga Paul Rosa Sam Tina Umar Vera Will Yara Zoe"
@@ -145,7 +146,7 @@ def generate(world: World, split: str, rows: int, seed: int = 0, unique: bool = 
         unique: leave out repeated questions (test and valid files); ends early if the world is exhausted.
 
     Raises:
-        RecipeError: an unknown split.
+        RecipeError: an unknown split, or a world without chains for it (when the first problem is asked for).
     """
     if split not in SPLITS:
         raise RecipeError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
@@ -174,7 +175,7 @@ def vocabulary() -> list[str]:
 
 
 def _draw_chain(world: World, split: str, rng: random.Random) -> Chain:
-    while True:
+    for _ in range(_MAX_DRAWS):
         steps, value = [], rng.randint(1, world.max_value)
         start = value
         for _ in range(rng.randint(world.min_steps, world.max_steps)):
@@ -189,6 +190,10 @@ def _draw_chain(world: World, split: str, rng: random.Random) -> Chain:
         chain = Chain(start, tuple(steps))
         if len(steps) >= world.min_steps and chain.split == split:
             return chain
+    raise RecipeError(
+        f"World: no {split} problem of {world.min_steps} steps or more was found with {world.operations} and "
+        f"numbers up to {world.max_value}; allow fewer steps, larger numbers or more operations."
+    )
 
 
 def _operands(op: str, value: int, limit: int) -> list[int]:
@@ -208,11 +213,19 @@ def _apply(op: str, value: int, operand: int) -> int:
 def _tell(chain: Chain, world: World, split: str, rng: random.Random) -> Problem:
     style = rng.choices(("story", "relation", "bare"), (world.story, world.relation, world.bare))[0]
     if style == "bare":
-        sums = str(chain.start) + "".join(f" {op} {operand}" for op, operand, _ in chain.steps)
-        question = _capitalise(_frame(_BARE, split, rng).format(chain=sums))
+        question = _capitalise(_frame(_BARE, split, rng).format(chain=_sum(chain)))
     else:
         question = (_tell_story if style == "story" else _tell_relation)(chain, world, split, rng)
     return Problem(question, chain.gold_steps(), str(chain.steps[-1][2]))
+
+
+def _sum(chain: Chain) -> str:
+    """`9 - 5, then / 2 + 6`: a pause stands where * or / would otherwise bind tighter than the + or - before it."""
+    told, before = str(chain.start), ""
+    for op, operand, _ in chain.steps:
+        told += f", then {op} {operand}" if op in "*/" and before in ("+", "-") else f" {op} {operand}"
+        before = op
+    return told
 
 
 def _tell_story(chain: Chain, world: World, split: str, rng: random.Random) -> str:

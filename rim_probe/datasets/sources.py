@@ -25,5 +25,6 @@ def load_problems(source: str) -> ProblemFile:
     try:
         path = hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), repo_type="dataset")
     except Exception as error:  # the Hub client raises many kinds; a user needs one sentence
-        raise ProblemError(f"{source} cannot be downloaded ({str(error).splitlines()[0]}).") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ProblemError(f"{source} cannot be downloaded ({reason}).") from error
     return read_problems(path)

@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from rim_probe.datasets.arithmetic import World
-from rim_probe.errors import RecipeError
-from rim_probe.memory import MemoryLayout
+from rim_probe.errors import RecipeError, RiMError
+from rim_probe.memory import MAX_BLOCKS, MemoryLayout
 from rim_probe.training.schedules import LAMBDA_SCHEDULES
 
 OBJECTIVES = ("stage1", "stage2", "cot", "direct")
@@ -29,6 +29,12 @@ class Scratch:
     heads: int = 4
     inner: int = 384
     context: int = 512
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "width", "heads", "inner", "context"):
+            _positive(key, getattr(self, key))
+        if self.width % (2 * self.heads):
+            raise RecipeError(f"width must be an even number for each of the {self.heads} heads, not {self.width}.")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,19 @@ class Data:
     validation: str | None = None
     validation_rows: int = 500
 
+    def __post_init__(self) -> None:
+        if (self.world is None) == (not self.files):
+            raise RecipeError("Exactly one of world (procedural problems) and files (problem files) is needed.")
+        if self.world is not None and self.rows is None:
+            raise RecipeError("rows must say how many problems of the world make the pool.")
+        if self.world is not None and self.validation is not None:
+            raise RecipeError("validation goes with files; a world has problems of its own for that.")
+        if self.rows is not None:
+            _positive("rows", self.rows)
+        if self.validation_rows < 0:
+            raise RecipeError(f"validation_rows must be at least 0, not {self.validation_rows}.")
+        _seed(self.seed)
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -57,6 +76,12 @@ class Lora:
     r: int = 128
     alpha: int = 256
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.r < 0:
+            raise RecipeError(f"r must be at least 0, not {self.r}.")
+        _positive("alpha", self.alpha)
+        _share("dropout", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -97,9 +122,13 @@ class Stage:
             _positive(key, getattr(self, key))
         if not 0 < self.learning_rate < 1:
             raise RecipeError(f"learning_rate must lie between 0 and 1, not {self.learning_rate}.")
-        for key in ("warmup", "grounded"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise RecipeError(f"{key} must lie between 0 and 1, not {getattr(self, key)}.")
+        for key in ("warmup", "grounded", "dropout"):
+            if getattr(self, key) is not None:
+                _share(key, getattr(self, key))
+        if not self.weight_decay >= 0:
+            raise RecipeError(f"weight_decay must be at least 0, not {self.weight_decay}.")
+        if self.blocks is not None and not 1 <= self.blocks <= MAX_BLOCKS:
+            raise RecipeError(f"blocks must lie between 1 and {MAX_BLOCKS}, not {self.blocks}.")
         if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct"):
             raise RecipeError(f"A stage name must be a plain word for a folder, not {self.name!r}.")
 
@@ -125,10 +154,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.base is None) == (self.scratch is None):
             raise RecipeError("A recipe needs exactly one of base (a model to start from) and scratch (a new model).")
-        if (self.data.world is None) == (not self.data.files):
-            raise RecipeError("data needs exactly one of world (procedural problems) and files (problem files).")
-        if self.data.world is not None and self.data.rows is None:
-            raise RecipeError("data.rows must say how many problems of the world make the pool.")
+        if Path(self.output).name in ("", ".."):
+            raise RecipeError(f"output must name a folder for the finished checkpoint, not {self.output!r}.")
+        if self.lora is not None and self.base is None:
+            raise RecipeError("lora needs a base: an adapter to a model that nobody has cannot be loaded again.")
+        if not (self.lora and self.lora.r) and any(stage.dropout is not None for stage in self.stages):
+            raise RecipeError("dropout is that of an adapter; it needs lora with r of at least 1.")
+        if not self.layout.num_blocks and any(s.objective == "stage2" and s.blocks is None for s in self.stages):
+            raise RecipeError("stage2 needs memory blocks; give the layout num_blocks of at least 1.")
+        _seed(self.seed)
         if not self.stages:
             raise RecipeError("A recipe needs at least one stage.")
         if len({stage.name for stage in self.stages}) < len(self.stages):
@@ -146,7 +180,9 @@ def load_recipe(path: str | Path, **overrides) -> Recipe:
     except OSError as error:
         raise RecipeError(f"The recipe {path} cannot be read ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} is not YAML ({str(error).splitlines()[0]}).") from None
+        mark = getattr(error, "problem_mark", None)
+        said = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]
+        raise RecipeError(f"The recipe {path} is not YAML ({said}).") from None
     if isinstance(data, dict):
         data |= {key: value for key, value in overrides.items() if value is not None}
     try:
@@ -166,7 +202,11 @@ def _build(kind: type, data: object, where: str):
     required = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in data]
     if required:
         raise RecipeError(f"{where} lacks {required[0]!r}.")
-    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+    values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()}
+    try:
+        return kind(**values)
+    except RiMError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 def _convert(hint, value, where: str):
@@ -200,3 +240,13 @@ def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 def _positive(key: str, value: int) -> None:
     if value < 1:
         raise RecipeError(f"{key} must be at least 1, not {value}.")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise RecipeError(f"{key} must lie between 0 and 1, not {value}.")
+
+
+def _seed(value: int) -> None:
+    if not 0 <= value < 2**31:
+        raise RecipeError(f"seed must lie between 0 and 2**31 - 1, not {value}.")

@@ -4,18 +4,20 @@ Knows the order of things and the folders. The run's own files (stage folders wi
 history) live in `<output>.run`; the finished checkpoint is written to `<output>`.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import ProgressCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
 
 from rim_probe.datasets.arithmetic import generate, vocabulary
 from rim_probe.datasets.sources import load_problems
-from rim_probe.errors import RecipeError
+from rim_probe.errors import QuestionError, RecipeError
 from rim_probe.model import RiM, load_base
 from rim_probe.packing import Row, cot_row, direct_row, stage1_row, stage2_row
 from rim_probe.problems import Problem
@@ -24,7 +26,7 @@ from rim_probe.training.schedules import stage1_weights, stage2_weights
 from rim_probe.training.scratch import small_llama, word_tokenizer
 from rim_probe.training.trainer import Progress, RiMTrainer, Rows, StopAfter, bucketed_order
 
-_STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it is half written
+_STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint where it cannot be read is half written
 
 
 def train(
@@ -55,6 +57,10 @@ def train(
     run = folder.with_name(folder.name + ".run")
     if run.exists() and any(run.iterdir()) and not resume:
         raise RecipeError(f"{run} holds an earlier run; add --resume to go on with it, or remove the folder.")
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    processes.wait_for_everyone()  # so that nobody mistakes what the first one writes for an earlier run
+    if not processes.is_main_process:
+        report = _nothing
     run.mkdir(parents=True, exist_ok=True)
     set_seed(plan.seed)
     rim = _make_model(plan)
@@ -66,25 +72,23 @@ def train(
             continue
         if number:
             rim = _reload(rim, run / plan.stages[number - 1].name / "best", plan.lora)
-        report(f"{plan.output}, stage {stage.name}: {stage.rows:,} rows, {sum(map(_trained, rim.model.parameters())):,} weights")
-        trainer = _make_trainer(rim, plan, stage, number, problems, validation, stage_folder)
+        weights = sum(map(_trained, rim.model.parameters()))
+        report(f"{plan.output}, stage {stage.name}: {stage.rows:,} rows, {weights:,} weights")
+        trainer = _make_trainer(rim, plan, stage, number, problems, validation, stage_folder, report)
         if stopper:
             trainer.add_callback(stopper)
         trainer.train(resume_from_checkpoint=_last_complete(stage_folder))
         if stopper and stopper.stopped:
-            report(f"Stopped after {max_minutes} minutes at step {trainer.state.global_step}; go on with --resume.")
+            report(f"Stopped after {max_minutes:g} minutes at step {trainer.state.global_step}; go on with --resume.")
             return None
-        if trainer.is_world_process_zero():
-            rim.save_pretrained(stage_folder / "best")
+        trainer.save_model(str(stage_folder / "best"))
+        if processes.is_main_process:
             _write_history(stage_folder, trainer.state)
             (stage_folder / "done").touch()
-        trainer.accelerator.wait_for_everyone()
-    final = run / plan.stages[-1].name / "best"
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in final.iterdir():
-        if file.is_file():
+        processes.wait_for_everyone()
+    if processes.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (run / plan.stages[-1].name / "best").iterdir():
             shutil.copy2(file, folder / file.name)
     report(f"Saved {folder}.")
     return folder
@@ -115,7 +119,12 @@ def _make_model(plan: Recipe) -> RiM:
         tokenizer.add_special_tokens({"additional_special_tokens": list(plan.layout.tokens)})
         size = plan.scratch
         model = small_llama(
-            tokenizer, layers=size.layers, width=size.width, heads=size.heads, inner=size.inner, context=size.context,
+            tokenizer,
+            layers=size.layers,
+            width=size.width,
+            heads=size.heads,
+            inner=size.inner,
+            context=size.context,
             seed=plan.seed,
         )
     else:
@@ -175,18 +184,28 @@ def _make_problems(data: Data, report: Callable[[str], None]) -> tuple[list[Prob
 
 
 def _make_trainer(
-    rim: RiM, plan: Recipe, stage: Stage, number: int, problems: list[Problem], validation: list[Problem], folder: Path
+    rim: RiM,
+    plan: Recipe,
+    stage: Stage,
+    number: int,
+    problems: list[Problem],
+    validation: list[Problem],
+    folder: Path,
+    report: Callable[[str], None],
 ) -> RiMTrainer:
     row = make_row(rim, stage, plan.seed)
-    usable = [p for p in problems if stage.objective not in ("stage1", "cot") or p.steps]
-    if not usable:
-        raise RecipeError(f"Stage {stage.name} needs problems with steps, and the data has none.")
+    usable = _usable(problems, "training", rim, stage, report)
+    # Validation is about the objective alone: rows that keep the targets of stage 1 say nothing about stage 2.
+    valid_row = make_row(rim, dataclasses.replace(stage, grounded=0.0), plan.seed)
+    valid_rows = [valid_row(p, 0) for p in _usable(validation, "validation", rim, stage, report)]
     lengths = [len(p.question) + sum(map(len, p.steps)) for p in usable]
     seed = plan.seed + 1000 * number
-    order = bucketed_order(lengths, stage.rows, stage.batch_size, seed)
-    if plan.lora and plan.lora.r and stage.dropout is not None:
+    rows_per_step = stage.batch_size * stage.accumulation * PartialState().num_processes
+    steps = max(1, stage.rows // rows_per_step)
+    # No row more than the steps need: with batches to spare, a run resumed at its last step would take another one.
+    order = bucketed_order(lengths, min(stage.rows, steps * rows_per_step), stage.batch_size, seed)
+    if stage.dropout is not None:
         _set_dropout(rim.model, stage.dropout)
-    steps = max(1, stage.rows // (stage.batch_size * stage.accumulation * _world_size()))
     gpu = torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=str(folder),
@@ -200,25 +219,57 @@ def _make_trainer(
         optim="adamw_torch_fused",
         bf16=gpu,
         use_cpu=not gpu,
-        logging_steps=50,
-        eval_strategy="steps" if validation else "no",
+        logging_steps=min(50, stage.validate_every),
+        eval_strategy="steps" if valid_rows else "no",
         eval_steps=stage.validate_every,
         save_strategy="steps",
         save_steps=stage.validate_every,
         save_total_limit=2,
-        load_best_model_at_end=bool(validation),
-        metric_for_best_model="accuracy" if validation else None,
-        greater_is_better=True if validation else None,
+        load_best_model_at_end=bool(valid_rows),
+        metric_for_best_model="accuracy" if valid_rows else None,
+        greater_is_better=True if valid_rows else None,
         report_to=["tensorboard"] if is_tensorboard_available() else [],
         remove_unused_columns=False,
+        disable_tqdm=False,
         ddp_find_unused_parameters=False,
         seed=seed,
     )
-    valid_rows = [row(p, 0) for p in validation if stage.objective not in ("stage1", "cot") or p.steps]
+    args._n_gpu = min(1, args.n_gpu)  # one process, one GPU; several are for `accelerate launch`, not for DataParallel
     trainer = RiMTrainer(rim, args, Rows(usable, order, row), valid_rows, _weights(stage))
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress())
     return trainer
+
+
+def _usable(
+    problems: list[Problem], purpose: str, rim: RiM, stage: Stage, report: Callable[[str], None]
+) -> list[Problem]:
+    """The problems that make rows of a stage: with steps where it needs them, and not longer than the context."""
+    stepped = [p for p in problems if p.steps or stage.objective not in ("stage1", "cot")]
+    row = make_row(rim, stage, seed=0)
+    fitting = [p for p in stepped if _fits(p, rim, stage, row)]
+    faults = {
+        "have no steps": len(problems) - len(stepped),
+        f"do not fit into the context of {rim.max_length:,} tokens": len(stepped) - len(fitting),
+    }
+    told = " and ".join(f"{count:,} {fault}" for fault, count in faults.items() if count)
+    if told and not fitting:
+        raise RecipeError(f"Stage {stage.name} can use none of the {len(problems):,} {purpose} problems: {told}.")
+    if told:
+        report(f"Stage {stage.name} leaves out some of the {len(problems):,} {purpose} problems: {told}.")
+    return fitting
+
+
+def _fits(problem: Problem, rim: RiM, stage: Stage, row: Callable[[Problem, int], Row]) -> bool:
+    text = problem.question + "  ".join(problem.steps) + problem.answer
+    blocks = max(stage.blocks or rim.layout.num_blocks, len(problem.steps))
+    # Tokens are hardly ever more than bytes, so few problems have to be tokenised here; 32 for markers and ends.
+    if len(text.encode()) + blocks * rim.layout.block_length + 32 < rim.max_length:
+        return True
+    try:
+        return max(row(problem, 0).positions) < rim.max_length
+    except QuestionError:
+        return False
 
 
 def _weights(stage: Stage):
@@ -243,8 +294,13 @@ def _set_dropout(model: torch.nn.Module, dropout: float) -> None:
 
 def _last_complete(folder: Path) -> str | None:
     """The newest checkpoint that was written to the end."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / _STATE).exists()]
-    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rsplit("-", 1)[1])):
+        try:
+            json.loads((path / _STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
 
 
 def _write_history(folder: Path, state) -> None:
@@ -257,7 +313,5 @@ def _trained(parameter: torch.nn.Parameter) -> int:
     return parameter.numel() if parameter.requires_grad else 0
 
 
-def _world_size() -> int:
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.cuda.is_available()).num_processes
+def _nothing(line: str) -> None:
+    """Takes the reports nobody should read twice."""

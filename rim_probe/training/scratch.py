@@ -37,7 +37,9 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
 
 
-def small_llama(tokenizer, *, layers: int, width: int, heads: int, inner: int, context: int, seed: int) -> LlamaForCausalLM:
+def small_llama(
+    tokenizer, *, layers: int, width: int, heads: int, inner: int, context: int, seed: int
+) -> LlamaForCausalLM:
     """A randomly initialised Llama with tied embeddings, float32, the same for the same seed."""
     torch.manual_seed(seed)
     config = LlamaConfig(

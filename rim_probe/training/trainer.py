@@ -36,13 +36,17 @@ def bucketed_order(lengths: Sequence[int], rows: int, batch_size: int, seed: int
     """Indices of `rows` rows, over as many passes as it takes, so that batches hold rows of like length.
 
     Each pass is shuffled, cut into groups of 64 batches, sorted by length inside a group, and its batches shuffled.
+    Every pass holds every index once; the batch in which one pass ends and the next begins is of mixed length.
     The order is decided here once, so a resumed run sees exactly what an uninterrupted one sees.
     """
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
+    group = 64 * batch_size
     while len(order) < rows:
         passed = torch.randperm(len(lengths), generator=generator).tolist()
-        group = 64 * batch_size
+        missing = -len(order) % batch_size  # or every batch of this pass would be cut in two
+        order += passed[:missing]
+        passed = passed[missing:]
         batches = []
         for start in range(0, len(passed), group):
             nearby = sorted(passed[start : start + group], key=lengths.__getitem__)
@@ -72,6 +76,9 @@ class RiMTrainer(Trainer):
             data_collator=self._collate,
         )
         self.loss_is_scaled_for_ga = False
+        sample = valid_rows or [train_rows[i] for i in range(min(64, len(train_rows)))]
+        self._banned = torch.tensor(rim.banned_ids)
+        self._longest = max(sample, key=lambda row: (row.num_grounded, row.num_readouts))
 
     @property
     def progress(self) -> float:
@@ -89,10 +96,12 @@ class RiMTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Exact match of every readout on the validation rows, and of each row's last one as `accuracy`.
 
-        A readout is right when the argmax at every one of its positions is its label, which is precisely when greedy
-        decoding would write it. For chain of thought that is the whole chain, a lower bound of answer accuracy.
+        A readout is right when the best token that may be generated is its label at every one of its positions, which
+        is precisely when greedy decoding would write it. For chain of thought that is the whole chain, a lower bound of
+        answer accuracy.
         """
         self.model.eval()
+        banned = self._banned.to(self.args.device)
         right: dict[int, list[bool]] = {}
         final: list[bool] = []
         losses = []
@@ -103,8 +112,9 @@ class RiMTrainer(Trainer):
                 with self.compute_loss_context_manager():
                     logits, labels, readouts, row_of = self._label_logits(self.model, batch)
                 losses.append(torch.nn.functional.cross_entropy(logits.float(), labels).item())
-                wrong = (logits.argmax(-1) != labels).tolist()
-                missed = {pair for pair, bad in zip(zip(row_of.tolist(), readouts.tolist()), wrong, strict=True) if bad}
+                wrong = (logits.index_fill(-1, banned, -torch.inf).argmax(-1) != labels).tolist()
+                places = zip(row_of.tolist(), readouts.tolist(), wrong, strict=True)
+                missed = {(i, k) for i, k, bad in places if bad}
                 for i, row in enumerate(rows):
                     hits = [(i, k) not in missed for k in range(1, row.num_readouts + 1)]
                     final.append(hits[-1])
@@ -125,11 +135,10 @@ class RiMTrainer(Trainer):
         super().log(logs, start_time)
 
     def profile(self) -> dict[str, float]:
-        """The readout weights at this moment for the longest row kind seen in validation, e.g. lambda_1 .. lambda_T."""
-        longest = max(self.valid_rows, key=lambda row: (row.num_grounded, row.num_readouts), default=None)
-        if longest is None or longest.num_readouts < 2:
+        """The readout weights at this moment for a row with most readouts, e.g. lambda_1 .. lambda_T."""
+        if self._longest.num_readouts < 2:
             return {}
-        pair = (torch.tensor([longest.num_grounded]), torch.tensor([longest.num_readouts]))
+        pair = (torch.tensor([self._longest.num_grounded]), torch.tensor([self._longest.num_readouts]))
         return {f"weight_{k}": round(w, 4) for k, w in enumerate(self.weights(self.progress, *pair)[0].tolist(), 1)}
 
     def _label_logits(self, model, inputs):
@@ -154,20 +163,26 @@ class RiMTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)  # `Rows` come in their final order
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """A training checkpoint is a RiM checkpoint: it can be asked and evaluated as it is."""
-        self.rim.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves a RiM checkpoint, which can be asked and evaluated as it is; to be called on every process."""
+        # Gathering the shards of FSDP takes all processes, writing only one.
+        state_dict = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        if self.args.should_save:
+            self.rim.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
 
 class StopAfter(TrainerCallback):
-    """Saves and stops when the minutes are over; `stopped` says that it did."""
+    """Saves and stops all processes when the minutes are over on the first; `stopped` says that it did."""
 
     def __init__(self, minutes: float):
         self.deadline = time.monotonic() + 60 * minutes
         self.stopped = False
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() >= self.deadline and state.global_step < state.max_steps:
+        over = torch.tensor(time.monotonic() >= self.deadline, dtype=torch.int, device=args.device)
+        if args.world_size > 1:  # each would look at its own clock and stop at a step of its own
+            torch.distributed.broadcast(over, src=0)
+        if over and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
 

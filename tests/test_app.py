@@ -1,0 +1,424 @@
+"""The screen without a browser: words and figures, sessions, models on the shelf, recorded runs, and the endpoint for programs."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from app import figures, record, recorded
+from app.demo import build_demo, serve
+from app.models import ModelShelf, describe_machine
+from app.panels.race import Race, forget_gold
+from app.session import (
+    MAX_WAITING,
+    Cancellations,
+    Lane,
+    Run,
+    Session,
+    Turnstile,
+    check_blocks,
+    check_gold,
+    check_question,
+    race,
+)
+from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError, UnknownWordsError
+from rim_probe.problems import Problem
+
+
+def lane(value: str | None, seconds: float, tokens: int, correct: bool | None, readouts=(), **answer) -> Lane:
+    """A finished lane whose tokens come at even intervals after a prefill that takes a tenth of the time."""
+    events = [{"kind": "prefill", "seconds": seconds / 10, "text": ""}]
+    for number in range(1, tokens + 1):
+        at = seconds * (0.1 + 0.9 * number / tokens)
+        events.append({"kind": "token", "seconds": at, "text": f"t{number}"})
+    for block, (said, probability) in enumerate(readouts, start=1):
+        entry = {"kind": "readout", "seconds": seconds, "text": said, "block": block, "value": said}
+        events.append(entry | {"probability": probability})
+    finished = {"value": value, "total_seconds": seconds, "generated_tokens": tokens, "ttft_seconds": seconds / 10}
+    finished |= {"kv_cache_bytes": 4096, "cancelled": False, "truncated": False}
+    return Lane(events, finished | answer, correct)
+
+
+def finished_run(memory: Lane, cot: Lane, gold: str | None = "42", blocks: int = 3, question: str = "How many?") -> Run:
+    return Run("small", question, gold, blocks, "a machine", "2026-11-22T10:00:00+00:00", {"memory": memory, "cot": cot}, "done")
+
+
+@pytest.fixture(scope="module")
+def shelf(small_checkpoint) -> ModelShelf:
+    return ModelShelf(small_checkpoint.parent)
+
+
+@pytest.fixture(scope="module")
+def models(shelf):
+    return wait_for(shelf, "small")
+
+
+def wait_for(shelf: ModelShelf, name: str):
+    models = None
+    while models is None:
+        models = shelf.wait(name, threading.Event())
+    return models
+
+
+# ------------------------------------------------------------------------------------------------------------- words
+
+
+def test_verdict_is_the_line_of_the_issue():
+    run = finished_run(lane("42", 0.031, 2, True), lane("42", 0.410, 37, True))
+    assert figures.verdict(run) == (
+        "RiM: 42, right, 31 ms, 1 pass + 2 tokens. CoT: 42, right, 410 ms, 1 pass + 37 tokens: 13 times slower."
+    )
+
+
+@pytest.mark.parametrize(
+    ("memory", "cot", "expected"),
+    [
+        (
+            lane("41", 0.5, 1, False),
+            lane("42", 0.2, 12, True),
+            "RiM: 41, wrong, 500 ms, 1 pass + 1 token. CoT: 42, right, 200 ms, 1 pass + 12 tokens: 2.5 times faster.",
+        ),
+        (
+            lane(None, 1.0, 2, None),
+            lane("7", 1.02, 2, None),
+            "RiM: no answer, 1.0 s, 1 pass + 2 tokens. CoT: 7, 1.0 s, 1 pass + 2 tokens: as fast.",
+        ),
+        (
+            lane("1", 0.0042, 2, None),
+            lane("9", 0.1, 5, None, cancelled=True),
+            "RiM: 1, 4.2 ms, 1 pass + 2 tokens. CoT: stopped, 100 ms, 1 pass + 5 tokens.",
+        ),
+        (lane("1", 0.0042, 2, None), Lane(), "RiM: 1, 4.2 ms, 1 pass + 2 tokens."),
+        (
+            lane("1", 0.01, 1, None),
+            lane("9", 0.1, 5, None, truncated=True),
+            "RiM: 1, 10 ms, 1 pass + 1 token. CoT: 9, 100 ms, 1 pass + 5 tokens, cut off at the limit: 10 times slower.",
+        ),
+    ],
+)
+def test_verdict_is_honest(memory, cot, expected):
+    assert figures.verdict(finished_run(memory, cot, gold=None)) == expected
+
+
+def test_memory_is_timed_to_its_own_last_token():
+    """Reading the other blocks, which only the strip needs, is not counted as answering."""
+    memory = lane("42", 0.030, 2, True)
+    memory.answer["total_seconds"] = 0.050
+    run = finished_run(memory, lane("42", 0.3, 9, True))
+    assert "RiM: 42, right, 30 ms" in figures.verdict(run)
+    assert 'class="rest"' in figures.stage(run)
+
+
+def test_strip_shows_every_block_and_where_the_answer_settles():
+    memory = lane("42", 0.03, 2, True, readouts=[("3", 0.5), ("42", 0.8), ("42", 0.99)])
+    drawn = figures.strip(finished_run(memory, lane("42", 0.4, 9, True)))
+    assert drawn.count("<li") == 3 and drawn.count("✓") == 2 and drawn.count("✗") == 1
+    assert "50 %" in drawn and "99 %" in drawn
+    assert "settles on 42 at block 2 of 3" in drawn
+    without_gold = figures.strip(finished_run(memory, lane("42", 0.4, 9, None), gold=None))
+    assert "✓" not in without_gold and "✗" not in without_gold
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 16])
+def test_strip_of_any_length(blocks):
+    readouts = [("42", 0.9)] * blocks
+    assert figures.strip(finished_run(lane("42", 0.1, 2, True, readouts), lane("1", 0.1, 2, False), blocks=blocks))
+
+
+@pytest.mark.parametrize("seconds", [0.0004, 0.0099, 0.031, 0.41, 1.0, 7.7, 93.0, 600.0])
+def test_axis_ends_just_after_the_race(seconds):
+    run = finished_run(lane("1", seconds / 3, 2, None), lane("1", seconds, 5, None))
+    assert seconds <= figures.axis_end(run) <= max(1.6 * seconds, 0.01)
+    assert "ms" in figures.stage(run) or " s" in figures.stage(run)
+
+
+def test_every_text_is_escaped():
+    evil = "<img src=x onerror=alert(1)> \"'& {{value}} ${1+1}"
+    run = finished_run(
+        lane(evil, 0.1, 1, None, [(evil, 0.5)] * 3), lane(evil, 0.2, 1, None), gold=evil, question=evil
+    )
+    run.checkpoint = run.machine = evil
+    run.lanes["cot"].events[1]["text"] = evil
+    problem = Problem(evil, (), evil)
+    pages = [figures.stage(run), figures.stage(run, True), figures.notice(evil, problem), figures.gallery([problem])]
+    pages += [figures.model_state(evil, "failed"), figures.recorded_selector([run, run], 0, [evil, evil])]
+    for page in pages:
+        assert "<img" not in page
+        assert 'onerror=alert(1)> "' not in page
+
+
+# ---------------------------------------------------------------------------------------------------------- sessions
+
+
+@pytest.mark.parametrize("question", ["", "  \n\t ", None, 7, ["a"]])
+def test_empty_question_is_refused(question):
+    with pytest.raises(QuestionError, match="empty"):
+        check_question(question)
+
+
+@pytest.mark.parametrize("char", ["\x00", "\x07", "\x1b", "\x7f", "\ud800"])
+def test_control_characters_are_named(char):
+    with pytest.raises(QuestionError, match=f"U\\+{ord(char):04X}"):
+        check_question(f"Ann has 3{char} apples")
+
+
+@pytest.mark.parametrize("question", ["🍎 3 + 4?", "كم تفاحة؟ \u202e3+4", "line one\nline two\r\n\tthree", "x" * 20_000])
+def test_unusual_text_is_left_to_the_model(question):
+    assert check_question(question) == question.strip()
+
+
+@pytest.mark.parametrize("blocks", [-1, 17, 2.5, float("nan"), float("inf"), 10**30, "8", None, True, [8], "x" * 5000])
+def test_blocks_out_of_range(blocks):
+    with pytest.raises(RiMError, match="from 0 to 16") as error:
+        check_blocks(blocks)
+    assert len(str(error.value)) < 150
+
+
+def test_blocks_and_gold_in_range():
+    assert [check_blocks(value) for value in (0, 8.0, 16)] == [0, 8, 16]
+    assert [check_gold(value) for value in ("", "  ", None, " 42 ", 42)] == [None, None, None, "42", "42"]
+    with pytest.raises(RiMError, match="100 characters"):
+        check_gold("4" * 101)
+
+
+def test_race_answers_with_both_methods(models, shelf):
+    problem = shelf.examples("small")[0]
+    run = Run("small", problem.question, problem.answer, 3)
+    statuses = [step.status for step in race(models, run, threading.Event(), Turnstile())]
+    assert statuses[0] == "running" and statuses[-1] == "done"
+    memory, cot = run.lanes["memory"], run.lanes["cot"]
+    assert sorted(event["block"] for event in memory.events if event["kind"] == "readout") == [1, 2, 3]
+    assert memory.correct in (True, False) and cot.correct in (True, False)
+    assert sum(event["kind"] == "token" for event in cot.events) == cot.answer["generated_tokens"]
+    for one in (memory, cot):
+        times = [event["seconds"] for event in one.events if event["kind"] != "readout"]
+        assert times == sorted(times) and 0 < one.answered_seconds <= one.answer["total_seconds"]
+    again = Run.from_dict(json.loads(json.dumps(run.to_dict())))
+    assert again.to_dict() == run.to_dict()
+
+
+def test_race_stops_when_cancelled_or_closed(models, shelf, monkeypatch):
+    slow(monkeypatch, 0.01)
+    question = shelf.examples("small")[0].question
+    cancel = threading.Event()
+    run = Run("small", question, None, 8)
+    for step in race(models, run, cancel, Turnstile()):
+        if step.lanes["memory"].events:
+            cancel.set()
+    assert run.status == "stopped" and run.lanes["cot"].answer is None
+
+    closed = race(models, Run("small", question, None, 8), threading.Event(), Turnstile())
+    next(closed)
+    next(closed)
+    closed.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "race"]
+
+
+def test_race_passes_on_the_models_objections(models):
+    with pytest.raises(UnknownWordsError, match="zeppelins"):
+        list(race(models, Run("small", "Ann has 3 zeppelins.", None, 8), threading.Event(), Turnstile()))
+    with pytest.raises(QuestionError, match="tokens"):
+        list(race(models, Run("small", "3 " * 400, None, 8), threading.Event(), Turnstile()))
+
+
+def test_a_failing_model_gives_a_sentence(models, shelf, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access")
+        yield
+
+    monkeypatch.setattr("rim_probe.decoding.stream", broken)
+    with pytest.raises(RiMError, match="failed while answering"):
+        list(race(models, Run("small", shelf.examples("small")[0].question, None, 8), threading.Event(), Turnstile()))
+
+
+def test_turnstile_lets_one_through_in_order():
+    turnstile, go = Turnstile(), threading.Event()
+    first, second = object(), object()
+    assert list(turnstile.wait(first, go)) == []
+    waiting = turnstile.wait(second, go)
+    assert next(waiting) == 1
+    turnstile.leave(first)
+    assert list(waiting) == []
+    crowd = [turnstile.wait(object(), go) for _ in range(MAX_WAITING)]
+    for one in crowd:
+        next(one)
+    with pytest.raises(RiMError, match="waiting already"):
+        next(turnstile.wait(object(), go))
+
+
+def test_cancellations_belong_to_their_session():
+    switches = Cancellations()
+    mine, yours = switches.start("me"), switches.start("you")
+    switches.stop("me")
+    assert mine.is_set() and not yours.is_set()
+    newer = switches.start("you")
+    assert yours.is_set() and not newer.is_set()
+    switches.finish("you", yours)
+    switches.stop("you")
+    assert newer.is_set()
+
+
+def test_gold_of_an_example_does_not_outlive_its_question():
+    session = Session(picked=("3 + 4?", "7"))
+    assert forget_gold("3 + 4?", "7", session) == "7"
+    assert forget_gold("3 + 5?", "7", session) == ""
+    assert forget_gold("3 + 5?", "8", session) == "8"
+
+
+# ------------------------------------------------------------------------------------------------------------ models
+
+
+def test_shelf_lists_checkpoints_and_reads_them_without_weights(small_checkpoint, tmp_path):
+    shelf = ModelShelf(small_checkpoint.parent, preferred="someone/from-the-hub")
+    assert shelf.names == ["from-the-hub", "small"]
+    assert shelf.layout("small").num_blocks == 8 and len(shelf.examples("small")) == 6
+    assert "CPU" in describe_machine(wait_for(ModelShelf(small_checkpoint.parent, device="cpu"), "small"))
+    with pytest.raises(CheckpointError, match="choose one of"):
+        shelf.path("../../etc")
+    with pytest.raises(CheckpointError, match="no checkpoint to ask"):
+        ModelShelf(tmp_path).path(None)
+
+
+def truncate_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "words"),
+    [
+        (truncate_weights, CheckpointError, "weights"),
+        (lambda folder: (folder / "model.safetensors").unlink(), CheckpointError, "weights"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), CheckpointError, "tokenizer"),
+        (lambda folder: (folder / "memory_layout.json").write_text("{nonsense"), LayoutError, "JSON"),
+        (lambda folder: (folder / "memory_layout.json").write_text('{"num_blocks": "8"}'), LayoutError, "num_blocks"),
+    ],
+)
+def test_damaged_checkpoint_gives_one_sentence(small_checkpoint, tmp_path, damage, kind, words):
+    shutil.copytree(small_checkpoint, tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    shelf = ModelShelf(tmp_path)
+    build_demo(shelf)  # the page itself is not lost
+    with pytest.raises(kind, match=words) as error:
+        wait_for(shelf, "damaged")
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
+    assert 'role="alert"' in list(Race(shelf).watch_model("damaged"))[-1]
+
+
+def test_damaged_examples_leave_the_model_usable(small_checkpoint, tmp_path):
+    shutil.copytree(small_checkpoint, tmp_path / "damaged")
+    (tmp_path / "damaged" / "examples.json").write_text('[{"question": 3}]')
+    shelf = ModelShelf(tmp_path)
+    assert 'role="alert"' in Race(shelf).gallery("damaged")
+    assert wait_for(shelf, "damaged")
+
+
+def test_nothing_heavy_is_imported_before_the_page_is_up():
+    code = (
+        "import sys; from app.demo import build_demo; from app.models import ModelShelf; build_demo(ModelShelf());"
+        "sys.exit(','.join({'torch', 'transformers', 'plotly'} & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---------------------------------------------------------------------------------------------------- recorded runs
+
+
+def test_recording_and_showing_it_without_a_model(small_checkpoint, tmp_path, monkeypatch, capsys):
+    path = record.record(str(small_checkpoint), "cpu", tmp_path, "python -m app.record small")
+    assert path == tmp_path / "small.json" and "RiM:" in capsys.readouterr().out
+    recordings = recorded.load("small", tmp_path)
+    assert [entry.label for entry in recordings] == ["1 step", "2 steps", "3 steps"]
+    monkeypatch.setattr(ModelShelf, "start", lambda *_: pytest.fail("a recorded run needs no model"))
+    stage, run = Race(ModelShelf(small_checkpoint.parent), tmp_path).opening("small")
+    assert "Recorded" in stage and run.date[:10] in stage and "CPU" in stage
+    assert Race(ModelShelf(small_checkpoint.parent), tmp_path).opening("small", 0)[1].question == recordings[0].run.question
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "other", "runs": []}', '{"format": "rim-probe-recorded/1", "runs": [{}]}'])
+def test_damaged_recording_gives_a_sentence(tmp_path, text, small_checkpoint):
+    (tmp_path / "small.json").write_text(text)
+    stage, run = Race(ModelShelf(small_checkpoint.parent), tmp_path).opening("small")
+    assert run is None and "small.json cannot be shown" in stage
+
+
+def test_no_recording_and_no_checkpoint_is_not_an_error(tmp_path):
+    stage, run = Race(ModelShelf(tmp_path), tmp_path).opening(None)
+    assert run is None and "Ask a question" in stage
+    build_demo(ModelShelf(tmp_path))
+
+
+def test_the_opening_recording_is_the_deepest_one_solved():
+    runs = [finished_run(lane("1", 1, 1, memory), lane("1", 1, 1, True)) for memory in (True, True, False)]
+    assert recorded.opening([recorded.Recording(str(i), run) for i, run in enumerate(runs)]) == 1
+
+
+def test_record_complains_in_one_sentence(tmp_path, capsys):
+    assert record.main([str(tmp_path / "nothing")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+# ------------------------------------------------------------------------------------------------- the named endpoint
+
+
+@pytest.fixture(scope="module")
+def client(shelf):
+    from gradio_client import Client
+
+    demo = build_demo(shelf)
+    url = serve(demo, "127.0.0.1", block=False)
+    yield Client(url, verbose=False)
+    demo.close()
+
+
+def test_endpoint_answers(client, shelf):
+    problem = shelf.examples("small")[1]
+    result = client.predict(problem.question, 4, problem.answer, api_name="/run")
+    assert result["question"] == problem.question and result["num_blocks"] == 4
+    assert len(result["memory"]["answer"]["readouts"]) == 4
+    assert result["cot"]["correct"] in (True, False)
+    assert result["summary"].startswith("RiM: ") and "CoT: " in result["summary"]
+    assert client.predict(problem.question, api_name="/run")["num_blocks"] == 8
+
+
+def test_only_the_named_endpoint_is_public(client):
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/run"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("",), "empty"),
+        (("x" * 20_001,), "characters"),
+        (("3 " * 9_999,), "tokens"),
+        (("كم عدد التفاح؟",), "never seen"),
+        (("3 🍎 + 4 🍎 = ?",), "never seen"),
+        (("a\x07b",), "control character"),
+        (("3 + 4 = ?", 99), "from 0 to 16"),
+        (("3 + 4 = ?", -1), "from 0 to 16"),
+        (("3 + 4 = ?", "many"), "from 0 to 16"),
+        (("3 + 4 = ?", 8, "9" * 200), "correct answer"),
+    ],
+)
+def test_endpoint_refuses_in_one_sentence(client, arguments, words):
+    with pytest.raises(Exception, match=words) as error:
+        client.predict(*arguments, api_name="/run")
+    assert "Traceback" not in str(error.value) and str(error.value).count("\n") == 0
+
+
+def slow(monkeypatch, seconds: float) -> None:
+    """Makes every decoding event take `seconds` longer."""
+    from rim_probe import decoding
+
+    real = decoding.stream
+
+    def stream(*arguments, **options):
+        for event in real(*arguments, **options):
+            time.sleep(seconds)
+            yield event
+
+    monkeypatch.setattr(decoding, "stream", stream)

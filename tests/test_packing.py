@@ -1,0 +1,326 @@
+"""The packed row against its definition: K separate causal passes. Logits, gradients, masks, targets."""
+
+import pytest
+import torch
+from conftest import ALL_FAMILIES, ATTENTIONS, FAMILIES, tiny_rim
+from torch.nn.attention.flex_attention import create_mask
+from torch.nn.functional import cross_entropy
+
+from rim_probe.packing import (
+    IGNORED,
+    PADDING,
+    cot_row,
+    direct_row,
+    flex_mask_mod,
+    pack_memory,
+    pack_text,
+    pad_rows,
+    row_mask,
+    stage1_row,
+    stage2_row,
+)
+from rim_probe.problems import Problem
+
+QUESTION = "Anna has 3 apples and buys 14 more. How many?"
+THREE_STEPS = Problem(QUESTION, ("<<3+14=17>>", "<<17-1=16>>", "<<16/4=4>>"), "4")
+ONE_STEP = Problem("3 apples and 14 more?", ("<<3+14=17>>",), "17")
+NO_STEPS = Problem("How many apples has Anna?", (), "1234567")
+PROBLEMS = (THREE_STEPS, ONE_STEP, NO_STEPS)
+
+STAGES = {
+    "stage1": lambda rim, problem: stage1_row(rim.encoder, problem),
+    "stage1, 4 blocks": lambda rim, problem: stage1_row(rim.encoder, problem, 4),
+    "stage2": lambda rim, problem: stage2_row(rim.encoder, problem, 3),
+}
+# Every stage and back end for the three families of the paper's kind, one case for each of the others.
+CASES = [(family, attention, stage) for family in FAMILIES for attention in ATTENTIONS for stage in STAGES]
+CASES += [(family, "sdpa", "stage1, 4 blocks") for family in ALL_FAMILIES if family not in FAMILIES]
+
+
+def readouts_of(row):
+    """What every readout is trained to say: one list of label ids for each."""
+    pairs = list(zip(row.labels, row.label_readouts, strict=True))
+    return [[label for label, k in pairs if k == number] for number in range(1, row.num_readouts + 1)]
+
+
+def packed_logits(rim, rows):
+    """Logits of one batch [B, L, vocabulary], and the batch."""
+    batch = pad_rows(rows, pad_id=1)
+    logits = rim.model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=row_mask(batch["readouts"], rim.dtype),
+        use_cache=False,
+    ).logits
+    return logits, batch
+
+
+def separate_logits(rim, row):
+    """For every readout the logits that predict its tokens, from a plain causal pass of its own over `x m_1..m_k R_k`."""
+    prefix = [id for id, number in zip(row.ids, row.readouts, strict=True) if number == 0]
+    block = len(rim.encoder.block_ids)
+    result = []
+    for k, readout in enumerate(readouts_of(row), start=1):
+        prompt = prefix[: len(prefix) - (row.num_readouts - k) * block]
+        ids = torch.tensor([prompt + readout[:-1]])
+        result.append(rim.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :])
+    return result
+
+
+def difference(rim, rows):
+    """Largest difference between packed and separate logits over all readouts of all rows."""
+    logits, batch = packed_logits(rim, rows)
+    worst = 0.0
+    for i, row in enumerate(rows):
+        for k, expected in enumerate(separate_logits(rim, row), start=1):
+            found = logits[i][batch["label_readouts"][i] == k]
+            assert found.shape == expected.shape
+            worst = max(worst, (found - expected).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize(("family", "attention", "stage"), CASES)
+def test_packed_row_equals_separate_passes(family, attention, stage):
+    rim = tiny_rim(family, attention)
+    rows = [STAGES[stage](rim, problem) for problem in PROBLEMS]
+    with torch.no_grad():
+        assert difference(rim, rows[:1]) < 1e-5  # alone
+        assert len({len(row) for row in rows}) > 1
+        assert difference(rim, rows) < 1e-5  # in a padded batch
+
+
+def gradients(rim, loss):
+    rim.model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in rim.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("family", "attention", "stage"), CASES)
+def test_gradient_of_the_packed_batch_is_the_sum_of_separate_gradients(family, attention, stage):
+    rim = tiny_rim(family, attention)
+    rows = [STAGES[stage](rim, problem) for problem in PROBLEMS]
+    logits, batch = packed_logits(rim, rows)
+    packed = gradients(rim, cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="sum"))
+    loss = sum(
+        cross_entropy(expected, torch.tensor(readout), reduction="sum")
+        for row in rows
+        for expected, readout in zip(separate_logits(rim, row), readouts_of(row), strict=True)
+    )
+    separate = gradients(rim, loss)
+    assert packed.keys() == separate.keys() and packed
+    largest = max(gradient.abs().max() for gradient in separate.values())
+    for name, gradient in separate.items():
+        assert (packed[name] - gradient).abs().max() < 1e-5 * largest, name
+
+
+def test_the_equality_would_fail_without_the_mask_or_the_positions():
+    """The tests above compare something: each half of the method is needed for it."""
+    rim = tiny_rim()
+    row = STAGES["stage2"](rim, THREE_STEPS)
+    batch = pad_rows([row], pad_id=1)
+    last = batch["label_readouts"][0] == row.num_readouts
+    mask = row_mask(batch["readouts"], rim.dtype)
+    positions = batch["position_ids"]
+    with torch.no_grad():
+        expected = separate_logits(rim, row)[-1]
+        for arguments in (
+            {"position_ids": positions, "attention_mask": torch.ones_like(positions)},
+            {"position_ids": torch.arange(len(row))[None], "attention_mask": mask},
+        ):
+            found = rim.model(input_ids=batch["input_ids"], **arguments).logits[0][last]
+            assert (found - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_padding_never_gives_nan(attention, dtype):
+    rim = tiny_rim(attention=attention)
+    rim.model.to(dtype)
+    long = stage2_row(rim.encoder, THREE_STEPS, 4)
+    short = stage1_row(rim.encoder, Problem("1", (), "1"))
+    assert len(long) > 3 * len(short)
+    logits, batch = packed_logits(rim, [short, long])
+    assert logits.isfinite().all()
+    # The loss of every position, padding too: no gradient may be NaN whatever stands in its place.
+    found = gradients(rim, logits.float().square().mean())
+    assert found and all(gradient.isfinite().all() for gradient in found.values())
+
+
+def test_padding_changes_nothing_and_has_no_label():
+    rim = tiny_rim()
+    short, long = (stage2_row(rim.encoder, problem, 3) for problem in (ONE_STEP, THREE_STEPS))
+    with torch.no_grad():
+        alone, _ = packed_logits(rim, [short])
+        batched, batch = packed_logits(rim, [short, long])
+    assert (batched[0, : len(short)] - alone[0]).abs().max() < 1e-5
+    assert (batch["readouts"][0, len(short) :] == PADDING).all()
+    assert (batch["labels"][0, len(short) :] == IGNORED).all()
+    assert (batch["label_readouts"][0, len(short) :] == 0).all()
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_no_readout_sees_another_and_no_block_sees_a_readout(attention):
+    rim = tiny_rim(attention=attention)
+    row = stage2_row(rim.encoder, NO_STEPS, 4)
+    batch = pad_rows([row], pad_id=1)
+    numbers = batch["readouts"][0]
+    with torch.no_grad():
+        before, _ = packed_logits(rim, [row])
+        for k in range(1, 5):
+            ids = batch["input_ids"][0].clone()
+            ids[numbers == k] = ids[numbers == k] % 200 + 50
+            assert (ids != batch["input_ids"][0]).sum() == (numbers == k).sum() > 0
+            changed = type(row)(**{**vars(row), "ids": ids.tolist()})
+            after, _ = packed_logits(rim, [changed])
+            moved = (after - before)[0].abs().amax(-1)
+            assert moved[numbers != k].max() < 1e-6
+            assert moved[numbers == k].min() > 1e-3
+
+
+def dense_rule(readouts):
+    """The visibility rule, written out: [B, L] -> bool [B, L, L]."""
+    return torch.tensor(
+        [
+            [[j <= i and (row[j] == 0 or row[j] == row[i]) for j in range(len(row))] for i in range(len(row))]
+            for row in readouts.tolist()
+        ]
+    )
+
+
+def test_both_masks_are_the_rule():
+    rim = tiny_rim()
+    rows = [stage1_row(rim.encoder, THREE_STEPS, 5), stage2_row(rim.encoder, ONE_STEP, 2)]
+    readouts = pad_rows(rows, pad_id=1)["readouts"]
+    assert (readouts == PADDING).any()
+    expected = dense_rule(readouts)
+    dense = row_mask(readouts, torch.float32)
+    length = readouts.shape[1]
+    assert dense.shape == (2, 1, length, length)
+    assert torch.equal(dense[:, 0] == 0, expected)
+    flex = create_mask(flex_mask_mod(readouts), B=2, H=1, Q_LEN=length, KV_LEN=length, device="cpu")
+    assert torch.equal(flex[:, 0], expected)
+    assert expected.any(-1).all()  # every query, padding too, sees something
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_mask_is_additive_and_finite(dtype):
+    readouts = torch.tensor([[0, 0, 1, 1, 0, 2]])
+    mask = row_mask(readouts, dtype)
+    assert mask.dtype == dtype
+    assert set(mask.unique().tolist()) == {0.0, torch.finfo(dtype).min}
+
+
+def test_text_rows_need_no_mask():
+    rim = tiny_rim()
+    rows = [cot_row(rim.encoder, THREE_STEPS), cot_row(rim.encoder, ONE_STEP)]
+    batch = pad_rows(rows, pad_id=1)
+    assert row_mask(batch["readouts"], torch.float32) is None
+    # Readouts of one token are plain causal text, too, for the token is a label only.
+    single = pack_memory(rim.encode_question("3?"), rim.encoder.block_ids, [[5], [6]])
+    assert row_mask(pad_rows([single], 1)["readouts"], torch.float32) is None
+    with torch.no_grad():
+        assert difference(rim, [single]) < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------- rows and targets
+
+
+def test_a_row_written_out():
+    row = pack_memory([1, 2], [7, 8, 9], [[4, 5, 0], [6, 0], [3]], num_grounded=1)
+    assert row.ids == [1, 2, 7, 8, 9, 4, 5, 7, 8, 9, 6, 7, 8, 9]
+    assert row.positions == [0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 8, 9, 10]
+    assert row.readouts == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 2, 0, 0, 0]
+    x = IGNORED
+    assert row.labels == [x, x, x, x, 4, 5, 0, x, x, 6, 0, x, x, 3]
+    assert row.label_readouts == [0, 0, 0, 0, 1, 1, 1, 0, 0, 2, 2, 0, 0, 3]
+    assert (len(row), row.num_readouts, row.num_grounded) == (14, 3, 1)
+
+
+def test_a_text_row_written_out():
+    row = pack_text([1, 2, 3], [4, 5, 0])
+    assert row.ids == [1, 2, 3, 4, 5]
+    assert row.positions == [0, 1, 2, 3, 4]
+    assert row.readouts == [0] * 5
+    assert row.labels == [IGNORED, IGNORED, 4, 5, 0]
+    assert row.label_readouts == [0, 0, 1, 1, 1]
+    assert (row.num_readouts, row.num_grounded) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("problem", "blocks", "steps", "answers"),
+    [
+        (NO_STEPS, None, [], 1),
+        (NO_STEPS, 3, [], 3),
+        (ONE_STEP, None, [], 1),  # the first step is never a target
+        (ONE_STEP, 3, [], 3),
+        (THREE_STEPS, None, ["<<17-1=16>>", "<<16/4=4>>"], 1),
+        (THREE_STEPS, 3, ["<<17-1=16>>", "<<16/4=4>>"], 1),
+        (THREE_STEPS, 5, ["<<17-1=16>>", "<<16/4=4>>"], 3),
+        (THREE_STEPS, 2, ["<<17-1=16>>", "<<16/4=4>>"], 1),  # more steps than blocks: no step is cut off
+        (THREE_STEPS, 0, ["<<17-1=16>>", "<<16/4=4>>"], 1),
+    ],
+)
+def test_stage1_targets(rim, problem, blocks, steps, answers):
+    row = stage1_row(rim.encoder, problem, blocks)
+    expected = [rim.encode_text(text) + [rim.eos_id] for text in steps + [problem.answer] * answers]
+    assert readouts_of(row) == expected
+    assert row.num_grounded == len(steps)
+    assert row.num_readouts == len(steps) + answers
+    assert prefix(row) == rim.prompt_ids(problem.question, "memory", row.num_readouts)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_stage2_targets(rim, problem, blocks):
+    row = stage2_row(rim.encoder, problem, blocks)
+    assert readouts_of(row) == [rim.encode_text(problem.answer) + [rim.eos_id]] * blocks
+    assert (row.num_readouts, row.num_grounded) == (blocks, 0)
+    assert prefix(row) == rim.prompt_ids(problem.question, "memory", blocks)
+
+
+def prefix(row):
+    return [id for id, number in zip(row.ids, row.readouts, strict=True) if number == 0]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_text_rows_continue_the_prompts_of_inference(rim, problem):
+    steps = "".join(step + " " for step in problem.steps)
+    for row, method, text in (
+        (cot_row(rim.encoder, problem), "cot", f"{steps}#### {problem.answer}"),
+        (direct_row(rim.encoder, problem), "direct", problem.answer),
+    ):
+        prompt = rim.prompt_ids(problem.question, method)
+        (target,) = readouts_of(row)
+        assert row.ids == prompt + target[:-1]
+        assert target[-1] == rim.eos_id and rim.eos_id not in target[:-1]
+        assert rim.decode(target) == text
+    assert rim.decode(rim.prompt_ids(problem.question, "direct")) == f"{problem.question}\n#### "
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_labels_and_their_readouts_agree(rim, stage, problem):
+    row = STAGES[stage](rim, problem)
+    for i in range(len(row)):
+        assert (row.labels[i] == IGNORED) == (row.label_readouts[i] == 0)
+        if row.readouts[i]:  # a token of a readout predicts that readout's next one
+            assert row.label_readouts[i] == row.readouts[i]
+    assert sorted(set(row.label_readouts)) == list(range(row.num_readouts + 1))
+    first = [row.label_readouts.index(k) for k in range(1, row.num_readouts + 1)]
+    # The first token of readout k is predicted at the end token of block k.
+    assert [row.ids[i] for i in first] == [rim.memory_ids[2]] * row.num_readouts
+    question = len(rim.encode_question(problem.question))
+    assert [row.positions[i] for i in first] == rim.layout.end_positions(question, row.num_readouts)
+
+
+def test_a_batch(rim):
+    rows = [stage1_row(rim.encoder, THREE_STEPS), stage2_row(rim.encoder, ONE_STEP, 2)]
+    batch = pad_rows(rows, pad_id=7)
+    length = max(map(len, rows))
+    for key in ("input_ids", "position_ids", "readouts", "labels", "label_readouts"):
+        assert batch[key].shape == (2, length) and batch[key].dtype == torch.int64
+    assert batch["num_readouts"].tolist() == [3, 2]
+    assert batch["num_grounded"].tolist() == [2, 0]
+    for i, row in enumerate(rows):
+        assert batch["input_ids"][i].tolist() == row.ids + [7] * (length - len(row))
+        assert batch["position_ids"][i, : len(row)].tolist() == row.positions

@@ -1,0 +1,123 @@
+"""Recipes are read as written, and every mistake in one is a sentence that names the place."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import rim_probe.training.recipe as recipe_module
+from rim_probe.errors import RecipeError
+from rim_probe.training.recipe import load_recipe
+
+SHIPPED = sorted((Path(recipe_module.__file__).parent / "recipes").glob("*.yaml"))
+STAGE = {"name": "one", "objective": "cot", "rows": 10, "learning_rate": 1e-3}
+RECIPE = {"output": "out", "base": "model", "data": {"files": ["a.txt"]}, "stages": [STAGE]}
+
+
+def write(folder: Path, **changes) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | changes), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipe_loads(path):
+    recipe = load_recipe(path)
+    assert recipe.output and recipe.stages
+
+
+def test_values_arrive_with_defaults_and_overrides(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "output: out\nscratch: {layers: 2}\nlayout: {num_blocks: 3}\ndata: {world: {max_steps: 2}, rows: 5}\n"
+        "stages:\n  - {name: one, objective: stage2, rows: 10, learning_rate: 1e-3, warmup: 0}\n"
+    )
+    recipe = load_recipe(path, output="elsewhere", seed=None)
+    assert (recipe.output, recipe.seed, recipe.lora, recipe.base) == ("elsewhere", 0, None, None)
+    assert (recipe.scratch.layers, recipe.layout.num_blocks, recipe.layout.slots_per_block) == (2, 3, 2)
+    assert (recipe.data.world.max_steps, recipe.data.world.min_steps, recipe.data.rows) == (2, 1, 5)
+    (stage,) = recipe.stages
+    assert stage.learning_rate == 0.001 and isinstance(stage.learning_rate, float)  # `1e-3` is text to YAML 1.1
+    assert stage.warmup == 0.0 and isinstance(stage.warmup, float)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "said"),
+    [
+        ({"outputs": "x"}, "recipe", "unknown key 'outputs'"),
+        ({"data": {"files": ["a.txt"], "row": 5}}, "recipe.data", "unknown key 'row'"),
+        ({"data": {"world": {"max_step": 5}, "rows": 5}}, "recipe.data.world", "unknown key 'max_step'"),
+        ({"layout": {"blocks": 5}}, "recipe.layout", "unknown key 'blocks'"),
+        ({"stages": [STAGE, STAGE | {"name": "two", "lr": 1}]}, "recipe.stages[1]", "unknown key 'lr'"),
+        ({"stages": [{"name": "one"}]}, "recipe.stages[0]", "lacks 'objective'"),
+        ({"stages": STAGE}, "recipe.stages", "must be a list"),
+        ({"stages": ["cot"]}, "recipe.stages[0]", "must be a mapping"),
+        ({"stages": []}, "recipe", "at least one stage"),
+        ({"stages": [STAGE, STAGE]}, "recipe", "a name of its own"),
+        ({"stages": [STAGE | {"rows": "many"}]}, "recipe.stages[0].rows", "type int, not 'many'"),
+        ({"stages": [STAGE | {"rows": True}]}, "recipe.stages[0].rows", "type int, not True"),
+        ({"stages": [STAGE | {"rows": 0}]}, "recipe.stages[0]", "rows must be at least 1"),
+        ({"stages": [STAGE | {"rows": None}]}, "recipe.stages[0].rows", "type int, not None"),
+        ({"stages": [STAGE | {"learning_rate": 3}]}, "recipe.stages[0]", "learning_rate must lie between 0 and 1"),
+        ({"stages": [STAGE | {"learning_rate": "fast"}]}, "recipe.stages[0].learning_rate", "type float"),
+        ({"stages": [STAGE | {"learning_rate": float("nan")}]}, "recipe.stages[0]", "learning_rate"),
+        ({"stages": [STAGE | {"objective": "stage3"}]}, "recipe.stages[0]", "objective must be one of stage1"),
+        ({"stages": [STAGE | {"schedule": "step"}]}, "recipe.stages[0]", "schedule must be one of constant"),
+        ({"stages": [STAGE | {"lambdas": "linear"}]}, "recipe.stages[0]", "lambdas must be one of relative"),
+        ({"stages": [STAGE | {"grounded": 1.5}]}, "recipe.stages[0]", "grounded must lie between 0 and 1"),
+        ({"stages": [STAGE | {"weight_decay": -1}]}, "recipe.stages[0]", "weight_decay must be at least 0"),
+        ({"stages": [STAGE | {"blocks": 0}]}, "recipe.stages[0]", "blocks must lie between 1 and"),
+        ({"stages": [STAGE | {"name": "a/b"}]}, "recipe.stages[0]", "plain word"),
+        ({"stages": [STAGE | {"dropout": 0.1}]}, "recipe", "needs lora"),
+        (
+            {"stages": [STAGE | {"objective": "stage2"}], "layout": {"num_blocks": 0}},
+            "recipe",
+            "stage2 needs memory blocks",
+        ),
+        ({"scratch": {}}, "recipe", "exactly one of base"),
+        ({"base": None}, "recipe", "exactly one of base"),
+        ({"base": None, "scratch": {}, "lora": {}}, "recipe", "lora needs a base"),
+        ({"base": None, "scratch": {"width": 10, "heads": 4}}, "recipe.scratch", "width"),
+        ({"base": None, "scratch": {"layers": 0}}, "recipe.scratch", "layers must be at least 1"),
+        ({"lora": {"r": -1}}, "recipe.lora", "r must be at least 0"),
+        ({"lora": {"dropout": 2}}, "recipe.lora", "dropout must lie between 0 and 1"),
+        ({"data": {}}, "recipe.data", "world"),
+        ({"data": {"world": {}, "files": ["a.txt"], "rows": 3}}, "recipe.data", "world"),
+        ({"data": {"world": {}}}, "recipe.data", "rows must say how many"),
+        ({"data": {"world": {}, "rows": 3, "validation": "v.txt"}}, "recipe.data", "validation goes with files"),
+        ({"data": {"files": "a.txt"}}, "recipe.data.files", "must be a list"),
+        ({"data": {"files": [1]}}, "recipe.data.files[0]", "type str, not 1"),
+        ({"data": {"files": ["a.txt"], "rows": 0}}, "recipe.data", "rows must be at least 1"),
+        ({"data": {"files": ["a.txt"], "validation_rows": -1}}, "recipe.data", "validation_rows"),
+        ({"data": {"world": {"min_steps": 9}, "rows": 3}}, "recipe.data.world", "steps must satisfy"),
+        ({"layout": {"num_blocks": 1000}}, "recipe.layout", "num_blocks must be a whole number"),
+        ({"layout": {"begin": "<m>"}}, "recipe.layout", "three different tokens"),
+        ({"seed": -1}, "recipe", "seed must lie between"),
+        ({"output": ""}, "recipe", "output must name a folder"),
+        ({"output": 7}, "recipe.output", "type str, not 7"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, place, said):
+    path = write(tmp_path, **changes)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{path}: {place}") and said in sentence and "\n" not in sentence
+
+
+@pytest.mark.parametrize("text", ["output: [", "a: b: c", "\x00", "- 1\n- 2", "", "42"])
+def test_what_is_not_a_recipe_is_refused(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"not YAML|must be a mapping"):
+        load_recipe(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"missing\.yaml cannot be read \(No such file"):
+        load_recipe(tmp_path / "missing.yaml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(tmp_path / "bytes.yaml")

@@ -1,0 +1,621 @@
+"""Training on tiny models: loss and weights, the order of rows, stages, resuming, adapters, processes, bad data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_base, tiny_tokenizer
+from safetensors import safe_open
+from transformers import TrainingArguments
+
+from rim_probe.datasets.arithmetic import World, generate
+from rim_probe.decoding import answer
+from rim_probe.errors import CheckpointError, RecipeError
+from rim_probe.model import RiM
+from rim_probe.packing import IGNORED, cot_row, direct_row, pad_rows, stage1_row, stage2_row
+from rim_probe.problems import Problem, write_problems
+from rim_probe.training import run, train
+from rim_probe.training.recipe import Stage
+from rim_probe.training.schedules import ABSOLUTE_STEPS, stage1_weights, stage2_weights
+from rim_probe.training.scratch import small_llama
+from rim_probe.training.trainer import RiMTrainer, Rows, bucketed_order
+
+ROOT = Path(__file__).parents[1]
+GROUND = {
+    "name": "ground",
+    "objective": "stage1",
+    "rows": 24,
+    "batch_size": 4,
+    "learning_rate": 3e-3,
+    "validate_every": 2,
+}
+REFINE = GROUND | {"name": "refine", "objective": "stage2", "grounded": 0.5, "learning_rate": 1e-3}
+SCRATCH = {
+    "scratch": {"layers": 2, "width": 32, "heads": 2, "inner": 64, "context": 256},
+    "layout": {"num_blocks": 3},
+    "data": {"world": {"max_steps": 3}, "rows": 30, "validation_rows": 8},
+    "stages": [GROUND, REFINE],
+}
+WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
+
+
+def write_recipe(folder: Path, *, name: str = "out", **recipe) -> Path:
+    """A recipe file whose finished checkpoint goes to `folder/name`."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"output": str(folder / name)} | recipe), encoding="utf-8")
+    return path
+
+
+def bare_problems(count: int) -> list[Problem]:
+    return list(generate(World(max_steps=3, story=0, relation=0, bare=1), "train", count, seed=3))
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory) -> dict:
+    """What a LoRA recipe starts from: bases with untied and with tied embeddings, and a file of problems."""
+    folder = tmp_path_factory.mktemp("adapted")
+    tokenizer = tiny_tokenizer()
+    untied = tiny_base(vocab_size=len(tokenizer))
+    tied = small_llama(tokenizer, layers=2, width=32, heads=2, inner=64, context=512, seed=0)
+    for name, base in (("untied", untied), ("tied", tied)):
+        base.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    write_problems(folder / "problems.txt", bare_problems(20))
+    return {"untied": folder / "untied", "tied": folder / "tied", "data": folder / "problems.txt"}
+
+
+def lora_recipe(adapted: dict, base: str = "untied", r: int = 4, **changes) -> dict:
+    """Two stages of an adapter with dropout, so that a resumed run has random states to restore."""
+    return {
+        "base": str(adapted[base]),
+        "layout": {"num_blocks": 3},
+        "data": {"files": [str(adapted["data"])]},
+        "lora": {"r": r, "alpha": 8, "dropout": 0.3 if r else 0.0},
+        "stages": [GROUND | {"rows": 12}, REFINE | {"rows": 12}],
+    } | changes
+
+
+@pytest.fixture
+def spy(monkeypatch) -> list[RiMTrainer]:
+    """The trainers that `train` makes, in order."""
+    made = []
+
+    class Spied(RiMTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(run, "RiMTrainer", Spied)
+    return made
+
+
+def in_subprocess(code: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Runs a script from the root of the repository, on the CPU and with as many threads as this process has."""
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": str(ROOT),
+    }
+    script = ["-c", code] if not launcher else [*launcher, code]
+    return subprocess.run(
+        [sys.executable, *script, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def make_trainer(rim: RiM, stage: Stage, train_rows: list, valid_rows: list, folder: Path) -> RiMTrainer:
+    args = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, max_steps=10)
+    trainer = RiMTrainer(
+        rim, args, Rows(train_rows, range(len(train_rows)), lambda r, _: r), valid_rows, run._weights(stage)
+    )
+    trainer.state.max_steps = 10
+    return trainer
+
+
+# ----------------------------------------------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "expected"),
+    [
+        # T = 1, 2, 3, 4 steps: the first T - 1 readouts state a step, the last one the answer.
+        ("relative", 0.0, [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]),
+        ("relative", 0.5, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.5, 1, 0], [0, 0, 1, 1]]),
+        ("relative", 1.0, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        ("absolute", 0.0, [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]),
+        ("absolute", 1.5 / 13, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.5, 1, 0], [0, 0.5, 1, 1]]),
+        ("absolute", 0.5, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        ("absolute", 1.0, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        ("constant", 0.5, [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]),
+        ("constant", 1.0, [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]),
+    ],
+)
+def test_lambda(schedule, progress, expected):
+    weights = stage1_weights(schedule, progress, torch.tensor([0, 1, 2, 3]), torch.tensor([1, 2, 3, 4]))
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float32))
+    assert ABSOLUTE_STEPS == 13
+
+
+def test_every_answer_keeps_its_weight_where_blocks_outnumber_steps():
+    weights = stage1_weights("relative", 0.9, torch.tensor([2, 0]), torch.tensor([5, 4]))
+    assert weights.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]]
+
+
+def test_alpha():
+    weights = stage2_weights(torch.tensor([1, 2, 3, 8]))
+    torch.testing.assert_close(weights.sum(1), torch.ones(4))
+    torch.testing.assert_close(weights[1], torch.tensor([1 / 3, 2 / 3] + [0.0] * 6))
+    torch.testing.assert_close(weights[2], torch.tensor([1 / 6, 2 / 6, 3 / 6] + [0.0] * 5))
+    torch.testing.assert_close(weights[3], torch.tensor([2 * k / (8 * 9) for k in range(1, 9)]))
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize(("problems", "batch_size"), [(1000, 8), (1003, 8), (20, 8), (3, 8), (7, 1)])
+def test_order_holds_every_index_once_per_pass(problems, batch_size):
+    lengths = [(37 * i) % 101 for i in range(problems)]
+    order = bucketed_order(lengths, 3 * problems + 2, batch_size, seed=5)
+    assert len(order) == 3 * problems + 2
+    for start in range(0, 3 * problems, problems):
+        assert sorted(order[start : start + problems]) == list(range(problems))
+    assert order == bucketed_order(lengths, 3 * problems + 2, batch_size, seed=5)
+    assert order[: problems + 1] == bucketed_order(lengths, problems + 1, batch_size, seed=5)
+    if problems > 3:
+        assert order != bucketed_order(lengths, 3 * problems + 2, batch_size, seed=6)
+
+
+def test_batches_hold_rows_of_like_length_in_every_pass():
+    lengths = [(37 * i) % 101 for i in range(203)]  # 203 = 25 batches of 8 and a rest
+    order = bucketed_order(lengths, 5 * 203, 8, seed=0)
+    spans = [
+        max(map(lengths.__getitem__, batch)) - min(map(lengths.__getitem__, batch))
+        for batch in (order[i : i + 8] for i in range(0, len(order) - 8, 8))
+    ]
+    # All but the few batches in which a pass ends and the next begins.
+    assert sum(span > 12 for span in spans) <= 5
+    assert spans != sorted(spans)  # but short and long batches come in turns
+
+
+# ---------------------------------------------------------------------------------------------------------------- loss
+
+
+def reference_loss(rim: RiM, problems: list[Problem], stage: Stage, progress: float) -> torch.Tensor:
+    """The loss from one ordinary causal pass for each readout of each problem, with weights written out by hand."""
+    encoder, losses, weights = rim.encoder, [], []
+    for problem in problems:
+        steps = problem.steps[1:] if stage.objective == "stage1" else ()
+        texts = [encoder.step_ids(step) for step in steps] + [encoder.answer_ids(problem.answer)]
+        if stage.objective == "stage2":
+            texts = texts * stage.blocks
+        for k, text in enumerate(texts, start=1):
+            ids = encoder.question_ids(problem.question) + encoder.block_ids * k + text
+            logits = rim.model(torch.tensor([ids])).logits[0, -len(text) - 1 : -1]
+            losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(text), reduction="none"))
+            if stage.objective == "stage2":
+                weight = 2 * k / (len(texts) * (len(texts) + 1))
+            else:
+                weight = 1.0 if k == len(texts) else min(1.0, max(0.0, k - progress * len(texts)))
+            weights.append(torch.full((len(text),), weight))
+    losses, weights = torch.cat(losses), torch.cat(weights)
+    return (losses * weights).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("objective", ["stage1", "stage2"])
+def test_packed_loss_equals_separate_passes(make_rim, family, objective, tmp_path):
+    rim = make_rim(family)
+    problems = [problem for problem in bare_problems(40) if len(problem.steps) > 1][:4]
+    stage = Stage("one", objective, rows=1, learning_rate=0.1, blocks=None if objective == "stage1" else 3)
+    rows = [run.make_row(rim, stage, seed=0)(problem, 0) for problem in problems]
+    assert len(set(map(len, rows))) > 1  # padding is part of the test
+    trainer = make_trainer(rim, stage, rows, [], tmp_path)
+    trainer.state.global_step = 4
+    loss = trainer.compute_loss(rim.model, trainer.data_collator(rows))
+    torch.testing.assert_close(loss, reference_loss(rim, problems, stage, 0.4), atol=1e-5, rtol=1e-5)
+
+
+def test_logits_are_computed_at_labels_only(make_rim, family, tmp_path):
+    rim = make_rim(family)
+    problems = bare_problems(3)
+    rows = [stage1_row(rim.encoder, problems[0]), stage2_row(rim.encoder, problems[1], 3)]
+    trainer = make_trainer(rim, Stage("one", "stage1", 1, 0.1), rows, [], tmp_path)
+    batch = trainer.data_collator(rows)
+    seen = []
+    head = rim.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    logits, labels, readouts, row_of = trainer._label_logits(rim.model, batch)
+    handle.remove()
+    places = batch["labels"] != IGNORED
+    assert [tuple(shape) for shape in seen] == [(int(places.sum()), 32)]
+    full = rim.model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=run_mask(batch, rim),
+    ).logits
+    torch.testing.assert_close(logits, full[places], atol=1e-5, rtol=1e-5)
+    assert torch.equal(labels, batch["labels"][places]) and torch.equal(readouts, batch["label_readouts"][places])
+    assert row_of.tolist() == sorted(row_of.tolist()) and not head._forward_pre_hooks
+
+
+def run_mask(batch, rim):
+    from rim_probe.packing import row_mask
+
+    return row_mask(batch["readouts"], rim.dtype)
+
+
+def test_weights_shown_are_those_of_the_moment(rim, tmp_path):
+    rows = [stage1_row(rim.encoder, Problem("q", ("<<1+1=2>>", "<<2+1=3>>", "<<3+1=4>>"), "4"))]
+    trainer = make_trainer(rim, Stage("one", "stage1", 1, 0.1), rows, [], tmp_path)
+    trainer.state.global_step = 5
+    assert trainer.profile() == {"weight_1": 0.0, "weight_2": 0.5, "weight_3": 1.0}
+    text = [direct_row(rim.encoder, Problem("q", (), "4"))]
+    assert make_trainer(rim, Stage("one", "direct", 1, 0.1), text, [], tmp_path).profile() == {}
+
+
+@pytest.mark.parametrize("objective", ["direct", "cot", "stage2"])
+def test_exact_match_equals_greedy_decoding(objective, tmp_path, spy):
+    """On problems of which half were learnt by heart."""
+    problems = bare_problems(16)
+    write_problems(tmp_path / "learnt.txt", problems[:8])
+    write_problems(tmp_path / "valid.txt", problems)
+    stage = {"name": "one", "objective": objective, "rows": 8 * 40, "batch_size": 8, "learning_rate": 1e-2}
+    recipe = SCRATCH | {
+        "data": {"files": [str(tmp_path / "learnt.txt")], "validation": str(tmp_path / "valid.txt")},
+        "stages": [stage | {"validate_every": 40}],
+    }
+    train(write_recipe(tmp_path, **recipe), report=lambda line: None)
+    (trainer,) = spy
+    rim = trainer.rim
+    metrics = trainer.evaluate()
+    method = "memory" if objective == "stage2" else objective
+    answers = [answer(rim, problem.question, method, max_new_tokens=40) for problem in problems]
+    chain = rim.encoder.chain_ids if objective == "cot" else lambda problem: rim.encoder.answer_ids(problem.answer)
+    right = [list(given.token_ids) == chain(problem) for given, problem in zip(answers, problems, strict=True)]
+    assert metrics["eval_accuracy"] == sum(right) / len(right)
+    assert 0 < metrics["eval_accuracy"] < 1
+    if objective == "stage2":
+        for k in range(3):
+            hits = [
+                list(given.readouts[k].token_ids) == chain(problem)
+                for given, problem in zip(answers, problems, strict=True)
+            ]
+            assert metrics[f"eval_readout_{k + 1}"] == sum(hits) / len(hits)
+
+
+def test_tokens_that_are_never_generated_do_not_make_a_readout_wrong(rim, tmp_path):
+    problem = Problem("q", (), "4")
+    (row,) = rows = [direct_row(rim.encoder, problem)]
+    trainer = make_trainer(rim, Stage("one", "direct", 1, 0.1), rows, rows, tmp_path)
+    logits = torch.zeros(2, 303)
+    logits[0, row.labels[-2]] = logits[1, rim.eos_id] = 1
+    trainer._label_logits = lambda model, batch: (logits, *label_places(batch))
+    assert trainer.evaluate()["eval_accuracy"] == 1
+    logits[:, rim.memory_ids[0]] = 2
+    assert trainer.evaluate()["eval_accuracy"] == 1
+    logits[1, row.labels[-2]] = 2
+    assert trainer.evaluate()["eval_accuracy"] == 0
+
+
+def label_places(batch):
+    places = batch["labels"] != IGNORED
+    return batch["labels"][places], batch["label_readouts"][places], places.nonzero()[:, 0]
+
+
+# -------------------------------------------------------------------------------------------------------------- stages
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    """The finished checkpoint of SCRATCH, trained in one go."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return train(write_recipe(folder, **SCRATCH), report=lambda line: None)
+
+
+def test_a_stage_starts_afresh_from_the_best_weights_before(tmp_path, monkeypatch):
+    starts = []
+
+    class Spied(RiMTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            if self.state.global_step == 0:
+                weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+                starts.append((len(self.optimizer.state), self.lr_scheduler.last_epoch, weights))
+            return super().training_step(model, inputs, num_items_in_batch)
+
+        def evaluate(self, *args, **kwargs):
+            """The second of three validations is the best."""
+            metrics = {"eval_accuracy": 1.0 if self.state.global_step == 4 else 0.5}
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    monkeypatch.setattr(run, "RiMTrainer", Spied)
+    train(write_recipe(tmp_path, **SCRATCH), report=lambda line: None)
+    assert [(states, steps) for states, steps, _ in starts] == [(0, 0), (0, 0)]
+    ground = tmp_path / "out.run" / "ground"
+    best = RiM.from_pretrained(ground / "checkpoint-4", device="cpu").model.state_dict()
+    last = RiM.from_pretrained(ground / "checkpoint-6", device="cpu").model.state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in starts[1][2].items())
+    assert not all(torch.equal(value, last[name]) for name, value in starts[1][2].items())
+
+
+def test_finished_checkpoint_holds_a_rim_and_nothing_pickled(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {WEIGHTS, "memory_layout.json", "config.json", "tokenizer.json"} <= names
+    assert not [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert RiM.from_pretrained(uninterrupted).layout.num_blocks == 3
+    history = [json.loads(line) for line in open(uninterrupted.with_name("out.run") / "refine" / "history.jsonl")]
+    assert [entry["step"] for entry in history if "eval_accuracy" in entry] == [2, 4, 6]
+    assert all("eval_readout_3" in entry for entry in history if "eval_accuracy" in entry)
+
+
+def test_validation_of_stage_2_is_not_mixed_with_stage_1(tmp_path, spy):
+    train(write_recipe(tmp_path, **SCRATCH), report=lambda line: None)
+    refine = spy[1]
+    assert {row.num_grounded for row in refine.valid_rows} == {0}
+    mixed = [row.num_grounded > 0 for row in (refine.train_dataset[i] for i in range(24))]
+    assert any(mixed) and not all(mixed)
+
+
+def test_every_step_takes_a_full_batch_and_there_are_no_more_batches_than_steps(tmp_path, spy):
+    stage = GROUND | {"rows": 30, "accumulation": 2}
+    train(write_recipe(tmp_path, **SCRATCH | {"stages": [stage]}), report=lambda line: None)
+    (trainer,) = spy
+    assert trainer.state.global_step == trainer.state.max_steps == 3  # 30 rows, 8 a step
+    assert len(trainer.get_train_dataloader()) == 6
+
+
+def test_progress_bar_and_event_file(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    train(write_recipe(tmp_path, **SCRATCH | {"stages": [GROUND]}))
+    printed = capsys.readouterr()
+    assert "rows/s, weights 0.0 1.0 1.0" in printed.err  # after step 2 of 6, T = 3: 1 - 1, 2 - 1, the answer
+    assert "rows/s, weights 0.0 0.0 1.0" in printed.err  # after step 4 of 6: 1 - 2, 2 - 2, the answer
+    assert "step 2: exact match" in printed.out and "stage ground: 24 rows" in printed.out
+    (events,) = (tmp_path / "out.run" / "ground").rglob("events.out.tfevents*")
+    assert b"weight_1" in events.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------------ resuming
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+from rim_probe.model import RiM
+from rim_probe.training import train
+
+save = RiM.save_pretrained
+def save_half(self, folder, **extra):
+    save(self, folder, **extra)
+    if Path(folder).parts[-2:] == ("refine", "checkpoint-4"):
+        weights = Path(folder) / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+RiM.save_pretrained = save_half
+train(sys.argv[1])
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, spy):
+    recipe = write_recipe(tmp_path, **SCRATCH)
+    killed = in_subprocess(KILLED_WHILE_SAVING, recipe)
+    assert killed.returncode == -9, killed.stderr
+    stage = tmp_path / "out.run" / "refine"
+    assert sorted(path.name for path in stage.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    (stage / "checkpoint-5").mkdir()
+    (stage / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5, ')  # killed even later
+    with pytest.raises(RecipeError, match=r"out\.run holds an earlier run; add --resume"):
+        train(recipe)
+    assert train(recipe, resume=True, report=lambda line: None) == tmp_path / "out"
+    assert [Path(trainer.args.output_dir).name for trainer in spy] == ["refine"]  # a finished stage is left alone
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (uninterrupted / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_run_killed_after_its_last_step_does_not_take_another(tmp_path, monkeypatch, validated):
+    data = SCRATCH["data"] | {"validation_rows": 8 if validated else 0}
+    recipe = write_recipe(tmp_path, **SCRATCH | {"data": data, "stages": [GROUND | {"rows": 27}]})
+    finished = train(recipe, report=lambda line: None)
+    weights = (finished / WEIGHTS).read_bytes()
+    stage = tmp_path / "out.run" / "ground"
+    (stage / "done").unlink()
+    monkeypatch.setattr(RiMTrainer, "training_step", lambda *args, **kwargs: pytest.fail("one step too many"))
+    train(recipe, resume=True, report=lambda line: None)
+    assert (stage / "done").exists() and (finished / WEIGHTS).read_bytes() == weights
+
+
+def test_max_minutes_stops_and_resuming_equals_one_go(tmp_path, adapted):
+    """Adapters with dropout, for these have random states to restore."""
+    whole = train(write_recipe(tmp_path, name="whole", **lora_recipe(adapted)), report=lambda line: None)
+    recipe, lines = write_recipe(tmp_path, name="parts", **lora_recipe(adapted)), []
+    for resume in (False, True, True, True):  # three steps of the first stage and one of the second
+        assert train(recipe, resume=resume, max_minutes=0, report=lines.append) is None
+    stops = [line for line in lines if line.startswith("Stopped after 0 minutes at step ")]
+    assert [line.split()[6] for line in stops] == ["1;", "2;", "1;", "2;"] and "--resume" in stops[0]
+    assert not (tmp_path / "parts").exists()
+    assert train(recipe, resume=True, max_minutes=60, report=lines.append) == tmp_path / "parts"
+    assert lines[-1] == f"Saved {tmp_path / 'parts'}."
+    assert (tmp_path / "parts" / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [GROUND | {"rows": 4}]})
+    finished = train(recipe, report=lambda line: None)
+    weights = (finished / WEIGHTS).read_bytes()
+    (finished / WEIGHTS).unlink()
+    monkeypatch.setattr(RiMTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert train(recipe, resume=True, report=lambda line: None) == finished
+    assert (finished / WEIGHTS).read_bytes() == weights
+
+
+# ------------------------------------------------------------------------------------------------------------ adapters
+
+
+@pytest.mark.parametrize("r", [0, 4])
+@pytest.mark.parametrize("base", ["untied", "tied"])
+def test_an_adapter_trains_three_rows_and_leaves_the_base_alone(tmp_path, adapted, spy, base, r):
+    recipe = lora_recipe(adapted, base, r)
+    finished = train(write_recipe(tmp_path, **recipe), report=lambda line: None)
+    trained, loaded = spy[-1].rim, RiM.from_pretrained(finished)
+    trained.model.eval()
+    fresh = RiM.attach(*run.load_base(adapted[base]), loaded.layout)
+
+    every = torch.arange(len(fresh.tokenizer))
+    old, new = fresh.model.get_input_embeddings()(every), trained.model.get_input_embeddings()(every)
+    changed = (old != new).any(-1).nonzero().flatten().tolist()
+    assert changed == sorted(fresh.memory_ids)
+    plain = {
+        name.replace("base_layer.", "").removeprefix("base_model.model."): value
+        for name, value in trained.model.named_parameters()
+    }
+    for name, value in fresh.model.named_parameters():
+        kept = torch.ones(len(value), dtype=torch.bool)
+        if "embed_tokens" in name or "lm_head" in name:
+            kept[list(fresh.memory_ids)] = False
+        assert torch.equal(plain[name][kept], value[kept]), name
+    if r == 0:
+        assert sum(p.numel() for p in trained.model.parameters() if p.requires_grad) == 3 * 32
+
+    assert not [path for path in finished.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not (finished / WEIGHTS).exists()
+    with safe_open(finished / ADAPTER, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    assert [3, 32] in shapes.values() and not [shape for shape in shapes.values() if len(fresh.tokenizer) in shape]
+
+    for problem in bare_problems(3):
+        for method in ("memory", "direct"):
+            first, second = (answer(rim, problem.question, method, max_new_tokens=8) for rim in (trained, loaded))
+            assert (first.token_ids, first.readouts) == (second.token_ids, second.readouts)
+
+
+def test_stages_pass_the_adapter_on_with_a_dropout_of_their_own(tmp_path, adapted, spy):
+    recipe = lora_recipe(adapted)
+    recipe["stages"] = [GROUND | {"rows": 4}, REFINE | {"rows": 4, "dropout": 0.5}]
+    train(write_recipe(tmp_path, **recipe), report=lambda line: None)
+    for trainer, expected in zip(spy, (0.3, 0.5), strict=True):
+        adapters = [m for name, m in trainer.model.named_modules() if name.endswith("lora_dropout.default")]
+        assert adapters and {dropout.p for dropout in adapters} == {expected}
+        assert all(p.requires_grad for name, p in trainer.model.named_parameters() if "lora_" in name)
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+TWO_PROCESSES = """
+import os, sys
+from pathlib import Path
+from rim_probe.training import train
+from rim_probe.training.trainer import Rows
+
+rank, seen, row = int(os.environ["RANK"]), [], Rows.__getitem__
+Rows.__getitem__ = lambda self, place: (seen.append(place), row(self, place))[1]
+# Only the clock of the first process counts; the other one would never stop.
+assert train(sys.argv[1], max_minutes=0 if rank == 0 else 60) is None
+train(sys.argv[1], resume=True)
+Path(sys.argv[1]).with_name(f"rows-{rank}").write_text(" ".join(map(str, seen)))
+"""
+
+
+def test_two_processes_share_the_rows(tmp_path):
+    stage = GROUND | {"rows": 34, "batch_size": 4}
+    recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [stage]})
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    done = in_subprocess(str(script), recipe, launcher=launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ([int(n) for n in (tmp_path / f"rows-{rank}").read_text().split()] for rank in (0, 1))
+    batches = [list(range(start, start + 4)) for start in range(0, 32, 4)]
+    assert first == sum(batches[0::2], []) and second == sum(batches[1::2], [])
+    state = json.loads((tmp_path / "out.run" / "ground" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["global_step"] == state["max_steps"] == 4  # 34 rows, 8 a step
+    assert done.stdout.count("Saved ") == done.stdout.count("Stopped ") == 1
+    assert answer(RiM.from_pretrained(tmp_path / "out"), "What is 3 + 4?", "memory", max_new_tokens=3).readouts
+
+
+NOTHING_ELSE = """
+import sys
+for name in ("gradio", "plotly", "pandas", "datasets", "tensorboard", "tensorboardX", "gguf", "matplotlib", "scipy"):
+    sys.modules[name] = None
+from rim_probe.cli import main
+sys.exit(main(["train", sys.argv[1]]))
+"""
+
+
+def test_training_from_files_needs_the_core_packages_only(tmp_path, adapted):
+    recipe = write_recipe(tmp_path, **lora_recipe(adapted, stages=[GROUND | {"rows": 8}]))
+    done = in_subprocess(NOTHING_ELSE, recipe)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out" / ADAPTER).exists()
+    assert not list((tmp_path / "out.run").rglob("events*"))
+
+
+# ------------------------------------------------------------------------------------------------------------ bad data
+
+
+@pytest.mark.parametrize("objective", ["stage1", "cot"])
+def test_problems_without_steps_are_refused_where_steps_are_needed(tmp_path, adapted, objective):
+    write_problems(tmp_path / "bare.txt", [Problem("What is 3 + 4?", (), "7"), Problem("What is 3 + 5?", (), "8")])
+    recipe = lora_recipe(
+        adapted, data={"files": [str(tmp_path / "bare.txt")]}, stages=[GROUND | {"objective": objective}]
+    )
+    with pytest.raises(RecipeError, match="Stage ground can use none of the 2 training problems: 2 have no steps"):
+        train(write_recipe(tmp_path, **recipe))
+
+
+def test_validation_problems_that_cannot_be_used_are_refused(tmp_path, adapted):
+    write_problems(tmp_path / "bare.txt", [Problem("What is 3 + 4?", (), "7")])
+    data = {"files": [str(adapted["data"])], "validation": str(tmp_path / "bare.txt")}
+    with pytest.raises(RecipeError, match="none of the 1 validation problems: 1 have no steps"):
+        train(write_recipe(tmp_path, **lora_recipe(adapted, data=data)), report=lambda line: None)
+
+
+def test_unusable_problems_are_left_out_and_counted(tmp_path, adapted, spy):
+    long = Problem("What is " + "1 + " * 300 + "1?", ("<<1+1=2>>",), "301")
+    endless = Problem("What is " + "1 + " * 9000 + "1?", ("<<1+1=2>>",), "9001")
+    write_problems(tmp_path / "mixed.txt", [*bare_problems(4), long, endless, Problem("What is 3 + 4?", (), "7")])
+    with open(tmp_path / "mixed.txt", "a", encoding="utf-8") as file:
+        file.write("this is no problem\n")
+    lines = []
+    recipe = lora_recipe(adapted, data={"files": [str(tmp_path / "mixed.txt")]}, stages=[GROUND | {"rows": 4}])
+    train(write_recipe(tmp_path, **recipe), report=lines.append)
+    assert len(spy[0].train_dataset.problems) == 4
+    assert "1 lines left out, such as line 8" in lines[0]
+    assert (
+        "Stage ground leaves out some of the 7 training problems: "
+        "1 have no steps and 2 do not fit into the context of 512 tokens." in lines
+    )
+
+
+def test_what_cannot_be_trained_is_a_sentence(tmp_path, adapted):
+    (tmp_path / "noise.txt").write_text("nothing\nat all\n")
+    with pytest.raises(RecipeError, match="no problem that can be read"):
+        train(write_recipe(tmp_path, **lora_recipe(adapted, data={"files": [str(tmp_path / "noise.txt")]})))
+    with pytest.raises(CheckpointError, match="nowhere"):
+        train(write_recipe(tmp_path, **lora_recipe(adapted) | {"base": str(tmp_path / "nowhere")}))
+    assert not any((tmp_path / "out.run").iterdir())  # nothing to resume, so nothing stands in the way
+
+
+def test_rows_say_what_they_train(rim):
+    """`make_row`: the objective decides, and so do `blocks` and `grounded`."""
+    problem = Problem("q", ("<<1+1=2>>", "<<2+1=3>>"), "3")
+
+    def made(place=0, **stage):
+        return run.make_row(rim, Stage("one", rows=1, learning_rate=0.1, **stage), seed=0)(problem, place)
+
+    assert made(objective="cot") == cot_row(rim.encoder, problem)
+    assert made(objective="direct") == direct_row(rim.encoder, problem)
+    assert made(objective="stage1").num_readouts == 2 and made(objective="stage1", blocks=3).num_readouts == 3
+    assert made(objective="stage2") == stage2_row(rim.encoder, problem, 4)
+    assert made(objective="stage2", blocks=2) == stage2_row(rim.encoder, problem, 2)
+    grounded = [made(place, objective="stage2", grounded=0.25).num_grounded for place in range(1000)]
+    assert 0.22 < sum(count > 0 for count in grounded) / 1000 < 0.28
+    assert pad_rows([made(objective="stage2")], 0)["input_ids"].shape[0] == 1
