@@ -7,10 +7,14 @@ from pathlib import Path
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="RiM Probe: ask a word problem and watch memory race chain of thought.")
+    parser = argparse.ArgumentParser(
+        description="RiM Probe: ask a word problem and watch memory race chain of thought."
+    )
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0 for every network)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
-    parser.add_argument("--model", help="checkpoint folder or Hugging Face Hub id to start with (default: checkpoints/)")
+    parser.add_argument(
+        "--model", help="checkpoint folder or Hugging Face Hub id to start with (default: checkpoints/)"
+    )
     parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one; falls back to the CPU)")
     flags = parser.parse_args()
 

@@ -32,9 +32,7 @@ def theme() -> gr.themes.Base:
     """Calm paper and ink, system fonts only (a Google font would be a call to another server)."""
     sans = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif"]
     mono = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "Liberation Mono", "monospace"]
-    return gr.themes.Base(
-        primary_hue="indigo", neutral_hue="stone", font=sans, font_mono=mono, radius_size="md"
-    ).set(
+    return gr.themes.Base(primary_hue="indigo", neutral_hue="stone", font=sans, font_mono=mono, radius_size="md").set(
         body_background_fill="#faf9f6",
         body_background_fill_dark="#15151a",
         block_background_fill="transparent",

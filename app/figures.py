@@ -30,7 +30,7 @@ REPLAY_SECONDS = 6  # long enough to follow the tokens, short enough to wait for
 TIMING_NOTE = (
     "Both answers are computed for real, one after the other in the same process, so that neither slows the other down. "
     "Each clock starts with its own method, before the question is split into tokens, and stops with the last token of its "
-    "answer; here both are drawn from zero. RiM goes on to read what its other blocks would have said, in the same passes where it "
+    "answer, and stands still while this page is drawn; here both are drawn from zero. RiM goes on to read what its other blocks would have said, in the same passes where it "
     "can; what that takes after its answer is drawn pale and not counted."
 )
 
@@ -162,7 +162,10 @@ def _verdict_html(run: Run) -> str:
         )
     comparison = _comparison(run)
     if not parts:
-        line = {"waiting": "Another run is using the model; yours starts by itself.", "running": "Both clocks are at zero."}
+        line = {
+            "waiting": "Another run is using the model; yours starts by itself.",
+            "running": "Both clocks are at zero.",
+        }
         return f'<p class="verdict pending">{line.get(run.status, "Stopped before an answer.")}</p>'
     ends = [".</span>"] * len(parts)
     if comparison:
@@ -186,7 +189,8 @@ def _card(run: Run, method: str, how: str, body: str) -> str:
         big, mark, numbers = f'<span class="big pending">{state}</span>', "", ""
     else:
         fact = facts(lane)
-        size = " long" if len(fact["value"]) > LONG_TEXT else ""
+        words = answer["value"] is None or answer["cancelled"]
+        size = " long" if words or len(fact["value"]) > LONG_TEXT else ""
         big = f'<span class="big{size}">{escape(_shorten(fact["value"], 60))}</span>'
         mark = _mark(lane.correct)
         if lane.correct is False:
@@ -277,7 +281,9 @@ def _cell(block: int, readout: dict[str, Any] | None, previous: dict[str, Any] |
     if previous is not None and previous["value"] != readout["value"]:
         classes += " changed"
     size = " long" if len(value) > 4 else " mid" if len(value) > 2 else ""
-    tip = escape(f"Block {block} says {_shorten(readout['text'] or 'nothing', 80)}{said}, probability {sure}.", quote=True)
+    tip = escape(
+        f"Block {block} says {_shorten(readout['text'] or 'nothing', 80)}{said}, probability {sure}.", quote=True
+    )
     return (
         f'<li class="{classes}" style="--p:{readout["probability"]:.4f}" data-t="{readout["seconds"]:.6f}" data-tip="{tip}">'
         f'<span class="k"><span class="sr">Block </span>{block}</span>'
@@ -359,7 +365,9 @@ def _track(method: str, lane: Lane, run: Run, end: float) -> str:
             )
         total = answer["total_seconds"]
         if method == "memory" and total > before and not answer["cancelled"]:
-            tip = f"{name} has answered; here it still reads what the other blocks would say, until {format_time(total)}."
+            tip = (
+                f"{name} has answered; here it still reads what the other blocks would say, until {format_time(total)}."
+            )
             marks += _segment("rest", before, total, end, tip)
         sign = {True: " ✓", False: " ✗", None: ""}[lane.correct]
         flag = (

@@ -74,7 +74,9 @@ class ModelShelf:
                 "There is no checkpoint to ask: train one with `python -m rim_probe train`, or start with --model FOLDER."
             )
         if name not in self._paths:
-            raise CheckpointError(f"There is no checkpoint {str(name)[:60]!r} here; choose one of {', '.join(self._paths)}.")
+            raise CheckpointError(
+                f"There is no checkpoint {str(name)[:60]!r} here; choose one of {', '.join(self._paths)}."
+            )
         return self._paths[name]
 
     def layout(self, name: str) -> MemoryLayout:
@@ -109,7 +111,9 @@ class ModelShelf:
                 for other in [key for key, value in self._loadings.items() if value.models is not None]:
                     del self._loadings[other]
                 loading = self._loadings[name] = Loading()
-                threading.Thread(target=self._load, args=(name, path, loading), name=f"load {name}", daemon=True).start()
+                threading.Thread(
+                    target=self._load, args=(name, path, loading), name=f"load {name}", daemon=True
+                ).start()
         return loading
 
     def wait(self, name: str, cancel: threading.Event, seconds: float = 0.2) -> dict[str, RiM] | None:

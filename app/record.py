@@ -31,7 +31,9 @@ def record(checkpoint: str, device: str | None = None, folder: Path = recorded.F
     recordings = []
     for depth in sorted(first_of_depth):
         problem = first_of_depth[depth]
-        run = Run(name, problem.question, problem.answer, shelf.layout(name).num_blocks, machine=describe_machine(models))
+        run = Run(
+            name, problem.question, problem.answer, shelf.layout(name).num_blocks, machine=describe_machine(models)
+        )
         for finished in race(models, run, threading.Event(), Turnstile()):
             run = finished
         print(f"{figures.count(depth, 'step')}: {figures.verdict(run)}")

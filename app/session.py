@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import datetime
 import logging
-import queue
 import threading
 import time
 import unicodedata
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,11 @@ RACERS = ("memory", "cot")  # in the order in which they run
 MAX_BLOCKS = 16
 MAX_GOLD_CHARACTERS = 100
 MAX_NEW_TOKENS = 256
-# The page is redrawn at most this often: drawing shares the interpreter with decoding, so frequent redraws would slow what they show.
-REDRAW_SECONDS = 0.1
-# Before each method's clock starts the page is left to settle, so that neither pays for drawing what came before it.
-SETTLE_SECONDS = 0.2
+# The page is redrawn at most this often, and then given this long to draw. Meanwhile nothing is decoded and the clock stands still,
+# for drawing shares the processor with decoding: without this, chain of thought, drawn more often, was measured 3 times too slow.
+REDRAW_SECONDS = 0.15
+DRAWING_SECONDS = 0.05
+SETTLE_SECONDS = 0.2  # before each method starts, so that neither pays for what came before it
 MAX_WAITING = 16
 
 
@@ -117,9 +118,13 @@ class Run:
             if data["format"] != RUN_FORMAT:
                 raise RiMError(f"A run of format {data['format']!r} cannot be shown; this page reads {RUN_FORMAT!r}.")
             return cls(
-                **{key: data[key] for key in ("checkpoint", "question", "gold", "num_blocks", "machine", "date", "status")},
+                **{
+                    key: data[key]
+                    for key in ("checkpoint", "question", "gold", "num_blocks", "machine", "date", "status")
+                },
                 lanes={
-                    method: Lane(data[method]["events"], data[method]["answer"], data[method]["correct"]) for method in RACERS
+                    method: Lane(data[method]["events"], data[method]["answer"], data[method]["correct"])
+                    for method in RACERS
                 },
             )
         except (KeyError, TypeError) as error:
@@ -189,7 +194,9 @@ def check_question(question: Any) -> str:
         raise QuestionError("The question is empty; type a word problem or pick an example.")
     strange = [char for char in question if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\r\t"]
     if strange:
-        raise QuestionError(f"The question holds a control character (U+{ord(strange[0]):04X}); remove it and run again.")
+        raise QuestionError(
+            f"The question holds a control character (U+{ord(strange[0]):04X}); remove it and run again."
+        )
     return question.strip()
 
 
@@ -201,7 +208,9 @@ def check_blocks(value: Any, highest: int = MAX_BLOCKS) -> int:
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or value not in range(highest + 1):
-        raise RiMError(f"The number of memory blocks must be a whole number from 0 to {highest}, not {str(value)[:40]!r}.")
+        raise RiMError(
+            f"The number of memory blocks must be a whole number from 0 to {highest}, not {str(value)[:40]!r}."
+        )
     return int(value)
 
 
@@ -217,9 +226,9 @@ def check_gold(gold: Any) -> str | None:
 def race(models: dict[str, RiM], run: Run, cancel: threading.Event, turnstile: Turnstile) -> Iterator[Run]:
     """Answers `run.question` with both methods, one after the other, and yields `run` whenever it is worth redrawing.
 
-    Both run in one process and in a thread of their own, so the times are those of decoding, not of drawing; every time is
-    measured from its own method's start. The last run yielded has the status "done" or "stopped". Closing the generator stops
-    the decoding within one token.
+    Every time is measured from its own method's start, and no clock runs while a run is yielded: the times are those of
+    decoding, not of drawing. The last run yielded has the status "done" or "stopped". Closing the generator ends the decoding,
+    and `cancel` ends it within one token.
 
     Raises:
         RiMError: a question the model cannot be asked, or a failure in the model.
@@ -243,51 +252,31 @@ def race(models: dict[str, RiM], run: Run, cancel: threading.Event, turnstile: T
 
 
 def _decode(models: dict[str, RiM], run: Run, cancel: threading.Event) -> Iterator[Run]:
-    # Events of the worker: (method, Event), an exception that ended it, or None at the end.
-    events: queue.SimpleQueue = queue.SimpleQueue()
-    worker = threading.Thread(target=_work, args=(models, run, cancel, events), name="race", daemon=True)
-    worker.start()
-    try:
-        drawn = time.monotonic()
-        while True:
-            item = events.get()
-            while item is not None:
-                if isinstance(item, Exception):
-                    raise item
-                _note(run, *item)
-                try:
-                    item = events.get(timeout=max(0.0, drawn + REDRAW_SECONDS - time.monotonic()))
-                except queue.Empty:
-                    break
-            else:
-                return
-            yield run
-            drawn = time.monotonic()
-    finally:
-        cancelled_already = cancel.is_set()
-        if worker.is_alive() and not cancelled_already:
-            cancel.set()
-        worker.join()
-
-
-def _work(models: dict[str, RiM], run: Run, cancel: threading.Event, events: queue.SimpleQueue) -> None:
     from rim_probe.decoding import stream
 
-    try:
-        for method in RACERS:
-            if cancel.wait(SETTLE_SECONDS):
-                break
-            blocks = {"num_blocks": run.num_blocks} if method == "memory" else {}
-            for event in stream(
-                models[method], run.question, method, max_new_tokens=MAX_NEW_TOKENS, cancel=cancel, **blocks
-            ):
-                events.put((method, event))
-        events.put(None)
-    except RiMError as error:
-        events.put(error)
-    except Exception:  # whatever a model can raise, a visitor gets a sentence and the log gets the rest
-        log.exception("answering failed")
-        events.put(RiMError("The model failed while answering this question; the server's log has the details."))
+    for method in RACERS:
+        if cancel.wait(SETTLE_SECONDS):
+            return
+        blocks = {"num_blocks": run.num_blocks} if method == "memory" else {}
+        events = stream(models[method], run.question, method, max_new_tokens=MAX_NEW_TOKENS, cancel=cancel, **blocks)
+        try:
+            with closing(events):
+                drawn = time.monotonic()
+                for event in events:
+                    _note(run, method, event)
+                    if event.kind != "done" and time.monotonic() - drawn >= REDRAW_SECONDS:
+                        # The clock of `stream` stands still until it is asked for the next event.
+                        yield run
+                        cancel.wait(DRAWING_SECONDS)
+                        drawn = time.monotonic()
+        except RiMError:
+            raise
+        except Exception:  # whatever a model can raise, a visitor gets a sentence and the log gets the rest
+            log.exception("answering failed")
+            raise RiMError(
+                "The model failed while answering this question; the server's log has the details."
+            ) from None
+        yield run
 
 
 def _note(run: Run, method: str, event: Any) -> None:
@@ -303,5 +292,10 @@ def _note(run: Run, method: str, event: Any) -> None:
     entry = {"kind": event.kind, "seconds": event.seconds, "text": event.text}
     if event.readout is not None:
         readout = event.readout
-        entry |= {"block": readout.block, "value": readout.value, "probability": readout.probability, "text": readout.text}
+        entry |= {
+            "block": readout.block,
+            "value": readout.value,
+            "probability": readout.probability,
+            "text": readout.text,
+        }
     lane.events.append(entry)

@@ -28,7 +28,7 @@ from rim_probe.decoding import answer
 from rim_probe.errors import RiMError
 from rim_probe.evaluation import describe_machine, spread
 from rim_probe.memory import LAYOUT_FILE
-from rim_probe.model import METHODS, RiM, load_base, load_methods
+from rim_probe.model import METHODS, RiM, load_base, load_methods, placement
 from rim_probe.packing import IGNORED, Row, pack_text, pad_rows, row_mask, stage2_row
 from rim_probe.problems import Problem
 
@@ -68,9 +68,9 @@ def load_bench_models(checkpoint: str, device: str | None = None) -> dict[str, R
     is_base = path.suffix == ".gguf" or (path.is_dir() and not (path / LAYOUT_FILE).exists())
     if not is_base:
         return load_methods(checkpoint, device)
-    base, tokenizer = load_base(checkpoint)
-    base = base.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    return dict.fromkeys(METHODS, _Endless.attach(base, tokenizer, name=path.name))
+    place, dtype = placement(device, None)
+    base, tokenizer = load_base(checkpoint, dtype)
+    return dict.fromkeys(METHODS, _Endless.attach(base.to(place).eval(), tokenizer, name=path.name))
 
 
 def run_bench(

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -137,13 +138,7 @@ class RiM:
         tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
         if tokenizer.eos_token is None and tokenizer.sep_token is not None:
             tokenizer.eos_token = tokenizer.sep_token
-        # A tokenizer that was attached before brings its tokens along, but this base has no rows for them yet.
-        rows = base.get_input_embeddings().weight.shape[0]
-        fresh = {tokenizer.convert_tokens_to_ids(token) for token in new} | set(range(rows, len(tokenizer)))
-        if rows < len(tokenizer):
-            base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        if fresh:
-            _initialise_rows(base, sorted(fresh))
+        _add_rows(base, tokenizer, [tokenizer.convert_tokens_to_ids(token) for token in new])
         return cls(base, tokenizer, layout, name)
 
     @classmethod
@@ -168,7 +163,7 @@ class RiM:
             CheckpointError: missing, damaged or mismatched files. LayoutError: an impossible layout.
         """
         folder = _local_folder(path)
-        device, dtype = _placement(device, dtype)
+        device, dtype = placement(device, dtype)
         layout = MemoryLayout.load(folder)
         tokenizer = _load_tokenizer(folder)
         if (folder / ADAPTER_FILE).exists():
@@ -288,8 +283,7 @@ def _load_adapter(
     if not file.exists():
         raise CheckpointError(f"{file} is missing; restore it (adapters in other formats are not read).")
     base = _load_weights(base_name, dtype, attention)
-    RiM.attach(base, tokenizer, layout)
-    _initialise_rows(base, list(layout.token_ids(tokenizer)))
+    _add_rows(base, tokenizer, layout.token_ids(tokenizer))
     try:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
         with safe_open(file, "pt") as stored:
@@ -304,6 +298,15 @@ def _load_adapter(
             "the file is incomplete or belongs to another base."
         )
     return model
+
+
+def _add_rows(model, tokenizer, ids: Sequence[int]) -> None:
+    """Gives the model an embedding row for every token; initialises those added, and `ids`, which may be spare ones."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if fresh := set(ids) | set(range(rows, len(tokenizer))):
+        _initialise_rows(model, sorted(fresh))
 
 
 def _initialise_rows(model, ids: list[int]) -> None:
@@ -339,7 +342,8 @@ def _local_folder(path: str | Path) -> Path:
         ) from error
 
 
-def _placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype from what was asked for; a GPU that is not there falls back to the CPU."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -347,7 +351,7 @@ def _placement(device: str | torch.device | None, dtype: torch.dtype | None) -> 
         if device.type == "cuda" and not torch.cuda.is_available():
             device = torch.device("cpu")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # a misspelt name, or a device this machine lacks
+    except (RuntimeError, AssertionError, ImportError, TypeError):  # a misspelt name, or a device this machine lacks
         raise CheckpointError(f"The device {str(device)!r} cannot be used here; use cpu or cuda.") from None
     return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 

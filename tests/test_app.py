@@ -44,7 +44,16 @@ def lane(value: str | None, seconds: float, tokens: int, correct: bool | None, r
 
 
 def finished_run(memory: Lane, cot: Lane, gold: str | None = "42", blocks: int = 3, question: str = "How many?") -> Run:
-    return Run("small", question, gold, blocks, "a machine", "2026-11-22T10:00:00+00:00", {"memory": memory, "cot": cot}, "done")
+    return Run(
+        "small",
+        question,
+        gold,
+        blocks,
+        "a machine",
+        "2026-11-22T10:00:00+00:00",
+        {"memory": memory, "cot": cot},
+        "done",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +147,7 @@ def test_axis_ends_just_after_the_race(seconds):
 
 def test_every_text_is_escaped():
     evil = "<img src=x onerror=alert(1)> \"'& {{value}} ${1+1}"
-    run = finished_run(
-        lane(evil, 0.1, 1, None, [(evil, 0.5)] * 3), lane(evil, 0.2, 1, None), gold=evil, question=evil
-    )
+    run = finished_run(lane(evil, 0.1, 1, None, [(evil, 0.5)] * 3), lane(evil, 0.2, 1, None), gold=evil, question=evil)
     run.checkpoint = run.machine = evil
     run.lanes["cot"].events[1]["text"] = evil
     problem = Problem(evil, (), evil)
@@ -166,7 +173,9 @@ def test_control_characters_are_named(char):
         check_question(f"Ann has 3{char} apples")
 
 
-@pytest.mark.parametrize("question", ["🍎 3 + 4?", "كم تفاحة؟ \u202e3+4", "line one\nline two\r\n\tthree", "x" * 20_000])
+@pytest.mark.parametrize(
+    "question", ["🍎 3 + 4?", "كم تفاحة؟ \u202e3+4", "line one\nline two\r\n\tthree", "x" * 20_000]
+)
 def test_unusual_text_is_left_to_the_model(question):
     assert check_question(question) == question.strip()
 
@@ -336,10 +345,15 @@ def test_recording_and_showing_it_without_a_model(small_checkpoint, tmp_path, mo
     monkeypatch.setattr(ModelShelf, "start", lambda *_: pytest.fail("a recorded run needs no model"))
     stage, run = Race(ModelShelf(small_checkpoint.parent), tmp_path).opening("small")
     assert "Recorded" in stage and run.date[:10] in stage and "CPU" in stage
-    assert Race(ModelShelf(small_checkpoint.parent), tmp_path).opening("small", 0)[1].question == recordings[0].run.question
+    assert (
+        Race(ModelShelf(small_checkpoint.parent), tmp_path).opening("small", 0)[1].question
+        == recordings[0].run.question
+    )
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": "other", "runs": []}', '{"format": "rim-probe-recorded/1", "runs": [{}]}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"format": "other", "runs": []}', '{"format": "rim-probe-recorded/1", "runs": [{}]}']
+)
 def test_damaged_recording_gives_a_sentence(tmp_path, text, small_checkpoint):
     (tmp_path / "small.json").write_text(text)
     stage, run = Race(ModelShelf(small_checkpoint.parent), tmp_path).opening("small")

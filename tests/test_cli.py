@@ -118,6 +118,11 @@ def test_questions_that_cannot_be_asked(capsys, checkpoint):
     assert "blocks" in fails(capsys, "ask", QUESTION, "--model", checkpoint, "--num-blocks", "65")
 
 
+def test_an_unknown_device_is_named(capsys, checkpoint, tmp_path):
+    assert "'nonsense'" in fails(capsys, "ask", QUESTION, "--model", checkpoint, "--device", "nonsense")
+    assert "'nonsense'" in fails(capsys, "bench", tmp_path, "--device", "nonsense")  # a folder without a layout
+
+
 def test_unknown_words_are_named_with_the_nearest_example(capsys, checkpoint):
     sentence = fails(capsys, "ask", "How many zebras does Ann have now?", "--model", checkpoint)
     assert "zebras" in sentence and sentence.endswith(f"Try for example: “{QUESTION}”")

@@ -132,7 +132,9 @@ class Race:
     def stop(self, request: gr.Request) -> None:
         self.cancellations.stop(request.session_hash)
 
-    def run_api(self, request: gr.Request, question: str, num_blocks: int | None = None, gold: str | None = None) -> dict:
+    def run_api(
+        self, request: gr.Request, question: str, num_blocks: int | None = None, gold: str | None = None
+    ) -> dict:
         """Answer one word problem by memory and by chain of thought.
 
         Returns the run as JSON: for "memory" and "cot" the answer, whether it is right (where `gold` is given) and every event
@@ -219,9 +221,14 @@ def build(race_panel: Race) -> None:
                 run_button = gr.Button("Run", variant="primary", elem_id="run", scale=2, min_width=80)
                 stop_button = gr.Button("Stop", elem_id="stop", interactive=False, scale=1, min_width=80)
             notice = gr.HTML(elem_id="notice", js_on_load=STAGE_JS, apply_default_css=False)
-            examples = gr.HTML(race_panel.gallery(name), elem_id="examples", js_on_load=STAGE_JS, apply_default_css=False)
+            examples = gr.HTML(
+                race_panel.gallery(name), elem_id="examples", js_on_load=STAGE_JS, apply_default_css=False
+            )
             gold = gr.Textbox(
-                value=opening_run.gold if opening_run else "", label="Correct answer, if known", max_lines=1, elem_id="gold"
+                value=opening_run.gold if opening_run else "",
+                label="Correct answer, if known",
+                max_lines=1,
+                elem_id="gold",
             )
             blocks = gr.Slider(
                 0,
@@ -253,5 +260,7 @@ def build(race_panel: Race) -> None:
     stage.select(race_panel.choose_recording, [model, session], [stage, question, gold, session], **PRIVATE)
     model.change(race_panel.choose_model, [model], [stage, examples, blocks], **PRIVATE)
     model.change(race_panel.watch_model, [model], [model_state], concurrency_limit=None, **PRIVATE)
-    gr.context.Context.root_block.load(race_panel.watch_model, [model], [model_state], concurrency_limit=None, **PRIVATE)
+    gr.context.Context.root_block.load(
+        race_panel.watch_model, [model], [model_state], concurrency_limit=None, **PRIVATE
+    )
     gr.context.Context.root_block.unload(race_panel.stop)

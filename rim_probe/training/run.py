@@ -158,8 +158,7 @@ def _add_adapter(rim: RiM, plan: Recipe) -> RiM:
 def _reload(rim: RiM, folder: Path, lora: Lora | None) -> RiM:
     """The best checkpoint of the stage before, ready to be trained further."""
     fresh = RiM.from_pretrained(folder, device="cpu", dtype=torch.float32, trainable=lora is not None)
-    fresh.name = rim.name
-    return fresh
+    return RiM(fresh.model, fresh.tokenizer, rim.layout, rim.name)
 
 
 def _make_problems(data: Data, report: Callable[[str], None]) -> tuple[list[Problem], list[Problem]]:
@@ -177,8 +176,6 @@ def _make_problems(data: Data, report: Callable[[str], None]) -> tuple[list[Prob
     if data.rows is not None and data.rows < len(problems):
         chosen = torch.randperm(len(problems), generator=torch.Generator().manual_seed(data.seed))[: data.rows]
         problems = [problems[i] for i in chosen.tolist()]
-    if not problems:
-        raise RecipeError("The data files hold no problem that can be read.")
     valid = load_problems(data.validation).problems[: data.validation_rows] if data.validation else []
     return problems, valid
 

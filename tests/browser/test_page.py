@@ -23,7 +23,9 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` runs these tests")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` runs these tests"
+)
 DONE = ".stage.done .badge:text('Live')"
 
 
@@ -65,7 +67,9 @@ def open_page(browser, address):
     contexts, complaints = [], []
 
     def open_page(width: int = 1280, dark: bool = False, ready: bool = True):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(15_000)
@@ -140,7 +144,9 @@ def test_run_shows_both_answers_and_offers_them_as_json(open_page, examples):
     assert page.locator(".cell.right, .cell.wrong").count() == 8
     assert page.locator(".result .mark").count() == 2
     verdict = page.locator(".verdict").text_content()
-    assert "RiM:" in verdict and "CoT:" in verdict and ("slower" in verdict or "faster" in verdict or "as fast" in verdict)
+    assert (
+        "RiM:" in verdict and "CoT:" in verdict and ("slower" in verdict or "faster" in verdict or "as fast" in verdict)
+    )
     link = page.locator("a.download").get_attribute("href")
     run = json.loads(base64.b64decode(link.partition("base64,")[2]))
     assert run["question"] == examples[0]["question"] and run["memory"]["answer"]["readouts"]
@@ -176,7 +182,9 @@ def test_tokens_stream_and_stop_stops(open_page, examples, pace):
     written = page.locator(".written")
     page.wait_for_function("document.querySelectorAll('.written span[data-t]').length > 1")
     first = written.text_content()
-    page.wait_for_function("before => document.querySelector('.written').textContent.length > before", arg=len(first) + 3)
+    page.wait_for_function(
+        "before => document.querySelector('.written').textContent.length > before", arg=len(first) + 3
+    )
     assert page.locator(".stage.running .track.cot .token").count() > 1
     page.get_by_role("button", name="Stop", exact=True).click()
     page.wait_for_selector(".stage.stopped", timeout=3_000)
