@@ -1,4 +1,7 @@
-"""Assembles the panels into one page and serves it. Knows Gradio's page, theme and server; what is in a panel is the panel's own."""
+"""Assembles the panels into one page and serves it.
+
+Knows Gradio's page, theme and server. Does not know what is in a panel.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ HERE = Path(__file__).parent
 HEADER = """
 <header class="masthead">
   <h1>RiM Probe</h1>
-  <p><b class="memory">RiM</b> thinks in silent memory blocks; <b class="cot">CoT</b> writes its chain of thought out. Ask both,
-  and see what the silence is worth.</p>
+  <p><b class="memory">RiM</b> thinks in silent memory blocks; <b class="cot">CoT</b> writes its chain of thought out.
+  Ask both, and see what the silence is worth.</p>
 </header>
 """
 

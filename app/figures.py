@@ -3,8 +3,9 @@
 Knows the page's words and marks. Does not know Gradio, models or sessions. Positions and sizes are percentages and CSS
 variables, so the same string fits every width and both themes (`page.css`), and text keeps its size.
 
-Elements that appear at some time of a race carry `data-t` (seconds since the start of their own method), which `stage.js` uses
-to play a finished race again in slow motion; elements with `data-tip` explain themselves on hover, touch and by arrow keys.
+Elements that appear at some time of a race carry `data-t` (seconds since the start of their own method), which
+`stage.js` uses to play a finished race again in slow motion; elements with `data-tip` explain themselves on hover,
+touch and by arrow keys.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ LONG_QUESTION = 400  # characters; a longer one may scroll in its place
 LONG_TEXT = 12  # characters; longer values do not fit a cell of the strip or the large type of an answer
 REPLAY_SECONDS = 6  # long enough to follow the tokens, short enough to wait for
 TIMING_NOTE = (
-    "Both answers are computed for real, one after the other in the same process, so that neither slows the other down. "
-    "Each clock starts with its own method, before the question is split into tokens, and stops with the last token of its "
-    "answer, and stands still while this page is drawn; here both are drawn from zero. RiM goes on to read what its other blocks would have said, in the same passes where it "
-    "can; what that takes after its answer is drawn pale and not counted."
+    "Both answers are computed for real, one after the other in the same process, so that neither slows the other "
+    "down. Each clock starts with its own method, before the question is split into tokens, stands still while this "
+    "page is drawn, and stops with the last token of the answer; here both are drawn from zero. "
+    "RiM also reads what its other blocks would have said; what that takes after its answer is drawn pale and not "
+    "counted."
 )
 
 
@@ -119,7 +121,8 @@ def stage(run: Run | None, recorded: bool = False, selector: str = "") -> str:
         selector: ready HTML that offers other recorded runs.
     """
     if run is None:
-        return '<section class="stage empty"><p>Ask a question, and both answers are drawn here as they happen.</p></section>'
+        words = "Ask a question, and both answers are drawn here as they happen."
+        return f'<section class="stage empty"><p>{words}</p></section>'
     end = axis_end(run)
     scrolls = ' tabindex="0"' if len(run.question) > LONG_QUESTION else ""
     return (
@@ -157,8 +160,8 @@ def _verdict_html(run: Run) -> str:
         fact = facts(lane)
         mark = f", {_mark(lane.correct)}" if fact["mark"] else ""
         parts.append(
-            f'<span class="says {method}"><b class="name">{NAMES[method]}:</b> <b>{escape(_shorten(fact["value"], 40))}</b>'
-            f"{mark}, {fact['time']}, {fact['work']}"
+            f'<span class="says {method}"><b class="name">{NAMES[method]}:</b> '
+            f"<b>{escape(_shorten(fact['value'], 40))}</b>{mark}, {fact['time']}, {fact['work']}"
         )
     comparison = _comparison(run)
     if not parts:
@@ -203,7 +206,8 @@ def _card(run: Run, method: str, how: str, body: str) -> str:
             "</dl>"
         )
     return (
-        f'<article class="card {method}"><header><h2>{TITLES[method]} <abbr title="{TITLES[method]}">{NAMES[method]}</abbr></h2>'
+        f'<article class="card {method}"><header>'
+        f'<h2>{TITLES[method]} <abbr title="{TITLES[method]}">{NAMES[method]}</abbr></h2>'
         f'<p class="how">{how}</p></header>'
         f'<p class="result"{_at(lane.answered_seconds)}>{big} {mark}</p>{body}{numbers}</article>'
     )
@@ -285,7 +289,7 @@ def _cell(block: int, readout: dict[str, Any] | None, previous: dict[str, Any] |
         f"Block {block} says {_shorten(readout['text'] or 'nothing', 80)}{said}, probability {sure}.", quote=True
     )
     return (
-        f'<li class="{classes}" style="--p:{readout["probability"]:.4f}" data-t="{readout["seconds"]:.6f}" data-tip="{tip}">'
+        f'<li class="{classes}" style="--p:{readout["probability"]:.4f}"{_at(readout["seconds"])} data-tip="{tip}">'
         f'<span class="k"><span class="sr">Block </span>{block}</span>'
         f'<span class="value{size}">{escape(_shorten(value, LONG_TEXT))}</span>'
         f'<span class="sure">{escape(sure)}</span>{sign}<span class="sr">{said}</span></li>'
@@ -375,8 +379,9 @@ def _track(method: str, lane: Lane, run: Run, end: float) -> str:
             f"<b>{escape(_shorten(fact['value'], LONG_TEXT))}{sign}</b> {fact['time']}</span>"
         )
     return (
-        f'<div class="track {method}" tabindex="0" role="group" aria-label="{escape(summary, quote=True)} Use the arrow keys to '
-        f'step through its marks."><span class="who" aria-hidden="true">{name}</span><div class="rail">{marks}</div>{flag}</div>'
+        f'<div class="track {method}" tabindex="0" role="group" '
+        f'aria-label="{escape(summary, quote=True)} Use the arrow keys to step through its marks.">'
+        f'<span class="who" aria-hidden="true">{name}</span><div class="rail">{marks}</div>{flag}</div>'
     )
 
 
@@ -407,7 +412,7 @@ def _percent(value: float, end: float) -> str:
 
 
 def _replay(run: Run) -> str:
-    """The button that plays a finished race again, from both methods' common zero, stretched or pressed into a few seconds."""
+    """The button that plays a finished race again, both methods from zero, stretched or pressed into a few seconds."""
     if run.status != "done":
         return ""
     ratio = REPLAY_SECONDS / _longest(run)
@@ -421,13 +426,13 @@ def _footer(run: Run) -> str:
     data = base64.b64encode(json.dumps(run.to_dict(), ensure_ascii=False, indent=1).encode()).decode()
     name = re.sub(r"[^\w.-]", "-", run.checkpoint)
     return (
-        f'<div class="actions"><a class="download" download="rim-probe-run-{name}.json" href="data:application/json;base64,{data}">'
-        "Download this run (JSON)</a></div>"
+        f'<div class="actions"><a class="download" download="rim-probe-run-{name}.json" '
+        f'href="data:application/json;base64,{data}">Download this run (JSON)</a></div>'
     )
 
 
 def gallery(examples: Sequence[Problem], shown_per_depth: int = 3) -> str:
-    """Examples grouped by their number of steps: a row of depths to choose from, and the questions of the chosen one."""
+    """Examples by their number of steps: a row of depths to choose from, and the questions of the chosen one."""
     if not examples:
         return ""
     depths: dict[int, list[Problem]] = {}

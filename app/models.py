@@ -1,6 +1,7 @@
-"""The checkpoints the page can use: which there are, what can be read of them without weights, and loading one in the background.
+"""The checkpoints the page can use: which there are, what can be read without their weights, and loading one.
 
-Knows folders and threads. Does not know Gradio. Nothing heavy is imported until a model is loaded, so the page is up before torch is.
+Knows folders and threads. Does not know Gradio. Models are loaded in the background and nothing heavy is imported
+before, so the page is up before torch is.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class ModelShelf:
         """
         if not self._paths:
             raise CheckpointError(
-                "There is no checkpoint to ask: train one with `python -m rim_probe train`, or start with --model FOLDER."
+                "There is no checkpoint to ask; train one (`python -m rim_probe train`) or start with --model FOLDER."
             )
         if name not in self._paths:
             raise CheckpointError(
@@ -103,7 +104,7 @@ class ModelShelf:
         return load_examples(path)
 
     def start(self, name: str) -> Loading:
-        """Begins to load a checkpoint in the background, unless it is loaded or being loaded; a failed one is tried again."""
+        """Begins to load a checkpoint in the background, unless that is done or under way; after a failure, again."""
         path = self.path(name)
         with self._lock:
             loading = self._loadings.get(name)
@@ -145,7 +146,7 @@ class ModelShelf:
             self._ready.notify_all()
 
     def _spare_threads(self, models: dict[str, RiM]) -> None:
-        """One thread for a small model: on a CPU it gains nothing from more, and waits for them when a core is busy elsewhere."""
+        """One CPU thread for a small model: it gains nothing from more, and waits for them where cores are shared."""
         import torch
 
         self._threads = self._threads or torch.get_num_threads()

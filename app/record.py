@@ -1,4 +1,4 @@
-"""`python -m app.record CHECKPOINT`: answers one example of every depth for real and keeps the runs for the page to show."""
+"""`python -m app.record CHECKPOINT`: answers one example of every depth for real and keeps the runs for the page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Committed example runs, which the page shows before any model is loaded.
 
-One file per checkpoint, `recorded/<checkpoint name>.json`, made from real runs by `python -m app.record`. Knows the file; nothing of
-models or Gradio.
+One file per checkpoint, `recorded/<checkpoint name>.json`, made from real runs by `python -m app.record`.
+Knows the file. Does not know models or Gradio.
 """
 
 from __future__ import annotations

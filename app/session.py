@@ -2,8 +2,8 @@
 
 Knows the order of a race, its clock and its cancelling. Does not know Gradio, HTML or where models come from.
 
-A run is computed once and read by every panel. Its dictionary form (`Run.to_dict`) is at the same time what the page offers for
-download, what the API returns and what is committed under `app/recorded/`.
+A run is computed once and read by every panel. Its dictionary form (`Run.to_dict`) is at the same time what the page
+offers for download, what the API returns and what is committed under `app/recorded/`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ RACERS = ("memory", "cot")  # in the order in which they run
 MAX_BLOCKS = 16
 MAX_GOLD_CHARACTERS = 100
 MAX_NEW_TOKENS = 256
-# The page is redrawn at most this often, and then given this long to draw. Meanwhile nothing is decoded and the clock stands still,
-# for drawing shares the processor with decoding: without this, chain of thought, drawn more often, was measured 3 times too slow.
+# The page is redrawn at most this often, and then given this long to draw. Meanwhile nothing is decoded and the clock
+# stands still, for drawing shares the processor with decoding: chain of thought, which is drawn more often, was
+# measured up to 3 times too slow without this.
 REDRAW_SECONDS = 0.15
 DRAWING_SECONDS = 0.05
 SETTLE_SECONDS = 0.2  # before each method starts, so that neither pays for what came before it
@@ -44,8 +45,8 @@ class Lane:
     """One method's part of a run.
 
     Attributes:
-        events: dictionaries with `kind` ("prefill", "token", "readout"), `seconds` since this method started, and `text`; a
-            readout also has `block` (1-based), `value` and `probability`.
+        events: dictionaries with `kind` ("prefill", "token", "readout"), `seconds` since this method started, and
+            `text`; a readout also has `block` (1-based), `value` and `probability`.
         answer: `rim_probe.decoding.Answer.to_dict()`, or None while the method is running.
         correct: whether the answer equals the gold one; None where no gold answer is known.
     """
@@ -58,8 +59,8 @@ class Lane:
     def answered_seconds(self) -> float | None:
         """When the last token of the answer had come; None before the method has finished.
 
-        For memory this is earlier than `answer["total_seconds"]`: the readouts of the other blocks, which the page shows but an
-        answer does not need, may take more tokens.
+        For memory this may be earlier than `answer["total_seconds"]`: the readouts of the other blocks, which the page
+        shows but an answer does not need, can take more tokens.
         """
         if self.answer is None:
             return None
@@ -140,7 +141,7 @@ class Session:
 
 
 class Turnstile:
-    """Lets one run through at a time, in order of arrival, because two decodes at once would spoil each other's times."""
+    """Lets one run through at a time, in order of arrival: two decodes at once would spoil each other's times."""
 
     def __init__(self) -> None:
         self._line: deque[object] = deque()
@@ -226,9 +227,9 @@ def check_gold(gold: Any) -> str | None:
 def race(models: dict[str, RiM], run: Run, cancel: threading.Event, turnstile: Turnstile) -> Iterator[Run]:
     """Answers `run.question` with both methods, one after the other, and yields `run` whenever it is worth redrawing.
 
-    Every time is measured from its own method's start, and no clock runs while a run is yielded: the times are those of
-    decoding, not of drawing. The last run yielded has the status "done" or "stopped". Closing the generator ends the decoding,
-    and `cancel` ends it within one token.
+    Every time is measured from its own method's start, and no clock runs while a run is yielded: the times are those
+    of decoding, not of drawing. The last run yielded has the status "done" or "stopped". Closing the generator ends the
+    decoding, and `cancel` ends it within one token.
 
     Raises:
         RiMError: a question the model cannot be asked, or a failure in the model.

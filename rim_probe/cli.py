@@ -50,6 +50,7 @@ WORLD_HELP = {
     "bare": "weight of bare sums",
     "shuffle": "probability that the sentences of a relation problem are shuffled",
     "distract": "probability of one irrelevant fact",
+    "held_out_steps": "chains of at least so many steps belong to one split, shorter ones to all",
 }
 
 
@@ -417,7 +418,7 @@ def _add_data(commands: Any) -> None:
         _data,
         summary="write procedural problems to a file",
         description=f"Write problems of a procedural world, one a line:\n  {LINE_FORMAT}\n\n"
-        "No two splits share a chain of numbers. The test split is also told in phrasings, and about pairs of\n"
+        "No two splits share a chain of numbers (see --held-out-steps). The test split is also told in phrasings, and about pairs of\n"
         "person and thing, that no other split uses. Files of valid and test hold no question twice.",
         example="  python -m rim_probe data arithmetic --split test --rows 1000 --max-steps 4 --output test.txt",
     )

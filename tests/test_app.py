@@ -1,4 +1,4 @@
-"""The screen without a browser: words and figures, sessions, models on the shelf, recorded runs, and the endpoint for programs."""
+"""The screen without a browser: words and figures, sessions, models, recorded runs, and the endpoint for programs."""
 
 import json
 import shutil
@@ -105,7 +105,8 @@ def test_verdict_is_the_line_of_the_issue():
         (
             lane("1", 0.01, 1, None),
             lane("9", 0.1, 5, None, truncated=True),
-            "RiM: 1, 10 ms, 1 pass + 1 token. CoT: 9, 100 ms, 1 pass + 5 tokens, cut off at the limit: 10 times slower.",
+            "RiM: 1, 10 ms, 1 pass + 1 token. "
+            "CoT: 9, 100 ms, 1 pass + 5 tokens, cut off at the limit: 10 times slower.",
         ),
     ],
 )
@@ -220,11 +221,22 @@ def test_race_stops_when_cancelled_or_closed(models, shelf, monkeypatch):
             cancel.set()
     assert run.status == "stopped" and run.lanes["cot"].answer is None
 
-    closed = race(models, Run("small", question, None, 8), threading.Event(), Turnstile())
-    next(closed)
-    next(closed)
+    turnstile, ended = Turnstile(), []
+    slow(monkeypatch, 0.05, at_end=lambda: ended.append(True))
+    closed = race(models, Run("small", question, None, 8), threading.Event(), turnstile)
+    next(closed), next(closed)
+    assert not ended
     closed.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "race"]
+    assert ended and list(turnstile.wait(object(), threading.Event())) == []
+
+
+def test_a_run_can_be_stopped_while_its_model_is_loaded(small_checkpoint, monkeypatch):
+    monkeypatch.setattr("app.models._load_somewhere", lambda *_: time.sleep(60))
+    panel, cancel = Race(ModelShelf(small_checkpoint.parent)), threading.Event()
+    steps = panel.answer("3 + 4 = ?", 8, "", "small", cancel)
+    assert "Loading small first" in next(steps)
+    cancel.set()
+    assert list(steps) == []
 
 
 def test_race_passes_on_the_models_objections(models):
@@ -424,15 +436,18 @@ def test_endpoint_refuses_in_one_sentence(client, arguments, words):
     assert "Traceback" not in str(error.value) and str(error.value).count("\n") == 0
 
 
-def slow(monkeypatch, seconds: float) -> None:
-    """Makes every decoding event take `seconds` longer."""
+def slow(monkeypatch, seconds: float, at_end=lambda: None) -> None:
+    """Makes every decoding event take `seconds` longer, and says when a stream has come to its end or was closed."""
     from rim_probe import decoding
 
     real = decoding.stream
 
     def stream(*arguments, **options):
-        for event in real(*arguments, **options):
-            time.sleep(seconds)
-            yield event
+        try:
+            for event in real(*arguments, **options):
+                time.sleep(seconds)
+                yield event
+        finally:
+            at_end()
 
     monkeypatch.setattr(decoding, "stream", stream)

@@ -20,7 +20,9 @@ from rim_probe.model import METHODS, RiM, load_base, load_methods
 from rim_probe.training.scratch import word_tokenizer
 
 QUESTION = "Anna has 3 apples and buys 14 more. How many?"
-WORDS = sorted({*"anna has apples and buys more how many b m eos pad unk".split(), *"0123456789.?+=<>/|_", "<<", ">>", "####"})
+WORDS = sorted(
+    {*"anna has apples and buys more how many b m eos pad unk".split(), *"0123456789.?+=<>/|_", "<<", ">>", "####"}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +93,7 @@ def test_attaching_the_same_base_twice_gives_equal_rows(family):
     # A tokenizer that knows the tokens already, with a base that has no rows for them.
     reused = RiM.attach(tiny_base(family), first.tokenizer, first.layout)
     for other in (again, reused):
-        assert all(torch.equal(a, b) for a, b in zip(state(first.model).values(), state(other.model).values(), strict=True))
+        assert all(map(torch.equal, state(first.model).values(), state(other.model).values()))
 
 
 def test_attach_is_idempotent(rim):
@@ -268,7 +270,7 @@ def test_adapter_round_trip(kind, tmp_path):
     folder = rim.save_pretrained(tmp_path / "adapter")
     assert not list(folder.glob("model*")) and not list(folder.glob("*.bin"))
     stored = load_file(folder / "adapter_model.safetensors")
-    assert max(tensor.shape[0] for name, tensor in stored.items() if "lora" not in name) == 3  # of the embeddings 3 rows
+    assert [tuple(tensor.shape) for name, tensor in stored.items() if "lora" not in name] == [(3, 32)]  # memory rows
     loaded = RiM.from_pretrained(folder, device="cpu")
     assert torch.equal(logits(loaded), trained)
     assert loaded.prompt_ids(QUESTION, "memory") == rim.prompt_ids(QUESTION, "memory")
@@ -368,7 +370,10 @@ DAMAGES = {
     ),
     "no config": (remove("config.json"), "cannot be loaded"),
     "config not JSON": (overwrite("config.json", b"{"), "cannot be loaded"),
-    "config of wrong types": (overwrite("config.json", b'{"model_type": "llama", "hidden_size": "x"}'), "cannot be loaded"),
+    "config of wrong types": (
+        overwrite("config.json", b'{"model_type": "llama", "hidden_size": "x"}'),
+        "cannot be loaded",
+    ),
     "config a list": (overwrite("config.json", b"[1, 2]"), "cannot be loaded"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer in .* cannot be loaded"),
     "empty tokenizer": (overwrite("tokenizer.json", b"{}"), "tokenizer in .* cannot be loaded"),
@@ -397,7 +402,9 @@ def test_pickles_and_foreign_code_are_never_run(tmp_path, damaged):
 
     torch.save({"x": Bomb()}, damaged / "pytorch_model.bin")
     (damaged / "model.safetensors").unlink()
-    (damaged / "bomb.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    (damaged / "bomb.py").write_text(
+        f"open({str(tmp_path / 'exploded')!r}, 'w')\nclass Config: pass\nclass Model: pass\n"
+    )
     config = json.loads((damaged / "config.json").read_text())
     for kind in (config["model_type"], "bomb"):
         auto = {"AutoConfig": "bomb.Config", "AutoModelForCausalLM": "bomb.Model"}
@@ -425,7 +432,10 @@ ADAPTER_DAMAGES = {
     "config not JSON": (overwrite("adapter_config.json", b"{"), "adapter_config.json cannot be read"),
     "config a list": (overwrite("adapter_config.json", b"[]"), "adapter_config.json cannot be read"),
     "no base named": (overwrite("adapter_config.json", b'{"peft_type": "LORA"}'), "no entry 'base_model_name_or_path'"),
-    "base null": (overwrite("adapter_config.json", b'{"base_model_name_or_path": null}'), "base_model_name_or_path is None"),
+    "base null": (
+        overwrite("adapter_config.json", b'{"base_model_name_or_path": null}'),
+        "base_model_name_or_path is None",
+    ),
     "no layout": (remove(LAYOUT_FILE), "is missing, so this is not a RiM checkpoint"),
 }
 
@@ -474,7 +484,9 @@ def test_a_gguf_that_is_missing_or_garbage_is_named(tmp_path):
     assert str(path) in one_sentence(caught)
 
 
-@pytest.mark.parametrize("path", ["nowhere", "checkpoints/none", "./none", "/none/at/all", "a/b/c", "~/x", "a\0b", "", "x" * 5000])
+@pytest.mark.parametrize(
+    "path", ["nowhere", "checkpoints/none", "./none", "/none/at/all", "a/b/c", "~/x", "a\0b", "", "x" * 5000]
+)
 def test_a_mistyped_folder_is_not_asked_for_on_the_hub(path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("asked the Hub"))
     with pytest.raises(CheckpointError, match="There is no checkpoint folder") as caught:
@@ -674,7 +686,9 @@ def test_decoding_gives_the_typed_characters_back(kind, text):
     assert rim.decode(rim.encode_question(text)) == text.strip() + "\n"
 
 
-@pytest.mark.parametrize("text", ["", "   ", "\n\t\r\n", "\x00", "\x07\x1b\x00", "\u200b\u200d", "\u202e", "\ud83d", "\xa0"])
+@pytest.mark.parametrize(
+    "text", ["", "   ", "\n\t\r\n", "\x00", "\x07\x1b\x00", "\u200b\u200d", "\u202e", "\ud83d", "\xa0"]
+)
 def test_a_question_without_a_visible_character_is_empty(any_rim, text):
     with pytest.raises(QuestionError, match="The question is empty") as caught:
         any_rim.encode_question(text)

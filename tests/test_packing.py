@@ -56,7 +56,7 @@ def packed_logits(rim, rows):
 
 
 def separate_logits(rim, row):
-    """For every readout the logits that predict its tokens, from a plain causal pass of its own over `x m_1..m_k R_k`."""
+    """For every readout the logits that predict its tokens, from a plain causal pass over `x m_1..m_k R_k` alone."""
     prefix = [id for id, number in zip(row.ids, row.readouts, strict=True) if number == 0]
     block = len(rim.encoder.block_ids)
     result = []
@@ -100,7 +100,8 @@ def test_gradient_of_the_packed_batch_is_the_sum_of_separate_gradients(family, a
     rim = tiny_rim(family, attention)
     rows = [STAGES[stage](rim, problem) for problem in PROBLEMS]
     logits, batch = packed_logits(rim, rows)
-    packed = gradients(rim, cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="sum"))
+    losses = cross_entropy(logits.transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none")
+    packed = gradients(rim, losses.sum())
     loss = sum(
         cross_entropy(expected, torch.tensor(readout), reduction="sum")
         for row in rows

@@ -35,7 +35,7 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 
 @dataclass
 class Race:
-    """What the panel's functions share between visitors: the models, the queue in front of them, the cancel switches."""
+    """What all visitors share: the models, the queue in front of them, the cancel switches."""
 
     shelf: ModelShelf
     recordings: Path = recorded.FOLDER
@@ -45,7 +45,7 @@ class Race:
     # ------------------------------------------------------------------------------------------------- what it shows
 
     def opening(self, name: str | None, index: int | None = None) -> tuple[str, Run | None]:
-        """The stage before any live run: recording `index` of the checkpoint (default: the one that greets), and that run."""
+        """The stage with recording `index` of a checkpoint (default: the one that greets a visitor), and that run."""
         try:
             recordings = recorded.load(name, self.recordings) if name else []
         except RiMError as error:
@@ -137,9 +137,9 @@ class Race:
     ) -> dict:
         """Answer one word problem by memory and by chain of thought.
 
-        Returns the run as JSON: for "memory" and "cot" the answer, whether it is right (where `gold` is given) and every event
-        with its time in seconds; "summary" is the race in one sentence. `num_blocks` is the number of memory blocks, 0 to 16
-        (default: the checkpoint's own).
+        Returns the run as JSON: for "memory" and "cot" the answer, whether it is right (where `gold` is given) and
+        every event with its time in seconds; "summary" is the race in one sentence. `num_blocks` is the number of
+        memory blocks, 0 to 16 (default: the checkpoint's own).
         """
         name = next(iter(self.shelf.names), None)
         cancel = self.cancellations.start(request.session_hash)
@@ -147,7 +147,7 @@ class Race:
             if num_blocks is None:
                 num_blocks = self.layout(name).num_blocks
             run = None
-            for run in self.answer(question, num_blocks, gold, name, cancel):
+            for run in self.answer(question, num_blocks, gold, name, cancel):  # noqa: B007 (the last one is wanted)
                 pass
             if not isinstance(run, Run):
                 raise RiMError("The run was stopped before it began.")

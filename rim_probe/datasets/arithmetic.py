@@ -8,8 +8,10 @@ A problem is a chain `v_0 op_1 b_1 = v_1, ..., op_T b_T = v_T` told in one of th
 - *bare*: the sum in words and signs (`What is 3 + 4, then * 2?`), for drill.
 Stories and relations may hold facts that have nothing to do with the question.
 
-Splits never share a chain: a hash of the chain decides. The test split is also told in phrasings, and asks for pairs of
-person and thing, that no other split uses (its words are the same, for the vocabulary is closed).
+Splits never share a chain of `held_out_steps` steps or more: a hash of the chain decides. (Chains of one step are the
+arithmetic table itself, which a world may share; then a hash of the question keeps train and valid apart.) The test
+split is also told in phrasings, and asks for pairs of person and thing, that no other split uses (its words are the
+same, for the vocabulary is closed).
 """
 
 import random
@@ -76,6 +78,9 @@ _ASK_RELATION = (
     ("how many of the {t} does {n} have?",),
 )
 _BARE = (("what is {chain}?", "{chain} = ?"), ("what {chain} is?",))
+# A longer chain is kept with the chance that its hash falls to the split (0.8, 0.1, 0.1), a shared one with these, so that
+# no length is drawn more often than another; 0.9 and 0.1 of its train and valid questions then pass `_question_allowed`.
+_SHARED_ACCEPTANCE = {"train": 8 / 9, "valid": 1.0, "test": 0.1}
 _SIGNS = ("+", "-", "*", "/", "=", "<<", ">>", "####", "?", ".", ",")
 
 
@@ -90,6 +95,7 @@ class World:
         story, relation, bare: relative weights of the three ways of telling.
         shuffle: probability that the sentences of a relation problem are shuffled.
         distract: probability of one irrelevant fact.
+        held_out_steps: chains of at least so many steps belong to one split; shorter ones to all.
 
     Raises:
         RecipeError: values that describe no world.
@@ -104,6 +110,7 @@ class World:
     bare: float = 0.0
     shuffle: float = 0.5
     distract: float = 0.3
+    held_out_steps: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps <= 8:
@@ -154,7 +161,10 @@ def generate(world: World, split: str, rows: int, seed: int = 0, unique: bool = 
     seen: set[str] = set()
     repeats = 0
     while rows > 0 and repeats < 10_000:
-        problem = _tell(_draw_chain(world, split, rng), world, split, rng)
+        chain = _draw_chain(world, split, rng)
+        problem = _tell(chain, world, split, rng)
+        if len(chain.steps) < world.held_out_steps and not _question_allowed(problem.question, split):
+            continue
         if unique:
             if problem.question in seen:
                 repeats += 1
@@ -188,12 +198,19 @@ def _draw_chain(world: World, split: str, rng: random.Random) -> Chain:
             value = _apply(op, value, operand)
             steps.append((op, operand, value))
         chain = Chain(start, tuple(steps))
-        if len(steps) >= world.min_steps and chain.split == split:
+        if len(steps) < world.min_steps:
+            continue
+        if chain.split == split if len(steps) >= world.held_out_steps else rng.random() < _SHARED_ACCEPTANCE[split]:
             return chain
     raise RecipeError(
         f"World: no {split} problem of {world.min_steps} steps or more was found with {world.operations} and "
         f"numbers up to {world.max_value}; allow fewer steps, larger numbers or more operations."
     )
+
+
+def _question_allowed(question: str, split: str) -> bool:
+    """Keeps the questions of a shared chain apart: a tenth is for valid; those of test are phrased like no other."""
+    return split == "test" or (zlib.crc32(question.encode()) % 10 == 1) == (split == "valid")
 
 
 def _operands(op: str, value: int, limit: int) -> list[int]:

@@ -1,7 +1,7 @@
 """The real page in a real browser: run, stream, stop, bad input, narrow and dark screens, two tabs, a closed tab.
 
-Needs Debian's Chromium (`apt-get install chromium`); Playwright drives it and downloads nothing. The server runs in this process,
-so a test can slow decoding down (`pace`) to see what happens in the middle of a run.
+Needs Debian's Chromium (`apt-get install chromium`); Playwright drives it and downloads nothing. The server runs in
+this process, so a test can slow decoding down (`pace`) to see what happens in the middle of a run.
 """
 
 import base64
@@ -63,7 +63,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the page in a context of its own, as another visitor would; its console errors and foreign requests fail the test."""
+    """Opens the page as a visitor of its own; errors in its console and requests to elsewhere fail the test."""
     contexts, complaints = [], []
 
     def open_page(width: int = 1280, dark: bool = False, ready: bool = True):

@@ -1,0 +1,351 @@
+"""The real page in a real browser: run, stream, stop, bad input, narrow and dark screens, two tabs, a closed tab.
+
+Needs Debian's Chromium (`apt-get install chromium`); Playwright drives it and downloads nothing. The server runs in
+this process, so a test can slow decoding down (`pace`) to see what happens in the middle of a run.
+"""
+
+import base64
+import json
+import shutil
+import time
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from app import record
+from app.demo import build_demo, serve
+from app.models import ModelShelf
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` runs these tests"
+)
+DONE = ".stage.done .badge:text('Live')"
+
+
+@pytest.fixture(scope="module")
+def folder(small_checkpoint, tmp_path_factory) -> Path:
+    """Checkpoints `small` and `torn` (half of its weights file), and a recording of `small`."""
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(small_checkpoint, folder / "small")
+    shutil.copytree(small_checkpoint, folder / "torn")
+    weights = folder / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    record.record(str(small_checkpoint), "cpu", folder / "recorded")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples(folder) -> list[dict]:
+    return json.loads((folder / "small" / "examples.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    demo: gr.Blocks = build_demo(ModelShelf(folder), folder / "recorded")
+    yield serve(demo, "127.0.0.1", block=False)
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Opens the page as a visitor of its own; errors in its console and requests to elsewhere fail the test."""
+    contexts, complaints = [], []
+
+    def open_page(width: int = 1280, dark: bool = False, ready: bool = True):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: None if is_ours(request.url, address) else complaints.append(request.url))
+        page.goto(address)
+        page.wait_for_selector(".stage")
+        if ready:
+            page.wait_for_selector(".model-state.ready")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def is_ours(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", "blob:"))
+
+
+@pytest.fixture
+def pace(monkeypatch):
+    """`pace.seconds` are added to every event of chain of thought; `pace.events` counts them."""
+    from rim_probe import decoding
+
+    class Pace:
+        seconds, events = 0.0, 0
+
+    real, pace = decoding.stream, Pace()
+
+    def stream(rim, question, method, **options):
+        for event in real(rim, question, method, **options):
+            if method == "cot":
+                time.sleep(pace.seconds)
+                pace.events += 1
+            yield event
+
+    monkeypatch.setattr(decoding, "stream", stream)
+    return pace
+
+
+T0=time.monotonic()
+def P(*a): print(f'{time.monotonic()-T0:7.2f}',*a,flush=True)
+def ask(page, question: str, gold: str = "") -> None:
+    page.get_by_label("A word problem").fill(question)
+    page.get_by_label("Correct answer").fill(gold)
+    page.get_by_label("A word problem").press("Enter")
+
+
+def scrolls_sideways(page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+
+
+def test_opening_shows_a_recorded_race_before_any_model(open_page):
+    page = open_page(ready=False)
+    expect(page.locator("h1")).to_have_text("RiM Probe")
+    expect(page.locator(".badge")).to_have_text("Recorded")
+    expect(page.locator(".provenance")).to_contain_text("CPU")
+    expect(page.locator(".verdict")).to_contain_text("CoT:")
+    assert page.get_by_label("A word problem").input_value() == page.locator(".asked").text_content()
+    page.get_by_role("button", name="1 step", exact=True).click()
+    expect(page.get_by_role("button", name="1 step", exact=True)).to_have_attribute("aria-pressed", "true")
+    assert page.get_by_label("A word problem").input_value() == page.locator(".asked").text_content()
+
+
+def test_run_shows_both_answers_and_offers_them_as_json(open_page, examples):
+    page = open_page()
+    ask(page, examples[0]["question"], examples[0]["answer"])
+    page.wait_for_selector(DONE)
+    assert page.locator(".asked").text_content() == examples[0]["question"]
+    assert page.locator(".cell").count() == 8 and page.locator(".cell.pending").count() == 0
+    assert page.locator(".cell.right, .cell.wrong").count() == 8
+    assert page.locator(".result .mark").count() == 2
+    verdict = page.locator(".verdict").text_content()
+    assert (
+        "RiM:" in verdict and "CoT:" in verdict and ("slower" in verdict or "faster" in verdict or "as fast" in verdict)
+    )
+    link = page.locator("a.download").get_attribute("href")
+    run = json.loads(base64.b64decode(link.partition("base64,")[2]))
+    assert run["question"] == examples[0]["question"] and run["memory"]["answer"]["readouts"]
+    assert page.locator(".track.cot .token").count() == run["cot"]["answer"]["generated_tokens"]
+
+
+def test_picking_an_example_runs_it_and_an_edit_forgets_its_answer(open_page, examples):
+    page = open_page()
+    page.get_by_role("radio", name="3 steps").check()
+    page.locator(".example:visible").first.click()
+    page.wait_for_selector(DONE)
+    assert page.locator(".asked").text_content() == examples[4]["question"]
+    gold = page.get_by_label("Correct answer")
+    assert gold.input_value() == examples[4]["answer"]
+    page.get_by_label("A word problem").press("End")
+    page.get_by_label("A word problem").type(" 3")
+    expect(gold).to_have_value("")
+
+
+def test_blocks_slider_and_control_enter(open_page, examples):
+    page = open_page()
+    page.get_by_label("number input for Memory blocks K").fill("3")
+    page.get_by_label("number input for Memory blocks K").press("Control+Enter")
+    page.wait_for_selector(DONE)
+    assert page.locator(".cell").count() == 3
+
+
+def test_tokens_stream_and_stop_stops(open_page, examples, pace):
+    page = open_page()
+    pace.seconds = 0.05
+    ask(page, examples[0]["question"])
+    page.wait_for_selector(".stage.running .card.memory .big:not(.pending)")
+    written = page.locator(".written")
+    page.wait_for_function("document.querySelectorAll('.written span[data-t]').length > 1")
+    first = written.text_content()
+    page.wait_for_function(
+        "before => document.querySelector('.written').textContent.length > before", arg=len(first) + 3
+    )
+    assert page.locator(".stage.running .track.cot .token").count() > 1
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.wait_for_selector(".stage.stopped", timeout=3_000)
+    expect(page.locator(".verdict")).to_contain_text("CoT: stopped")
+    expect(page.locator("#stop")).to_be_disabled()
+    events = pace.events
+    time.sleep(0.3)
+    assert pace.events == events
+    pace.seconds = 0
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_selector(DONE)
+
+
+BAD_INPUT = [
+    ("", "is empty"),
+    ("z" * 20_000, "never seen"),
+    ("3 🍎 + 4 🍎 = ?", "🍎"),
+    ("   ", "is empty"),
+    ("كم عدد التفاح؟", "التفاح"),
+    ("Tom has 3\u0007 apples.", "U+0007"),
+    ("3 + 4 " * 70, "tokens"),
+    ("3 + 4 " * 3334, "characters"),
+    ("<img src=x onerror=alert(1)>", "“<”"),
+    ("<b><m></b> {{value}} ${1+1}", "“{”"),
+]
+
+
+def test_bad_input_is_answered_with_a_sentence(open_page):
+    page = open_page(width=380)
+    before = page.locator(".verdict").text_content()
+    notice = page.locator(".notice")
+    for question, words in BAD_INPUT:
+        ask(page, question)
+        expect(notice).to_contain_text(words)
+        assert "Traceback" not in notice.text_content() and page.locator(".notice img").count() == 0
+        assert page.locator(".verdict").text_content() == before, "the race that was there stays"
+        expect(page.locator("#stop")).to_be_disabled()
+        assert not scrolls_sideways(page)
+
+
+def test_unknown_words_offer_the_nearest_example(open_page, examples):
+    page = open_page()
+    ask(page, examples[2]["question"].replace("How", "How zeppelin"))
+    expect(page.locator(".notice")).to_contain_text("“zeppelin”")
+    offered = page.locator(".notice .example")
+    assert offered.text_content() == examples[2]["question"]
+    offered.click()
+    page.wait_for_selector(DONE)
+    assert page.locator(".asked").text_content() == examples[2]["question"]
+    assert page.locator(".notice").count() == 0
+
+
+def test_torn_weights_are_reported_in_the_page(open_page):
+    page = open_page()
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="torn").click()
+    expect(page.locator(".model-state.failed")).to_contain_text("cannot be loaded")
+    ask(page, "3 + 4 = ?")
+    expect(page.locator(".notice")).to_contain_text("cannot be loaded")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_width_and_both_themes(open_page, dark):
+    page = open_page(380, dark)
+    assert not scrolls_sideways(page)
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_selector(DONE)
+    # The race begins below the fold there, so it is brought into view.
+    page.wait_for_function("document.querySelector('.stage').getBoundingClientRect().top < innerHeight / 2")
+    ink, paper = page.evaluate(
+        "[getComputedStyle(document.querySelector('.verdict')).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    assert (lightness(ink) > lightness(paper)) == dark and abs(lightness(ink) - lightness(paper)) > 0.7
+    for width in (380, 800, 1600):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert not scrolls_sideways(page)
+
+
+def lightness(colour: str) -> float:
+    return sum(float(part) for part in colour.partition("(")[2].rstrip(")").split(",")[:3]) / 765
+
+
+def test_marks_explain_themselves_by_keyboard_and_pointer(open_page):
+    page = open_page()
+    tip = page.locator(".tip")
+    page.locator(".track.cot").focus()
+    page.keyboard.press("ArrowRight")
+    expect(tip).to_contain_text("CoT reads the question in one pass")
+    page.keyboard.press("ArrowRight")
+    expect(tip).to_contain_text("CoT token 1")
+    page.locator(".track.memory .prefill").hover()
+    expect(tip).to_contain_text("8 memory blocks in one pass")
+    page.locator(".cell").nth(2).hover()
+    expect(page.locator(".strip-note")).to_contain_text("Block 3 says")
+    page.locator("h1").hover()
+    expect(tip).to_contain_text("Point at a mark")
+
+
+def test_slow_motion_replays_the_race_and_can_be_stopped(open_page):
+    page = open_page()
+    page.locator(".replay").click()
+    page.wait_for_selector(".replaying .later")
+    assert page.locator(".playhead").is_visible()
+    page.locator(".replay").click()
+    page.wait_for_function("!document.querySelector('.later')")
+    assert not page.locator(".playhead").is_visible()
+
+
+def test_two_tabs_do_not_mix(open_page, examples, pace):
+    one, two = open_page(), open_page()
+    P('one, two = open_page(), open_page()')
+    pace.seconds = 0.02
+    P('pace.seconds = 0.02')
+    ask(one, examples[0]["question"])
+    P('ask(one, examples[0]["question"])')
+    one.wait_for_selector(".stage.running")
+    P('one.wait_for_selector(".stage.running")')
+    ask(two, examples[1]["question"])
+    P('ask(two, examples[1]["question"])')
+    expect(two.locator(".badge")).to_have_text("Waiting for 1 other run")
+    P('expect(two.locator(".badge")).to_have_text("Waiting for 1 ot')
+    assert two.locator(".asked").text_content() == examples[1]["question"]
+    P('assert two.locator(".asked").text_content() == examples[1]["')
+    pace.seconds = 0
+    P('pace.seconds = 0')
+    for page, example in ((one, examples[0]), (two, examples[1])):
+        page.wait_for_selector(DONE)
+        P('page.wait_for_selector(DONE)')
+        assert page.locator(".asked").text_content() == example["question"]
+        P('assert page.locator(".asked").text_content() == example["que')
+
+
+def test_a_closed_tab_stops_its_work(open_page, examples, pace):
+    page = open_page()
+    P('page = open_page()')
+    pace.seconds = 0.05
+    P('pace.seconds = 0.05')
+    ask(page, examples[0]["question"])
+    P('ask(page, examples[0]["question"])')
+    page.wait_for_selector(".stage.running .card.memory .big:not(.pending)")
+    P('page.wait_for_selector(".stage.running .card.memory .big:not')
+    page.context.close()
+    P('page.context.close()')
+    until = time.monotonic() + 5
+    P('until = time.monotonic() + 5')
+    events = -1
+    P('events = -1')
+    while events != pace.events and time.monotonic() < until:
+        events = pace.events
+        P('events = pace.events')
+        time.sleep(0.5)
+        P('time.sleep(0.5)')
+    assert events == pace.events
+    P('assert events == pace.events')
+    pace.seconds = 0
+    P('pace.seconds = 0')
+    again = open_page()  # and the next visitor does not wait for it
+    P('again = open_page()  # and the next visitor does not wait fo')
+    ask(again, examples[1]["question"])
+    P('ask(again, examples[1]["question"])')
+    again.wait_for_selector(DONE)
+    P('again.wait_for_selector(DONE)')
