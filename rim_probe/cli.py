@@ -13,7 +13,7 @@ import os
 import random
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -252,10 +252,11 @@ def _add_eval(commands: Any) -> None:
     _add_number(parser, "--latency-samples", "problems timed one by one", low=0, default=50)
     _add_seed(parser, "of the sample and the order")
     parser.add_argument("--output", metavar="FILE", help="write the report as JSON")
+    _add_card(parser, "eval")
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    output = _writable(arguments.output)
+    output, cards = _writable(arguments.output), [_card(path, "eval") for path in arguments.card]
     data = _read_problems(arguments.data)
 
     from rim_probe.evaluation import describe_run, evaluate
@@ -274,7 +275,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     report["run"] = describe_run(
         arguments.checkpoint, data, arguments.data, arguments.limit, device, arguments.command_line
     )
-    _finish(output, report, format_report(report))
+    _finish(output, report, format_report(report), [] if report["interrupted"] else cards)
     return INTERRUPTED if report["interrupted"] else OK
 
 
@@ -308,10 +309,29 @@ def _writable(path: str | None) -> Path | None:
     return Path(path)
 
 
-def _finish(output: Path | None, report: dict[str, Any], text: str) -> None:
-    """Writes the report where that was asked for, and prints it as tables."""
+def _add_card(parser: Any, mark: str) -> None:
+    places = f"<!-- {mark} --> and <!-- /{mark} -->"
+    parser.add_argument(
+        "--card", metavar="FILE", nargs="+", default=[], help=f"put the tables between {places} of Markdown files"
+    )
+
+
+def _card(path: str, mark: str) -> Callable[[str], object]:
+    """What puts tables between the marks of a Markdown file; the marks are looked for before the work is done."""
+    file, begin, end = Path(path), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    before, found, rest = file.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise RiMError(f"{path} lacks the lines {begin.strip()} and {end}; add them where the tables shall stand.")
+    return lambda text: file.write_text(before + begin + text + end + after, encoding="utf-8")
+
+
+def _finish(output: Path | None, report: dict[str, Any], text: str, cards: Sequence[Callable[[str], object]]) -> None:
+    """Writes the report and the cards where that was asked for, and prints the tables."""
     if output is not None:
         output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for card in cards:
+        card(text)
     print(text, end="", flush=True)
 
 
@@ -385,10 +405,11 @@ def _add_bench(commands: Any) -> None:
     _add_seed(parser, "of the choice of problems")
     _add_device(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    _add_card(parser, "bench")
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    output = _writable(arguments.json)
+    output, cards = _writable(arguments.json), [_card(path, "bench") for path in arguments.card]
     if arguments.data is None:
         problems = list(generate(World(), "test", arguments.questions, arguments.seed))
     else:
@@ -405,7 +426,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         train_steps=arguments.train_steps,
     )
     report |= {"checkpoint": arguments.checkpoint, "command": arguments.command_line}
-    _finish(output, report, format_bench(report))
+    _finish(output, report, format_bench(report), cards)
     return OK
 
 
@@ -418,8 +439,9 @@ def _add_data(commands: Any) -> None:
         _data,
         summary="write procedural problems to a file",
         description=f"Write problems of a procedural world, one a line:\n  {LINE_FORMAT}\n\n"
-        "No two splits share a chain of numbers (see --held-out-steps). The test split is also told in phrasings, and about pairs of\n"
-        "person and thing, that no other split uses. Files of valid and test hold no question twice.",
+        "No two splits share a chain of numbers (see --held-out-steps). The test split is also told in\n"
+        "phrasings, and about pairs of person and thing, that no other split uses. Files of valid and test hold\n"
+        "no question twice.",
         example="  python -m rim_probe data arithmetic --split test --rows 1000 --max-steps 4 --output test.txt",
     )
     parser.add_argument("world", choices=("arithmetic",), help="arithmetic: English word problems over + - * /")

@@ -295,3 +295,16 @@ def test_targets_are_judged_by_the_median_ratio(target, first, met):
     entry = bench._ratio("a / b", turns[:3], "a", "b", target)
     assert entry["met"] is met and entry["ratio"]["median"] == pytest.approx(first)
     assert bench._ratio("a / b", turns, "a", "b", target, of="ttft")["ratio"] is None
+
+
+def test_card_gets_the_tables_between_its_marks(tmp_path, small_checkpoint, capsys):
+    data, card = tmp_path / "test.txt", tmp_path / "README.md"
+    data.write_text("What is 3 + 4?||<<3+4=7>> #### 7\n")
+    card.write_text("above\n<!-- eval -->\nold\n<!-- /eval -->\nbelow\n")
+    command = ["eval", str(small_checkpoint), "--data", str(data), "--latency-samples", "0", "--max-new-tokens", "2"]
+    assert main([*command, "--card", str(card)]) == 0
+    text = card.read_text()
+    printed = capsys.readouterr().out
+    assert text == "above\n<!-- eval -->\n" + printed + "<!-- /eval -->\nbelow\n"
+    assert main([*command, "--card", str(data)]) == 2
+    assert "lacks the lines <!-- eval -->" in capsys.readouterr().err

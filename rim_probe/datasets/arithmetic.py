@@ -78,8 +78,9 @@ _ASK_RELATION = (
     ("how many of the {t} does {n} have?",),
 )
 _BARE = (("what is {chain}?", "{chain} = ?"), ("what {chain} is?",))
-# A longer chain is kept with the chance that its hash falls to the split (0.8, 0.1, 0.1), a shared one with these, so that
-# no length is drawn more often than another; 0.9 and 0.1 of its train and valid questions then pass `_question_allowed`.
+# A longer chain is kept with the chance that its hash falls to the split (0.8, 0.1, 0.1), a shared one with these, so
+# that no length is drawn more often than another; of its train and valid questions `_question_allowed` then keeps 0.9
+# and 0.1.
 _SHARED_ACCEPTANCE = {"train": 8 / 9, "valid": 1.0, "test": 0.1}
 _SIGNS = ("+", "-", "*", "/", "=", "<<", ">>", "####", "?", ".", ",")
 
