@@ -28,11 +28,16 @@ def main() -> int:
     from app.models import ModelShelf
 
     shelf = ModelShelf(preferred=flags.model, device=flags.device)
+    demo = build_demo(shelf)
     try:
-        serve(build_demo(shelf), flags.host, flags.port)
-    except OSError as error:  # the port is taken, or the address is not ours
+        url = serve(demo, flags.host, flags.port)
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    print(f"RiM Probe is at {url}  (Ctrl+C stops it)", flush=True)
+    for name in shelf.names[:1]:  # while the first visitor reads the page
+        shelf.start(name)
+    demo.block_thread()
     return 0
 
 

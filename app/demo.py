@@ -27,7 +27,7 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Bloc
     """The page over the checkpoints of `shelf`, opening with the runs in the folder `recordings`. Loads no model."""
     with gr.Blocks(title="RiM Probe", analytics_enabled=False) as demo:
         gr.HTML(HEADER, apply_default_css=False)
-        race.build(race.Race(shelf, recordings))
+        race.build(race.Race(shelf, recordings), demo)
     return demo
 
 
@@ -60,8 +60,12 @@ def theme() -> gr.themes.Base:
     )
 
 
-def serve(demo: gr.Blocks, host: str | None = None, port: int | None = None, block: bool = True) -> str:
-    """Starts the server and returns the page's address; with `block` it returns only when the server is stopped."""
+def serve(demo: gr.Blocks, host: str | None = None, port: int | None = None) -> str:
+    """Starts the server in the background and returns the page's address.
+
+    Raises:
+        OSError: the port is taken, or the address is not this machine's.
+    """
     _, url, _ = demo.queue().launch(
         server_name=host,
         server_port=port,
@@ -74,7 +78,4 @@ def serve(demo: gr.Blocks, host: str | None = None, port: int | None = None, blo
         prevent_thread_lock=True,
         quiet=True,
     )
-    if block:
-        print(f"RiM Probe is at {url}  (Ctrl+C stops it)", flush=True)
-        demo.block_thread()
     return url

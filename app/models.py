@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SMALL_MODEL = 20_000_000  # parameters
+KEPT = 2  # so that two visitors with two models do not throw out each other's
 WARM_UPS = 3  # the first passes pay for allocation and the choice of kernels; no visitor should
 
 
@@ -38,7 +39,7 @@ class Loading:
 
 
 class ModelShelf:
-    """Checkpoints by name. At most one stays in memory beside one that is being loaded.
+    """Checkpoints by name. The last few that were used stay in memory.
 
     Args:
         folder: where checkpoint folders lie.
@@ -109,7 +110,8 @@ class ModelShelf:
         with self._lock:
             loading = self._loadings.get(name)
             if loading is None or loading.error is not None:
-                for other in [key for key, value in self._loadings.items() if value.models is not None]:
+                ready = [other for other, value in self._loadings.items() if value.models is not None]
+                for other in ready[: len(ready) + 1 - KEPT]:
                     del self._loadings[other]
                 loading = self._loadings[name] = Loading()
                 threading.Thread(

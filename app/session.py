@@ -165,28 +165,28 @@ class Turnstile:
 
 
 class Cancellations:
-    """The cancel switch of every visitor's running question, by session."""
+    """The cancel switches of the runs under way, by session (one browser tab, or one API client)."""
 
     def __init__(self) -> None:
-        self._switches: dict[str, threading.Event] = {}
+        self._switches: dict[str, list[threading.Event]] = {}
 
     def start(self, session: str) -> threading.Event:
-        """A fresh switch; a run of the same session that is still going is stopped."""
-        self.stop(session)
-        switch = self._switches[session] = threading.Event()
+        """A switch for a new run."""
+        switch = threading.Event()
+        self._switches.setdefault(session, []).append(switch)
         return switch
 
     def stop(self, session: str) -> None:
-        """Stops the session's run, if there is one."""
-        switch = self._switches.pop(session, None)
-        if switch is not None:
+        """Stops every run of a session."""
+        for switch in self._switches.pop(session, []):
             switch.set()
 
     def finish(self, session: str, switch: threading.Event) -> None:
-        """Stops a run and forgets it, unless the session has started another one meanwhile."""
+        """Stops one run, if it still goes on, and forgets it."""
         switch.set()
-        if self._switches.get(session) is switch:
-            del self._switches[session]
+        others = [other for other in self._switches.pop(session, []) if other is not switch]
+        if others:
+            self._switches[session] = others
 
 
 def check_question(question: Any) -> str:

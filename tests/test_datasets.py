@@ -23,6 +23,7 @@ WORLDS = {
     "large": World(min_steps=3, max_steps=8, max_value=120, story=1, relation=1, bare=1, distract=1, shuffle=1),
     "plus and minus": World(max_steps=2, max_value=9, operations="+-", distract=0, shuffle=0),
     "plus only": World(max_steps=2, max_value=9, operations="+"),
+    "shared table": World(max_value=9, bare=0.5, held_out_steps=2),
 }
 STEP = re.compile(r"<<(\d+)([-+*/])(\d+)=(\d+)>>")
 COMPUTE = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
@@ -132,9 +133,10 @@ def test_splits_share_no_chain_and_no_question(world):
     chains, questions = {}, {}
     for split in SPLITS:
         found = problems(world, split, 150)
-        chains[split] = {chain_of(problem) for problem in found}
+        found_long = [problem for problem in found if len(problem.steps) >= world.held_out_steps]
+        chains[split] = {chain_of(problem) for problem in found_long}
         questions[split] = {problem.question.lower() for problem in found}
-        assert all(Chain(*as_chain(problem)).split == split for problem in found)
+        assert all(Chain(*as_chain(problem)).split == split for problem in found_long)
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
         assert not chains[one] & chains[other]
         assert not questions[one] & questions[other]
@@ -143,6 +145,27 @@ def test_splits_share_no_chain_and_no_question(world):
 def as_chain(problem):
     steps = numbers_of(problem)
     return steps[0][0], tuple((op, b, c) for _, op, b, c in steps)
+
+
+def test_a_shared_table_is_shared_without_sharing_questions():
+    """With `held_out_steps=2` every split knows the sums of one step, drawn as often as without."""
+    world = World(max_value=9, story=0, relation=0, bare=1, max_steps=2, held_out_steps=2)
+    found = {split: problems(world, split, 1500) for split in SPLITS}
+    table = {split: {chain_of(p) for p in found[split] if len(p.steps) == 1} for split in SPLITS}
+    assert table["train"] & table["test"] and table["train"] & table["valid"]
+    assert len(table["test"]) > 0.9 * len(table["train"] | table["test"])
+    questions = {split: {problem.question for problem in found[split]} for split in SPLITS}
+    assert not questions["train"] & questions["valid"] and not questions["train"] & questions["test"]
+    held_out = problems(replace(world, held_out_steps=1), "train", 1500)
+    share = {split: sum(len(p.steps) == 1 for p in found[split]) / 1500 for split in SPLITS}
+    for split in SPLITS:
+        assert abs(share[split] - sum(len(p.steps) == 1 for p in held_out) / 1500) < 0.1
+
+
+def test_a_shared_table_too_small_for_a_split_ends():
+    world = World(max_steps=1, max_value=4, operations="+", story=0, relation=0, bare=1, held_out_steps=2)
+    every = [{p.question for p in problems(world, split, 100, unique=True)} for split in SPLITS]
+    assert sum(map(len, every)) == len(set().union(*every)) == 3 * 6  # six sums in three phrasings
 
 
 def skeleton(problem):

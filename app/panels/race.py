@@ -47,7 +47,7 @@ class Race:
     def opening(self, name: str | None, index: int | None = None) -> tuple[str, Run | None]:
         """The stage with recording `index` of a checkpoint (default: the one that greets a visitor), and that run."""
         try:
-            recordings = recorded.load(name, self.recordings) if name else []
+            recordings = recorded.load(name, self.recordings) if name in self.shelf.names else []
         except RiMError as error:
             return figures.stage(None) + figures.notice(str(error)), None
         if not recordings:
@@ -107,6 +107,7 @@ class Race:
         self, question: str, gold: str, num_blocks: float, name: str | None, session: Session, request: gr.Request
     ) -> Iterator[list[Any]]:
         """The Run button: yields [stage, notice, stop button, session]."""
+        self.cancellations.stop(request.session_hash)
         cancel = self.cancellations.start(request.session_hash)
         run, sentence = None, ""
         # With every step, because the browser may see only the last of several that come close together.
@@ -197,8 +198,8 @@ def forget_gold(question: str, gold: str, session: Session) -> str:
     return "" if picked is not None and gold == picked[1] and question != picked[0] else gold
 
 
-def build(race_panel: Race) -> None:
-    """Adds the panel to the Blocks under construction."""
+def build(race_panel: Race, demo: gr.Blocks) -> None:
+    """Adds the panel to `demo`, which is under construction."""
     names = race_panel.shelf.names
     name = names[0] if names else None
     stage_html, opening_run = race_panel.opening(name)
@@ -260,7 +261,5 @@ def build(race_panel: Race) -> None:
     stage.select(race_panel.choose_recording, [model, session], [stage, question, gold, session], **PRIVATE)
     model.change(race_panel.choose_model, [model], [stage, examples, blocks], **PRIVATE)
     model.change(race_panel.watch_model, [model], [model_state], concurrency_limit=None, **PRIVATE)
-    gr.context.Context.root_block.load(
-        race_panel.watch_model, [model], [model_state], concurrency_limit=None, **PRIVATE
-    )
-    gr.context.Context.root_block.unload(race_panel.stop)
+    demo.load(race_panel.watch_model, [model], [model_state], concurrency_limit=None, **PRIVATE)
+    demo.unload(race_panel.stop)

@@ -165,6 +165,7 @@ def generate(world: World, split: str, rows: int, seed: int = 0, unique: bool = 
         chain = _draw_chain(world, split, rng)
         problem = _tell(chain, world, split, rng)
         if len(chain.steps) < world.held_out_steps and not _question_allowed(problem.question, split):
+            repeats += 1  # a very small world may have no question for this split
             continue
         if unique:
             if problem.question in seen:

@@ -49,7 +49,7 @@ def examples(folder) -> list[dict]:
 @pytest.fixture(scope="module")
 def address(folder):
     demo: gr.Blocks = build_demo(ModelShelf(folder), folder / "recorded")
-    yield serve(demo, "127.0.0.1", block=False)
+    yield serve(demo, "127.0.0.1")
     demo.close()
 
 
