@@ -319,7 +319,10 @@ def _add_card(parser: Any, mark: str) -> None:
 def _card(path: str, mark: str) -> Callable[[str], object]:
     """What puts tables between the marks of a Markdown file; the marks are looked for before the work is done."""
     file, begin, end = Path(path), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-    before, found, rest = file.read_text(encoding="utf-8").partition(begin)
+    try:
+        before, found, rest = file.read_text(encoding="utf-8").partition(begin)
+    except UnicodeDecodeError:
+        raise RiMError(f"{path} is not UTF-8 text; give a Markdown file.") from None
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise RiMError(f"{path} lacks the lines {begin.strip()} and {end}; add them where the tables shall stand.")

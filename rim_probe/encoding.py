@@ -18,6 +18,7 @@ class Encoder:
         block_ids: one memory block, [M + 2].
         marker_ids: the answer marker `#### `, [>= 1].
         eos_id: the id that ends a readout or an answer.
+        control_ids: memory and other special tokens, EOS among them.
 
     Raises:
         LayoutError: the tokenizer lacks a memory token.
@@ -35,7 +36,7 @@ class Encoder:
         # What the tokenizer itself puts before a text (BOS for Llama and OPT); what it appends is not wanted here.
         self._prefix_ids = _ids_before_text(tokenizer)
         special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._control_ids = special | set(tokenizer.all_special_ids) | set(self.block_ids)
+        self.control_ids = special | set(tokenizer.all_special_ids) | set(self.block_ids)
 
     def text_ids(self, text: str) -> list[int]:
         """`text` as ids, no special token added or recognised."""
@@ -63,7 +64,7 @@ class Encoder:
         ids = self.text_ids(question + QUESTION_END)
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
             raise UnknownWordsError(self._unknown_words(question))
-        if control := self._control_ids.intersection(ids):
+        if control := self.control_ids.intersection(ids):
             token = self.tokenizer.convert_ids_to_tokens(min(control))
             raise QuestionError(f"The question holds {token}, which steers this model; please leave it out.")
         return self._prefix_ids + ids
@@ -86,8 +87,9 @@ class Encoder:
             question, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
         spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        words = [question[start:end].strip() for token, (start, end) in spans if token == self.tokenizer.unk_token_id]
-        return list(dict.fromkeys(word for word in words if word))
+        words = [question[start:end] for token, (start, end) in spans if token == self.tokenizer.unk_token_id]
+        # A control character that Python takes for white space is a word to the tokenizer, and has to be named.
+        return list(dict.fromkeys(word.strip() or word for word in words if word))
 
 
 def _ids_before_text(tokenizer) -> list[int]:

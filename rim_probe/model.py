@@ -5,6 +5,7 @@ No custom model class: a RiM checkpoint is an ordinary causal LM with three more
 read from safetensors only, and no code that comes with a checkpoint is ever run.
 """
 
+import inspect
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from rim_probe.encoding import Encoder
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError
@@ -42,6 +43,7 @@ class RiM:
         self.layout = layout
         self.encoder = Encoder(tokenizer, layout)
         self.name = name
+        _check_positions(model, name)
         rows = model.get_input_embeddings().weight.shape[0]
         if max(self.memory_ids) >= rows:
             raise CheckpointError(
@@ -76,11 +78,9 @@ class RiM:
     @cached_property  # reading a vocabulary takes 20 ms, more than a small model's first token
     def banned_ids(self) -> list[int]:
         """Ids that are never generated: memory and other control tokens, and rows without a token; never EOS."""
-        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        special |= set(self.tokenizer.all_special_ids) | set(self.memory_ids)
         rows = self.model.get_output_embeddings().weight.shape[0]
-        special |= set(range(rows)) - set(self.tokenizer.get_vocab().values())
-        return sorted(special - {self.eos_id})
+        unused = set(range(rows)) - set(self.tokenizer.get_vocab().values())
+        return sorted((self.encoder.control_ids | unused) - {self.eos_id})
 
     def encode_question(self, question: str) -> list[int]:
         """See `Encoder.question_ids`."""
@@ -224,6 +224,7 @@ def load_base(path: str | Path, dtype: torch.dtype | None = None, attention: str
 
 def _load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | None) -> PreTrainedModel:
     source, gguf = _source(path)
+    _check_shards(Path(path) / "model.safetensors.index.json")
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
@@ -232,7 +233,8 @@ def _load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | 
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in a sentence
-            **(gguf or {"use_safetensors": True}),
+            # Unpacked and no longer called quantized, for what is can be neither trained nor saved.
+            **(gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}),
         )
     except Exception as error:  # transformers, safetensors and gguf raise a dozen kinds; a user needs one sentence
         raise CheckpointError(
@@ -245,6 +247,16 @@ def _load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | 
             "the file is incomplete or belongs to another model."
         )
     return model
+
+
+def _check_shards(index: Path) -> None:
+    """Refuses an index that names other files than safetensors, since transformers would unpickle them."""
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return  # no index, or one that transformers will complain of
+    if wrong := [file for file in files if not str(file).endswith(".safetensors")]:
+        raise CheckpointError(f"{index} names {wrong[0]!r}; weights are read from safetensors only.")
 
 
 def _load_tokenizer(path: str | Path):
@@ -300,6 +312,17 @@ def _load_adapter(
     return model
 
 
+def _check_positions(model, name: str) -> None:
+    """Refuses models that take no positions of our choice (ALiBi, state spaces) or tell no length of context."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        raise CheckpointError(f"{name}: {type(base).__name__} takes no position ids, which memory blocks need.")
+    for key in ("max_position_embeddings", "sliding_window"):
+        length = getattr(base.config, key, None)
+        if not isinstance(length, int) and (length is not None or key == "max_position_embeddings"):
+            raise CheckpointError(f"{name}: {key} in its config.json must be a whole number, not {length!r}.")
+
+
 def _add_rows(model, tokenizer, ids: Sequence[int]) -> None:
     """Gives the model an embedding row for every token; initialises those added, and `ids`, which may be spare ones."""
     rows = model.get_input_embeddings().weight.shape[0]
@@ -350,7 +373,7 @@ def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> t
         device = torch.device(device)
         if device.type == "cuda" and not torch.cuda.is_available():
             device = torch.device("cpu")
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # to be read back, too: `meta` holds no data
     except (RuntimeError, AssertionError, ImportError, TypeError):  # a misspelt name, or a device this machine lacks
         raise CheckpointError(f"The device {str(device)!r} cannot be used here; use cpu or cuda.") from None
     return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)

@@ -132,6 +132,11 @@ def test_impossible_worlds_are_refused(capsys, tmp_path):
     world = ("data", "arithmetic", "--split", "test", "--output", tmp_path / "x.txt")
     assert "steps" in fails(capsys, *world, "--min-steps", "5", "--max-steps", "2")
     assert "operations" in fails(capsys, *world, "--operations", "%")
+    for weight in ("nan", "inf"):
+        assert "weights" in fails(capsys, *world, "--story", weight)
+    for flag, value in (("--shuffle", "nan"), ("--distract", "7")):
+        assert "between 0 and 1" in fails(capsys, *world, flag, value)
+    assert "held_out_steps" in fails(capsys, *world, "--held-out-steps", "0")
 
 
 def test_ctrl_c_ends_with_130(capsys, monkeypatch):
@@ -308,3 +313,6 @@ def test_card_gets_the_tables_between_its_marks(tmp_path, small_checkpoint, caps
     assert text == "above\n<!-- eval -->\n" + printed + "<!-- /eval -->\nbelow\n"
     assert main([*command, "--card", str(data)]) == 2
     assert "lacks the lines <!-- eval -->" in capsys.readouterr().err
+    card.write_bytes(b"\xff\xfe")
+    assert main([*command, "--card", str(card)]) == 2
+    assert "not UTF-8" in capsys.readouterr().err

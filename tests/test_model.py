@@ -11,7 +11,8 @@ import torch
 from conftest import ALL_FAMILIES, tiny_base, tiny_rim, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
+from transformers.trainer_utils import validate_quantization_for_training
 
 from rim_probe.encoding import MAX_QUESTION_CHARACTERS
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError, UnknownWordsError
@@ -294,6 +295,13 @@ def test_a_gguf_base_says_what_the_same_base_says(tmp_path):
     assert (found - expected).abs().max() < 1e-4
 
 
+def test_a_gguf_base_can_be_trained_and_saved_like_any_other(tmp_path):
+    """transformers calls it quantized otherwise, and refuses both."""
+    rim = RiM.attach(*load_base(write_gguf(tmp_path / "tiny.gguf", tiny_base(), tiny_tokenizer())))
+    validate_quantization_for_training(rim.model)
+    assert torch.equal(logits(RiM.from_pretrained(rim.save_pretrained(tmp_path / "whole"), device="cpu")), logits(rim))
+
+
 def test_methods_have_models_of_their_own_where_there_are_folders(checkpoint, tmp_path):
     one = load_methods(checkpoint, device="cpu")
     assert set(one) == set(METHODS)
@@ -341,6 +349,14 @@ def change_tensors(change):
     return damage
 
 
+def set_in_config(**values):
+    def damage(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return damage
+
+
 def only_pickled_weights(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -382,6 +398,7 @@ DAMAGES = {
     "tokenizer without memory tokens": (tiny_tokenizer().save_pretrained, "does not know the memory tokens"),
     "no layout": (remove(LAYOUT_FILE), "is missing, so this is not a RiM checkpoint"),
     "layout not JSON": (overwrite(LAYOUT_FILE, b"{"), "cannot be read as JSON"),
+    "window of a wrong type": (set_in_config(sliding_window="long"), "sliding_window in its config.json .* not 'long'"),
     "layout of wrong types": (overwrite(LAYOUT_FILE, b'{"num_blocks": "eight"}'), "num_blocks"),
 }
 
@@ -414,6 +431,22 @@ def test_pickles_and_foreign_code_are_never_run(tmp_path, damaged):
         with pytest.raises(CheckpointError):
             load_base(damaged)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_an_index_that_names_pickles_is_refused(damaged):
+    weights = load_file(damaged / "model.safetensors")
+    (damaged / "model.safetensors").unlink()
+    torch.save(weights, damaged / "weights.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "weights.bin")}
+    (damaged / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="names 'weights.bin'; weights are read from safetensors only"):
+        RiM.from_pretrained(damaged)
+
+
+def test_a_model_without_position_ids_is_refused():
+    base = BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=32, n_layer=1, n_head=2))
+    with pytest.raises(CheckpointError, match="BloomForCausalLM takes no position ids"):
+        RiM.attach(base, tiny_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -525,7 +558,7 @@ def test_without_a_gpu_everything_runs_on_the_cpu(checkpoint, monkeypatch):
     assert RiM.from_pretrained(checkpoint, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("device", ["gpu", "hpu:0", "cuda:x", 3.5])
+@pytest.mark.parametrize("device", ["gpu", "hpu:0", "cuda:x", "meta", 3.5])
 def test_a_device_that_cannot_be_used(checkpoint, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(CheckpointError, match="device '.*' cannot be used here; use cpu or cuda") as caught:
@@ -735,6 +768,11 @@ def test_unknown_words_are_named_once_in_order():
     assert caught.value.words == ["Zebra", ",", "zyx", "😀", "QUUX", "!"]
     assert one_sentence(caught).startswith("This small model has never seen “Zebra”, “,”, “zyx”, “😀”, “QUUX”, “!”;")
     assert rim.encode_question("ANNA has 3 Apples.") == rim.encode_question("anna has 3 apples.")
+
+
+def test_a_control_character_among_the_words_is_named():
+    with pytest.raises(UnknownWordsError, match="never seen “U\\+001C”"):
+        rim_with("words").encode_question("anna \x1c has 3 apples")
 
 
 def test_the_sentence_about_unknown_words_stays_short_and_legible():

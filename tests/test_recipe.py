@@ -60,6 +60,7 @@ def test_values_arrive_with_defaults_and_overrides(tmp_path):
         ({"stages": [STAGE | {"rows": None}]}, "recipe.stages[0].rows", "type int, not None"),
         ({"stages": [STAGE | {"learning_rate": 3}]}, "recipe.stages[0]", "learning_rate must lie between 0 and 1"),
         ({"stages": [STAGE | {"learning_rate": "fast"}]}, "recipe.stages[0].learning_rate", "type float"),
+        ({"stages": [STAGE | {"learning_rate": 10**400}]}, "recipe.stages[0].learning_rate", "type float"),
         ({"stages": [STAGE | {"learning_rate": float("nan")}]}, "recipe.stages[0]", "learning_rate"),
         ({"stages": [STAGE | {"objective": "stage3"}]}, "recipe.stages[0]", "objective must be one of stage1"),
         ({"stages": [STAGE | {"schedule": "step"}]}, "recipe.stages[0]", "schedule must be one of constant"),
@@ -105,7 +106,21 @@ def test_mistakes_are_named(tmp_path, changes, place, said):
     assert sentence.startswith(f"{path}: {place}") and said in sentence and "\n" not in sentence
 
 
-@pytest.mark.parametrize("text", ["output: [", "a: b: c", "\x00", "- 1\n- 2", "", "42"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "output: [",
+        "a: b: c",
+        "\x00",
+        "- 1\n- 2",
+        "",
+        "42",
+        "[" * 5000,
+        "a: 2026-99-99",
+        "a: !!int b",
+        "a: " + "9" * 5000,
+    ],
+)
 def test_what_is_not_a_recipe_is_refused(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -599,6 +600,28 @@ def test_what_cannot_be_trained_is_a_sentence(tmp_path, adapted):
     with pytest.raises(CheckpointError, match="nowhere"):
         train(write_recipe(tmp_path, **lora_recipe(adapted) | {"base": str(tmp_path / "nowhere")}))
     assert not any((tmp_path / "out.run").iterdir())  # nothing to resume, so nothing stands in the way
+    (tmp_path / "out").touch()
+    with pytest.raises(RecipeError, match="is a file; output must name a folder"):
+        train(write_recipe(tmp_path, **lora_recipe(adapted)))
+
+
+def test_the_weights_of_an_earlier_run_do_not_stay_in_the_output(tmp_path, adapted):
+    for changes, kept, gone in (({}, ADAPTER, WEIGHTS), ({"lora": None}, WEIGHTS, ADAPTER), ({}, ADAPTER, WEIGHTS)):
+        recipe = lora_recipe(adapted, stages=[GROUND | {"rows": 4}], **changes)
+        out = train(write_recipe(tmp_path, **recipe), report=lambda line: None)
+        shutil.rmtree(tmp_path / "out.run")
+        assert (out / kept).exists() and not (out / gone).exists()
+        assert hasattr(RiM.from_pretrained(out).model, "peft_config") == (kept == ADAPTER)
+
+
+def test_rejected_lines_of_the_validation_file_are_counted(tmp_path, adapted):
+    write_problems(tmp_path / "valid.txt", bare_problems(2))
+    with open(tmp_path / "valid.txt", "a", encoding="utf-8") as file:
+        file.write("this is no problem\n")
+    data = {"files": [str(adapted["data"])], "validation": str(tmp_path / "valid.txt")}
+    lines = []
+    train(write_recipe(tmp_path, **lora_recipe(adapted, data=data, stages=[GROUND | {"rows": 4}])), report=lines.append)
+    assert f"{tmp_path / 'valid.txt'}: 1 lines left out, such as line 3" in lines[0]
 
 
 def test_rows_say_what_they_train(rim):

@@ -14,6 +14,7 @@ split is also told in phrasings, and asks for pairs of person and thing, that no
 same, for the vocabulary is closed).
 """
 
+import math
 import random
 import re
 import zlib
@@ -37,44 +38,116 @@ _SINGULAR = {thing: "box" if thing == "boxes" else thing.removesuffix("s") for t
 _ONE = re.compile(rf"\b1 (more |fewer )?({'|'.join(THINGS)})\b")
 _OPENERS = ("", "", "", "Then", "Later", "Next")
 
-# {n} owner, {m} another person, {b} operand, {t} things. First the frames of train and valid, then those of test.
+# {n} owner, {m} another person, {b} operand, {t} things. First the frames of train and valid, then those of test: each
+# of its words and turns occurs in training with another operation or in another place, the frame itself never.
 _STORY = {
     "+": (
-        ("{n} buys {b} more {t}", "{n} finds {b} {t}", "{n} gets {b} {t} from {m}", "{m} gives {n} {b} more {t}"),
+        (
+            "{n} buys {b} more {t}",
+            "{n} finds {b} {t}",
+            "{n} gets {b} {t} from {m}",
+            "{m} gives {n} {b} more {t}",
+            "{n} gets {b} more {t}",
+            "{n} buys {b} {t} from {m}",
+            "{m} gives {b} {t} to {n}",
+        ),
         ("{n} finds {b} more {t}", "{n} buys {b} {t}", "{m} gives {n} {b} {t}"),
     ),
     "-": (
-        ("{n} loses {b} {t}", "{n} gives {b} {t} to {m}", "{n} sells {b} of the {t}", "{n} gives {m} {b} {t}"),
+        (
+            "{n} loses {b} {t}",
+            "{n} gives {b} {t} to {m}",
+            "{n} sells {b} of the {t}",
+            "{n} gives {m} {b} {t}",
+            "{n} sells {b} {t} to {m}",
+            "{n} gives {m} {b} of the {t}",
+            "{m} gets {b} of the {t} from {n}",
+        ),
         ("{n} sells {b} {t}", "{n} loses {b} of the {t}", "{n} gives {b} of the {t} to {m}"),
     ),
     "*": (
-        ("now {n} has {b} times as many {t}", "the {t} of {n} become {b} times as many"),
+        (
+            "now {n} has {b} times as many {t}",
+            "the {t} of {n} become {b} times as many",
+            "{n} has {b} times as many {t} now",
+            "the {t} of {n} are now {b} times as many",
+            "now there are {b} times as many {t} with {n}",
+        ),
         ("{n} now has {b} times as many {t}", "now the {t} of {n} become {b} times as many"),
     ),
     "/": (
-        ("{n} makes {b} equal parts of the {t} and keeps one part", "{n} splits the {t} by {b} and keeps one part"),
+        (
+            "{n} makes {b} equal parts of the {t} and keeps one part",
+            "{n} splits the {t} by {b} and keeps one part",
+            "{n} splits the {t} by {b} and now has one part",
+            "{n} keeps one of {b} equal parts of the {t}",
+            "{n} makes {b} equal parts and keeps one of the parts",
+        ),
         ("{n} splits the {t} by {b} and now keeps one part", "{n} makes {b} equal parts and keeps one part of the {t}"),
     ),
 }
 _RELATION = {
-    "+": (("{m} has {b} more {t} than {n}", "{m} has {b} {t} more than {n}"), ("{m} has {b} more than {n}",)),
-    "-": (("{m} has {b} fewer {t} than {n}", "{m} has {b} {t} fewer than {n}"), ("{m} has {b} fewer than {n}",)),
+    "+": (
+        (
+            "{m} has {b} more {t} than {n}",
+            "{m} has {b} {t} more than {n}",
+            "there are {b} more {t} with {m} than with {n}",
+        ),
+        ("{m} has {b} more than {n}",),
+    ),
+    "-": (
+        (
+            "{m} has {b} fewer {t} than {n}",
+            "{m} has {b} fewer than {n}",
+            "there are {b} fewer {t} with {m} than with {n}",
+        ),
+        ("{m} has {b} {t} fewer than {n}",),
+    ),
     "*": (
-        ("{m} has {b} times as many {t} as {n}", "the {t} of {m} are {b} times as many as those of {n}"),
-        ("{m} has {b} times as many as {n}",),
+        (
+            "{m} has {b} times as many {t} as {n}",
+            "the {t} of {m} are {b} times as many as those of {n}",
+            "{m} has {b} times as many as {n}",
+        ),
+        ("there are {b} times as many {t} with {m} as with {n}",),
     ),
     "/": (
-        ("{m} has the {t} of {n} split by {b}", "split the {t} of {n} by {b} and {m} has one part"),
+        (
+            "{m} has the {t} of {n} split by {b}",
+            "split the {t} of {n} by {b} and {m} has one part",
+            "{m} has one of {b} equal parts of the {t} of {n}",
+            "split those {t} of {n} by {b} and one part is with {m}",
+        ),
         ("split those {t} of {n} by {b} and {m} has one part",),
     ),
 }
-_START = (("{n} has {b} {t}", "there are {b} {t} with {n}"), ("now {n} has {b} {t}", "with {n} there are {b} {t}"))
+_START = (
+    (
+        "{n} has {b} {t}",
+        "there are {b} {t} with {n}",
+        "{n} has {b} of the {t}",
+        "{n} now has {b} {t}",
+        "there are now {b} {t} with {n}",
+        "with {n} there are now {b} {t}",
+    ),
+    ("now {n} has {b} {t}", "with {n} there are {b} {t}"),
+)
 _ASK_STORY = (
-    ("how many {t} does {n} have now?", "how many {t} are with {n} now?"),
+    (
+        "how many {t} does {n} have now?",
+        "how many {t} are with {n} now?",
+        "how many {t} are there with {n} now?",
+        "now how many {t} are with {n}?",
+    ),
     ("now how many {t} does {n} have?", "how many {t} are now with {n}?"),
 )
 _ASK_RELATION = (
-    ("how many {t} does {n} have?", "how many {t} are with {n}?"),
+    (
+        "how many {t} does {n} have?",
+        "how many {t} are with {n}?",
+        "how many {t} are there with {n}?",
+        "how many of the {t} are with {n}?",
+    ),
     ("how many of the {t} does {n} have?",),
 )
 _BARE = (("what is {chain}?", "{chain} = ?"), ("what {chain} is?",))
@@ -123,8 +196,12 @@ class World:
         if not ("+" in self.operations or "-" in self.operations):
             raise RecipeError("World: operations need + or -, so that every chain can go on.")
         weights = (self.story, self.relation, self.bare)
-        if min(weights) < 0 or sum(weights) <= 0:
+        if not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
             raise RecipeError("World: the weights story, relation and bare must be at least 0 and not all 0.")
+        if not (0 <= self.shuffle <= 1 and 0 <= self.distract <= 1):
+            raise RecipeError("World: shuffle and distract are probabilities; they must lie between 0 and 1.")
+        if self.held_out_steps < 1:
+            raise RecipeError(f"World: held_out_steps must be at least 1, not {self.held_out_steps}.")
 
 
 @dataclass(frozen=True)
@@ -305,7 +382,8 @@ def _draw_thing(name: str, split: str, rng: random.Random) -> str:
 
 def _join(sentences: list[str], ask: str) -> str:
     told = " ".join(_capitalise(sentence) + "." for sentence in sentences)
-    told = _ONE.sub(lambda match: f"1 {match[1] or ''}{_SINGULAR[match[2]]}", told).replace("here are 1 ", "here is 1 ")
+    told = _ONE.sub(lambda match: f"1 {match[1] or ''}{_SINGULAR[match[2]]}", told)
+    told = re.sub(r"(?<=here) are (now )?(?=1 )", lambda match: f" is {match[1] or ''}", told)
     return told + " " + _capitalise(ask)
 
 

@@ -179,7 +179,7 @@ def load_recipe(path: str | Path, **overrides) -> Recipe:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"The recipe {path} cannot be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # what its constructors raise besides YAMLError
         mark = getattr(error, "problem_mark", None)
         said = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]
         raise RecipeError(f"The recipe {path} is not YAML ({said}).") from None
@@ -220,13 +220,11 @@ def _convert(hint, value, where: str):
         return tuple(_convert(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
-    if hint is float and isinstance(value, str):
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-3 as text
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise RecipeError(f"{where} must be of type {hint.__name__}, not {value!r}.")
     return value

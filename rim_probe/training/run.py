@@ -18,7 +18,7 @@ from transformers.integrations import is_tensorboard_available
 from rim_probe.datasets.arithmetic import generate, vocabulary
 from rim_probe.datasets.sources import load_problems
 from rim_probe.errors import QuestionError, RecipeError
-from rim_probe.model import RiM, load_base
+from rim_probe.model import ADAPTER_FILE, RiM, load_base
 from rim_probe.packing import Row, cot_row, direct_row, stage1_row, stage2_row
 from rim_probe.problems import Problem
 from rim_probe.training.recipe import Data, Lora, Recipe, Stage, load_recipe
@@ -55,6 +55,8 @@ def train(
     plan = load_recipe(recipe, output=output)
     folder = Path(plan.output)
     run = folder.with_name(folder.name + ".run")
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{folder} is a file; output must name a folder for the finished checkpoint.")
     if run.exists() and any(run.iterdir()) and not resume:
         raise RecipeError(f"{run} holds an earlier run; add --resume to go on with it, or remove the folder.")
     processes = PartialState(cpu=not torch.cuda.is_available())
@@ -88,6 +90,9 @@ def train(
         processes.wait_for_everyone()
     if processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        # An adapter left by an earlier run would be loaded in the place of these weights, and the other way round.
+        for stale in (*folder.glob("*.safetensors*"), folder / ADAPTER_FILE):
+            stale.unlink(missing_ok=True)
         for file in (run / plan.stages[-1].name / "best").iterdir():
             shutil.copy2(file, folder / file.name)
     report(f"Saved {folder}.")
@@ -166,18 +171,21 @@ def _make_problems(data: Data, report: Callable[[str], None]) -> tuple[list[Prob
         train = list(generate(data.world, "train", data.rows, data.seed))
         valid = list(generate(data.world, "valid", data.validation_rows, data.seed, unique=True))
         return train, valid
-    problems = []
-    for source in data.files:
-        loaded = load_problems(source)
-        problems += loaded.problems
-        if loaded.rejected:
-            first = loaded.rejected[0]
-            report(f"{source}: {len(loaded.rejected)} lines left out, such as line {first.line_number}: {first.reason}")
+    problems = [problem for source in data.files for problem in _read(source, report)]
     if data.rows is not None and data.rows < len(problems):
         chosen = torch.randperm(len(problems), generator=torch.Generator().manual_seed(data.seed))[: data.rows]
         problems = [problems[i] for i in chosen.tolist()]
-    valid = load_problems(data.validation).problems[: data.validation_rows] if data.validation else []
+    valid = _read(data.validation, report)[: data.validation_rows] if data.validation else []
     return problems, valid
+
+
+def _read(source: str, report: Callable[[str], None]) -> list[Problem]:
+    """The problems of a source; lines that were left out are counted aloud."""
+    loaded = load_problems(source)
+    if loaded.rejected:
+        first = loaded.rejected[0]
+        report(f"{source}: {len(loaded.rejected)} lines left out, such as line {first.line_number}: {first.reason}")
+    return loaded.problems
 
 
 def _make_trainer(
