@@ -33,7 +33,7 @@ from rim_probe.model import RiM
 from rim_probe.problems import Problem, ProblemFile, is_correct
 
 REPORT_FORMAT = "rim-probe-evaluation/1"
-BLOCK_SWEEP = (0, 1, 2, 4, 8, 12, 16)
+BLOCK_SWEEP = tuple(range(17))
 WARM_UP_QUESTIONS = 3  # before the clock counts: a model's first passes pay for allocation and kernel choice
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal
 GROUP_BATCHES = 4  # batches sorted by length together; an interrupted run loses at most so many

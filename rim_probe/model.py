@@ -53,11 +53,11 @@ class RiM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
+        return self.model.dtype  # not that of an embedding's weight, which an adapter would copy as a whole to tell
 
     @property
     def max_length(self) -> int:

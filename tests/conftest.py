@@ -149,7 +149,7 @@ def small_checkpoint(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("checkpoints") / "small"
     tokenizer = word_tokenizer(vocabulary())
-    base = small_llama(tokenizer, layers=1, width=16, heads=2, inner=32, context=192, seed=0)
+    base = small_llama(tokenizer, layers=1, width=16, heads=2, inner=32, context=128, seed=0)
     RiM.attach(base, tokenizer, MemoryLayout()).save_pretrained(folder)
     problems = [
         problem

@@ -126,7 +126,7 @@ def test_the_same_arguments_give_the_same_problems(world):
 def test_the_problems_of_a_world_are_pinned():
     """A change of the generator changes every trained model's data; it must not happen unseen."""
     lines = [format_line(problem) for problem in problems(World(story=1, relation=1, bare=1), "test", 100)]
-    assert zlib.crc32("\n".join(lines).encode()) == 267080719
+    assert zlib.crc32("\n".join(lines).encode()) == 130060864
 
 
 def test_splits_share_no_chain_and_no_question(world):
@@ -173,7 +173,7 @@ def skeleton(problem):
     asked = [word for word in re.findall(r"\w+", ask_of(problem.question)) if word in NAMES]
     text = re.sub(rf"\b({'|'.join(NAMES)})\b", lambda name: "N" if name[0] in asked else "M", problem.question)
     text = re.sub(rf"\b({'|'.join((*THINGS, *arithmetic._SINGULAR.values()))})\b", "T", text)
-    text = re.sub(r"\d+( ?[-+*/] ?\d+|, then [*/] \d+)*", "#", text).replace("here is #", "here are #").lower()
+    text = re.sub(r"\d+( ?[-+*/] ?\d+|, then [*/] \d+)*", "#", text).replace("here is", "here are").lower()
     return {sentence.removeprefix("then ").removeprefix("later ").removeprefix("next ")
             for sentence in re.split(r"\. ", text)}  # fmt: skip
 
@@ -181,8 +181,7 @@ def skeleton(problem):
 def test_the_test_split_is_told_in_other_phrasings():
     world = WORLDS["every style"]
     told = {split: set().union(*map(skeleton, problems(world, split, 400))) for split in SPLITS}
-    assert told["train"] == told["valid"]
-    assert not told["test"] & told["train"]
+    assert not told["test"] & (told["train"] | told["valid"])
     assert len(told["train"]) > 25 and len(told["test"]) > 15
 
 
@@ -227,22 +226,18 @@ def test_one_thing_is_singular():
     for split in SPLITS:
         for problem in problems(world, split, 300):
             assert not re.search(rf"\b1 (more |fewer )?({'|'.join(THINGS)})\b", problem.question)
-            assert not re.search(r"\bare 1 (\w+) with", problem.question)
-            assert not re.search(r"\bis \d\d+ \w+ with", problem.question)
+            assert not re.search(r"here are (now )?1 ", problem.question)
+            assert not re.search(r"here is (now )?([2-9]|\d\d)", problem.question)
 
 
 def test_irrelevant_facts_are_about_somebody_or_something_else():
-    world = World(distract=1, shuffle=0, max_steps=1, operations="+", relation=0, story=1)
-    for problem in problems(world, "train", 100):
-        asked = (owner_asked(problem.question), re.search(r"ow many (\w+)", problem.question)[1])
-        given = re.findall(
-            r"(?:(\w+) has \d+ (\w+)\.)|(?:[Tt]here (?:are|is) \d+ (\w+) with (\w+)\.)", problem.question
-        )
-        facts = [(a or d, b or c) for a, b, c, d in given]
-        plural = [
-            (name, thing if thing in THINGS else {"box": "boxes"}.get(thing, thing + "s")) for name, thing in facts
-        ]
-        assert plural.count(asked) == 1 and len(plural) == 2
+    world = World(distract=1, max_steps=1, operations="+", story=1, relation=0)
+    for problem in problems(world):
+        *facts, ask = problem.question.split(". ")
+        (thing,) = [word for word in re.findall(r"\w+", ask) if word in THINGS]
+        about = {owner_asked(problem.question), thing}, {owner_asked(problem.question), arithmetic._SINGULAR[thing]}
+        assert sum(not any(words <= set(re.findall(r"\w+", fact)) for words in about) for fact in facts) == 1
+        assert len(facts) == 3
 
 
 # ------------------------------------------------------------------------------------------------ the closed vocabulary

@@ -371,7 +371,8 @@ def test_every_step_takes_a_full_batch_and_there_are_no_more_batches_than_steps(
 
 def test_progress_bar_and_event_file(tmp_path, capsys):
     pytest.importorskip("tensorboard")
-    train(write_recipe(tmp_path, **SCRATCH | {"stages": [GROUND]}))
+    data = SCRATCH["data"] | {"world": {"min_steps": 3, "max_steps": 3}}
+    train(write_recipe(tmp_path, **SCRATCH | {"data": data, "stages": [GROUND]}))
     printed = capsys.readouterr()
     assert "rows/s, weights 0.0 1.0 1.0" in printed.err  # after step 2 of 6, T = 3: 1 - 1, 2 - 1, the answer
     assert "rows/s, weights 0.0 0.0 1.0" in printed.err  # after step 4 of 6: 1 - 2, 2 - 2, the answer
@@ -440,6 +441,18 @@ def test_max_minutes_stops_and_resuming_equals_one_go(tmp_path, adapted):
     assert train(recipe, resume=True, max_minutes=60, report=lines.append) == tmp_path / "parts"
     assert lines[-1] == f"Saved {tmp_path / 'parts'}."
     assert (tmp_path / "parts" / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+
+
+def test_a_run_does_not_go_on_with_another_recipe_or_other_problems(tmp_path):
+    train(write_recipe(tmp_path, **SCRATCH), max_minutes=0)
+    other = SCRATCH | {"stages": [GROUND | {"learning_rate": 1e-4}, REFINE]}
+    with pytest.raises(RecipeError, match="stages changed since the run"):
+        train(write_recipe(tmp_path, **other), resume=True)
+    recipe = json.loads((tmp_path / "out.run" / "recipe.json").read_text())
+    recipe["problems_sha256"] = "0"
+    (tmp_path / "out.run" / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(RecipeError, match="problems_sha256 changed"):
+        train(write_recipe(tmp_path, **SCRATCH), resume=True)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):

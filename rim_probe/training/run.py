@@ -5,6 +5,7 @@ history) live in `<output>.run`; the finished checkpoint is written to `<output>
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -57,7 +58,8 @@ def train(
     run = folder.with_name(folder.name + ".run")
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder} is a file; output must name a folder for the finished checkpoint.")
-    if run.exists() and any(run.iterdir()) and not resume:
+    begun = run.exists() and any(path.is_dir() for path in run.iterdir())
+    if begun and not resume:
         raise RecipeError(f"{run} holds an earlier run; add --resume to go on with it, or remove the folder.")
     processes = PartialState(cpu=not torch.cuda.is_available())
     processes.wait_for_everyone()  # so that nobody mistakes what the first one writes for an earlier run
@@ -67,6 +69,8 @@ def train(
     set_seed(plan.seed)
     rim = _make_model(plan)
     problems, validation = _make_problems(plan.data, report)
+    if processes.is_main_process:
+        _check_same(run / "recipe.json", plan, problems + validation, begun)
     stopper = StopAfter(max_minutes) if max_minutes is not None else None
     for number, stage in enumerate(plan.stages):
         stage_folder = run / stage.name
@@ -97,6 +101,26 @@ def train(
             shutil.copy2(file, folder / file.name)
     report(f"Saved {folder}.")
     return folder
+
+
+def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool) -> None:
+    """Keeps what a run was started with; refuses to go on with another recipe or other problems.
+
+    Stages that are done would be taken over, and the result would be that of no recipe at all.
+    """
+    told = "\n".join(f"{problem.question}|{problem.steps}|{problem.answer}" for problem in problems)
+    now = json.loads(json.dumps(dataclasses.asdict(plan)))
+    del now["output"]  # a run may have been moved
+    now["problems_sha256"] = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+    if not begun or not file.exists():
+        file.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if changed := [key for key in now if now[key] != before.get(key)]:
+        raise RecipeError(
+            f"{', '.join(changed)} changed since the run in {file.parent} began; restore what it was, or remove the "
+            "folder and start anew."
+        )
 
 
 def make_row(rim: RiM, stage: Stage, seed: int) -> Callable[[Problem, int], Row]:

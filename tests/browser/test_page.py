@@ -26,6 +26,8 @@ FLAGS = (
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` runs these tests"
 )
+PATIENCE = 60_000  # ms; costs nothing where the machine is free, and saves the tests where it is busy
+expect.set_options(timeout=PATIENCE)
 DONE = ".stage.done .badge:text('Live')"
 
 
@@ -72,7 +74,7 @@ def open_page(browser, address):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: None if is_ours(request.url, address) else complaints.append(request.url))
@@ -176,7 +178,7 @@ def test_blocks_slider_and_control_enter(open_page, examples):
 
 def test_tokens_stream_and_stop_stops(open_page, examples, pace):
     page = open_page()
-    pace.seconds = 0.05
+    pace.seconds = 0.1
     ask(page, examples[0]["question"])
     page.wait_for_selector(".stage.running .card.memory .big:not(.pending)")
     written = page.locator(".written")
@@ -187,7 +189,7 @@ def test_tokens_stream_and_stop_stops(open_page, examples, pace):
     )
     assert page.locator(".stage.running .track.cot .token").count() > 1
     page.get_by_role("button", name="Stop", exact=True).click()
-    page.wait_for_selector(".stage.stopped", timeout=3_000)
+    page.wait_for_selector(".stage.stopped")
     expect(page.locator(".verdict")).to_contain_text("CoT: stopped")
     expect(page.locator("#stop")).to_be_disabled()
     events = pace.events
@@ -295,7 +297,7 @@ def test_slow_motion_replays_the_race_and_can_be_stopped(open_page):
 
 def test_two_tabs_do_not_mix(open_page, examples, pace):
     one, two = open_page(), open_page()
-    pace.seconds = 0.02
+    pace.seconds = 0.2
     ask(one, examples[0]["question"])
     one.wait_for_selector(".stage.running")
     ask(two, examples[1]["question"])
@@ -309,16 +311,15 @@ def test_two_tabs_do_not_mix(open_page, examples, pace):
 
 def test_a_closed_tab_stops_its_work(open_page, examples, pace):
     page = open_page()
-    pace.seconds = 0.05
+    pace.seconds = 0.2
     ask(page, examples[0]["question"])
     page.wait_for_selector(".stage.running .card.memory .big:not(.pending)")
     page.context.close()
-    until = time.monotonic() + 5
     events = -1
-    while events != pace.events and time.monotonic() < until:
+    while events != pace.events:
         events = pace.events
-        time.sleep(0.5)
-    assert events == pace.events
+        time.sleep(1)
+    assert events < 30, "of about 100"
     pace.seconds = 0
     again = open_page()  # and the next visitor does not wait for it
     ask(again, examples[1]["question"])
