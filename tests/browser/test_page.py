@@ -178,7 +178,7 @@ def test_blocks_slider_and_control_enter(open_page, examples):
 
 def test_tokens_stream_and_stop_stops(open_page, examples, pace):
     page = open_page()
-    pace.seconds = 0.1
+    pace.seconds = 0.4
     ask(page, examples[0]["question"])
     page.wait_for_selector(".stage.running .card.memory .big:not(.pending)")
     written = page.locator(".written")
@@ -193,7 +193,7 @@ def test_tokens_stream_and_stop_stops(open_page, examples, pace):
     expect(page.locator(".verdict")).to_contain_text("CoT: stopped")
     expect(page.locator("#stop")).to_be_disabled()
     events = pace.events
-    time.sleep(0.3)
+    time.sleep(1)
     assert pace.events == events
     pace.seconds = 0
     page.get_by_role("button", name="Run", exact=True).click()
@@ -277,7 +277,7 @@ def test_marks_explain_themselves_by_keyboard_and_pointer(open_page):
     expect(tip).to_contain_text("CoT reads the question in one pass")
     page.keyboard.press("ArrowRight")
     expect(tip).to_contain_text("CoT token 1")
-    page.locator(".track.memory .prefill").hover()
+    page.locator(".track.memory .prefill").dispatch_event("mouseover")
     expect(tip).to_contain_text("8 memory blocks in one pass")
     page.locator(".cell").nth(2).hover()
     expect(page.locator(".strip-note")).to_contain_text("Block 3 says")
