@@ -31,8 +31,12 @@ def main() -> int:
     demo = build_demo(shelf)
     try:
         url = serve(demo, flags.host, flags.port)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except OSError:
+        place = f"{flags.host or 'this machine'}, port {flags.port or '7860 or the next hundred'}"
+        print(
+            f"error: The page cannot be served at {place}; give a free --port and a --host of this machine.",
+            file=sys.stderr,
+        )
         return 1
     print(f"RiM Probe is at {url}  (Ctrl+C stops it)", flush=True)
     for name in shelf.names[:1]:  # while the first visitor reads the page

@@ -73,6 +73,7 @@ class Run:
     """One question answered by both methods.
 
     Attributes:
+        matched: chain of thought has weights of its own; else the memory model's are asked for it.
         status: "waiting" (for another visitor's run), "running", "done" or "stopped".
         ahead: how many runs are before this one while it waits.
     """
@@ -83,6 +84,7 @@ class Run:
     num_blocks: int
     machine: str = ""
     date: str = ""
+    matched: bool = True
     lanes: dict[str, Lane] = field(default_factory=lambda: {method: Lane() for method in RACERS})
     status: str = "running"
     ahead: int = 0
@@ -96,6 +98,7 @@ class Run:
             "num_blocks": self.num_blocks,
             "machine": self.machine,
             "date": self.date,
+            "matched": self.matched,
             "status": self.status,
             **{
                 method: {
@@ -121,7 +124,7 @@ class Run:
             return cls(
                 **{
                     key: data[key]
-                    for key in ("checkpoint", "question", "gold", "num_blocks", "machine", "date", "status")
+                    for key in ("checkpoint", "question", "gold", "num_blocks", "machine", "date", "matched", "status")
                 },
                 lanes={
                     method: Lane(data[method]["events"], data[method]["answer"], data[method]["correct"])

@@ -197,7 +197,7 @@ def test_eval_writes_and_prints_a_report(capsys, checkpoint, data_file, tmp_path
     report = json.loads(output.read_text(encoding="utf-8"))
     assert (report["done"], report["run"]["data"]["rejected"], report["run"]["limit"]) == (4, 1, 4)
     assert report["run"]["command"].startswith("python -m rim_probe eval ")
-    assert [entry["num_blocks"] for entry in report["sweep"]] == [0, 1, 2, 4, 8, 12, 16]
+    assert [entry["num_blocks"] for entry in report["sweep"]] == list(range(17))
     assert "| RiM, final block" in captured.out and "K" in captured.out
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from app import figures, recorded
-from app.models import ModelShelf, describe_machine
+from app.models import ModelShelf, describe_machine, has_own_cot
 from app.session import (
     MAX_BLOCKS,
     Cancellations,
@@ -100,7 +100,7 @@ class Race:
             yield f"Loading {name} first; your question starts by itself."
             models = self.shelf.wait(name, cancel)
         if models is not None:
-            run = Run(name, question, gold, num_blocks, machine=describe_machine(models))
+            run = Run(name, question, gold, num_blocks, describe_machine(models), matched=has_own_cot(models))
             yield from race(models, run, cancel, self.turnstile)
 
     def run(
