@@ -232,7 +232,10 @@ def _cot_card(run: Run) -> str:
     )
     caret = '<span class="caret"></span>' if lane.answer is None and lane.events else ""
     body = f'<p class="written" tabindex="0" role="group" aria-label="What chain of thought wrote">{spans}{caret}</p>'
-    return _card(run, "cot", "Writes every step down, then the answer.", body)
+    how = "Writes every step down, then the answer."
+    if not run.matched:
+        how += " <em>This checkpoint has no CoT model of its own; its memory model is asked.</em>"
+    return _card(run, "cot", how, body)
 
 
 # ------------------------------------------------------------------------------------------------------------- strip

@@ -184,6 +184,11 @@ def _load_somewhere(path: str, device: str | None) -> tuple[dict[str, RiM], str]
         return load_methods(path, device="cpu"), "The GPU has too little free memory, so it runs on the CPU."
 
 
+def has_own_cot(models: dict[str, RiM]) -> bool:
+    """Whether chain of thought is answered by weights trained for it."""
+    return models["cot"] is not models["memory"]
+
+
 def describe_machine(models: dict[str, RiM]) -> str:
     """What the times of a run depend on, such as "Intel Xeon 2.20GHz, 2 cores, cpu float32"."""
     rim = models["memory"]

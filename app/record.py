@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from app import figures, recorded
-from app.models import ModelShelf, describe_machine
+from app.models import ModelShelf, describe_machine, has_own_cot
 from app.session import Run, Turnstile, race
 from rim_probe.errors import RiMError
 
@@ -31,9 +31,8 @@ def record(checkpoint: str, device: str | None = None, folder: Path = recorded.F
     recordings = []
     for depth in sorted(first_of_depth):
         problem = first_of_depth[depth]
-        run = Run(
-            name, problem.question, problem.answer, shelf.layout(name).num_blocks, machine=describe_machine(models)
-        )
+        blocks, machine = shelf.layout(name).num_blocks, describe_machine(models)
+        run = Run(name, problem.question, problem.answer, blocks, machine, matched=has_own_cot(models))
         for finished in race(models, run, threading.Event(), Turnstile()):
             run = finished
         print(f"{figures.count(depth, 'step')}: {figures.verdict(run)}")

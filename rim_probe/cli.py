@@ -374,6 +374,7 @@ def _minutes(typed: str) -> float:
 def _train(arguments: argparse.Namespace) -> int:
     from rim_probe.training import train
 
+    _silence_transformers()
     train(arguments.recipe, output=arguments.output, resume=arguments.resume, max_minutes=arguments.max_minutes)
     return OK
 

@@ -52,8 +52,8 @@ def finished_run(memory: Lane, cot: Lane, gold: str | None = "42", blocks: int =
         blocks,
         "a machine",
         "2026-11-22T10:00:00+00:00",
-        {"memory": memory, "cot": cot},
-        "done",
+        lanes={"memory": memory, "cot": cot},
+        status="done",
     )
 
 
@@ -122,6 +122,13 @@ def test_memory_is_timed_to_its_own_last_token():
     run = finished_run(memory, lane("42", 0.3, 9, True))
     assert "RiM: 42, right, 30 ms" in figures.verdict(run)
     assert 'class="rest"' in figures.stage(run)
+
+
+def test_the_page_says_when_chain_of_thought_has_no_weights_of_its_own():
+    run = finished_run(lane("42", 0.03, 2, True), lane("42", 0.3, 9, True))
+    assert "no CoT model of its own" not in figures.stage(run)
+    run.matched = False
+    assert "no CoT model of its own" in figures.stage(run)
 
 
 def test_strip_shows_every_block_and_where_the_answer_settles():
@@ -232,7 +239,7 @@ def test_race_stops_when_cancelled_or_closed(models, shelf, monkeypatch):
 
 
 def test_a_run_can_be_stopped_while_its_model_is_loaded(small_checkpoint, monkeypatch):
-    monkeypatch.setattr("app.models._load_somewhere", lambda *_: time.sleep(60))
+    monkeypatch.setattr("app.models._load_somewhere", lambda *_: threading.Event().wait())
     panel, cancel = Race(ModelShelf(small_checkpoint.parent)), threading.Event()
     steps = panel.answer("3 + 4 = ?", 8, "", "small", cancel)
     assert "Loading small first" in next(steps)
