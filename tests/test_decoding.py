@@ -316,7 +316,11 @@ def test_streams_of_two_threads_do_not_disturb_each_other(rim):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [result.readouts for result in together] == [result.readouts for result in alone]
+    for mixed, single in zip(together, alone, strict=True):
+        assert [readout.token_ids for readout in mixed.readouts] == [readout.token_ids for readout in single.readouts]
+        # Not bit for bit: how torch splits a sum among its threads depends on what else runs.
+        probabilities = [readout.probability for readout in single.readouts]
+        assert [readout.probability for readout in mixed.readouts] == pytest.approx(probabilities, rel=1e-3)
 
 
 def test_grad_mode_is_left_alone(rim):
