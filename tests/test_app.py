@@ -295,6 +295,7 @@ def test_gold_of_an_example_does_not_outlive_its_question():
     assert forget_gold("3 + 4?", "7", session) == "7"
     assert forget_gold("3 + 5?", "7", session) == ""
     assert forget_gold("3 + 5?", "8", session) == "8"
+    assert forget_gold("3 + 5?", "7", session) == "7"
 
 
 # ------------------------------------------------------------------------------------------------------------ models

@@ -110,6 +110,8 @@ class Race:
         self.cancellations.stop(request.session_hash)
         cancel = self.cancellations.start(request.session_hash)
         run, sentence = None, ""
+        if is_stale(question, gold, session):  # a pasted question: the page clears the field after the run
+            gold = ""
         # With every step, because the browser may see only the last of several that come close together.
         stoppable = gr.Button(interactive=True)
         try:
@@ -192,10 +194,18 @@ def pick(session: Session, event: gr.EventData) -> list[Any]:
     return [question, answer, session]
 
 
+def is_stale(question: str, gold: str, session: Session) -> bool:
+    """Whether the gold answer is that of an example whose question has since been edited."""
+    picked = session.picked
+    return picked is not None and gold == picked[1] and question != picked[0]
+
+
 def forget_gold(question: str, gold: str, session: Session) -> str:
     """The gold answer of an example does not outlive an edit of its question; one typed by the visitor stays."""
-    picked = session.picked
-    return "" if picked is not None and gold == picked[1] and question != picked[0] else gold
+    if not is_stale(question, gold, session):
+        return gold
+    session.picked = None  # so that the same answer, typed again, is the visitor's own
+    return ""
 
 
 def build(race_panel: Race, demo: gr.Blocks) -> None:
@@ -213,7 +223,7 @@ def build(race_panel: Race, demo: gr.Blocks) -> None:
             question = gr.Textbox(
                 value=opening_run.question if opening_run else "",
                 label="A word problem",
-                placeholder="Ann has 3 apples and buys 4 more. How many does she have?",
+                placeholder="Ann has 3 apples. Ann buys 4 more apples. How many apples does Ann have now?",
                 lines=4,
                 max_lines=10,
                 elem_id="question",
@@ -253,7 +263,7 @@ def build(race_panel: Race, demo: gr.Blocks) -> None:
         "concurrency_limit": None,
         **PRIVATE,
     }
-    run_button.click(**run_event)
+    run_button.click(**run_event).then(forget_gold, [question, gold, session], [gold], **PRIVATE)
     for offering in (examples, notice):
         offering.select(pick, [session], [question, gold, session], **PRIVATE).then(**run_event)
     stop_button.click(race_panel.stop, queue=False, **PRIVATE)

@@ -324,3 +324,15 @@ def test_a_closed_tab_stops_its_work(open_page, examples, pace):
     again = open_page()  # and the next visitor does not wait for it
     ask(again, examples[1]["question"])
     again.wait_for_selector(DONE)
+
+
+def test_a_pasted_question_forgets_the_answer_of_the_example(open_page):
+    page = open_page()
+    page.locator(".example:visible").first.click()
+    page.wait_for_selector(DONE)
+    page.get_by_label("A word problem").fill("What is 3 + 4?")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator(".asked")).to_have_text("What is 3 + 4?")
+    page.wait_for_selector(DONE)
+    expect(page.get_by_label("Correct answer")).to_have_value("")
+    expect(page.locator(".stage")).not_to_contain_text("wrong")
