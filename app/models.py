@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,14 +197,6 @@ def describe_machine(models: dict[str, RiM]) -> str:
         import torch
 
         return f"{torch.cuda.get_device_name(rim.device)}, {dtype}"
-    return f"{_processor()}, {cores}, CPU, {dtype}"
+    from rim_probe.evaluation import cpu_name
 
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return f"{cpu_name()}, {cores}, CPU, {dtype}"

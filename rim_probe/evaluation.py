@@ -15,6 +15,7 @@ how a report looks (report).
 import datetime
 import hashlib
 import math
+import os
 import platform
 import random
 import statistics
@@ -331,7 +332,7 @@ def _costs(answers: Sequence[Answer]) -> dict[str, Any]:
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What a figure of speed depends on: processor, threads, device and library versions."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": f"{cpu_name()} ({os.cpu_count()} cores)",
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "versions": {
@@ -362,10 +363,12 @@ def describe_run(
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model, such as "AMD EPYC"; its architecture where the system does not tell."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
     except OSError:  # not Linux
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} cores)" if names else platform.processor() or platform.machine()
+        pass
+    return platform.processor() or platform.machine()
