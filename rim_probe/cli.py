@@ -10,26 +10,38 @@ import argparse
 import dataclasses
 import json
 import os
-import random
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rim_probe.datasets.arithmetic import SPLITS, World, generate
 from rim_probe.errors import RiMError, UnknownWordsError
+from rim_probe.options import (
+    INTERRUPTED,
+    OK,
+    USER_ERROR,
+    Parser,
+    add_card,
+    add_command,
+    add_device,
+    add_number,
+    add_seed,
+    draw,
+    finish,
+    open_card,
+    read_data,
+    silence_transformers,
+    writable,
+)
 from rim_probe.report import count, format_answer, format_bench, format_report
 
 if TYPE_CHECKING:
     from rim_probe.decoding import Answer
     from rim_probe.model import RiM
-    from rim_probe.problems import Problem, ProblemFile
 
 DEFAULT_CHECKPOINT = "checkpoints/rim-tiny"
 METHOD_CHOICES = ("memory", "cot", "direct", "all")
-OK, USER_ERROR, INTERRUPTED = 0, 2, 130
-SHOWN_REJECTIONS = 5
 
 METHOD_HELP = """
 methods:
@@ -84,18 +96,8 @@ def _complain(sentence: str) -> int:
 # ---------------------------------------------------------------------------------------------------------- the parser
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with examples kept as typed and mistakes told in one sentence."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{message[:1].upper()}{message[1:]}; `{self.prog} --help` explains.\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m rim_probe",
         description="Reasoning in Memory: ask, train and measure language models that think in memory blocks.",
         epilog=f"example:\n  python -m rim_probe ask {EXAMPLE_QUESTION}\n\n`COMMAND --help` explains a command.",
@@ -106,57 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, run: Any, *, summary: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A sub-command named after its function `run` (`_ask` -> `ask`)."""
-    name = run.__name__.removeprefix("_")
-    parser = commands.add_parser(name, help=summary, description=description, epilog=f"example:\n{example}")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_number(parser: Any, flag: str, text: str, *, low: int, default: int | None = None, metavar: str = "N") -> None:
-    """An option that takes a whole number from `low` on."""
-
-    def whole(typed: str) -> int:
-        try:
-            value = int(typed)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"{typed!r} is not a whole number from {low} on")
-        return value
-
-    shown = text if default is None else f"{text} (default: {default})"
-    parser.add_argument(flag, type=whole, default=default, metavar=metavar, help=shown)
-
-
-def _add_seed(parser: Any, text: str) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{text} (default: 0)")
-
-
 def _add_asking(parser: Any) -> None:
     """The options that `ask` and `eval` share: how a question is asked."""
     parser.add_argument("--method", choices=METHOD_CHOICES, default="all", help="default: %(default)s")
-    _add_number(
+    add_number(
         parser,
         "--num-blocks",
         "memory blocks; the checkpoint's own number if left out, 0 removes them",
         low=0,
         metavar="K",
     )
-    _add_number(parser, "--max-new-tokens", "longest answer in tokens", low=1, default=256)
-    _add_device(parser)
-
-
-def _add_device(parser: Any) -> None:
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU where there is one)")
+    add_number(parser, "--max-new-tokens", "longest answer in tokens", low=1, default=256)
+    add_device(parser)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ask
 
 
 def _add_ask(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         _ask,
         summary="answer one question",
@@ -216,24 +186,16 @@ def _load(checkpoint: str, method: str, device: str | None) -> "dict[str, RiM]":
     """The chosen methods of a checkpoint."""
     from rim_probe.model import load_methods
 
-    _silence_transformers()
+    silence_transformers()
     methods = load_methods(checkpoint, device)
     return methods if method == "all" else {method: methods[method]}
-
-
-def _silence_transformers() -> None:
-    """Loading bars and advice of transformers would stand between our own lines."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 # ---------------------------------------------------------------------------------------------------------------- eval
 
 
 def _add_eval(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         _eval,
         summary="measure accuracy and latency on a file of problems",
@@ -246,25 +208,25 @@ def _add_eval(commands: Any) -> None:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hugging Face id")
     parser.add_argument("--data", required=True, metavar="FILE", help="the problems")
-    _add_number(parser, "--limit", "a random sample of N problems (see --seed); all if left out", low=1)
+    add_number(parser, "--limit", "a random sample of N problems (see --seed); all if left out", low=1)
     _add_asking(parser)
-    _add_number(parser, "--batch-size", "problems asked at once for accuracy", low=1, default=64)
-    _add_number(parser, "--latency-samples", "problems timed one by one", low=0, default=50)
-    _add_seed(parser, "of the sample and the order")
+    add_number(parser, "--batch-size", "problems asked at once for accuracy", low=1, default=64)
+    add_number(parser, "--latency-samples", "problems timed one by one", low=0, default=50)
+    add_seed(parser, "of the sample and the order")
     parser.add_argument("--output", metavar="FILE", help="write the report as JSON")
-    _add_card(parser, "eval")
+    add_card(parser, "eval")
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    output, cards = _writable(arguments.output), [_card(path, "eval") for path in arguments.card]
-    data = _read_problems(arguments.data)
+    output, cards = writable(arguments.output), [open_card(path, "eval") for path in arguments.card]
+    data = read_data(arguments.data)
 
     from rim_probe.evaluation import describe_run, evaluate
 
     methods = _load(arguments.checkpoint, arguments.method, arguments.device)
     report = evaluate(
         methods,
-        _sample(data.problems, arguments.limit, arguments.seed),
+        draw(data.problems, arguments.limit, arguments.seed),
         num_blocks=arguments.num_blocks,
         batch_size=arguments.batch_size,
         max_new_tokens=arguments.max_new_tokens,
@@ -275,74 +237,15 @@ def _eval(arguments: argparse.Namespace) -> int:
     report["run"] = describe_run(
         arguments.checkpoint, data, arguments.data, arguments.limit, device, arguments.command_line
     )
-    _finish(output, report, format_report(report), [] if report["interrupted"] else cards)
+    finish(output, report, format_report(report), [] if report["interrupted"] else cards)
     return INTERRUPTED if report["interrupted"] else OK
-
-
-def _read_problems(path: str) -> "ProblemFile":
-    """The problems of a file; what was rejected goes to stderr."""
-    from rim_probe.problems import read_problems
-
-    data = read_problems(path)
-    for line in data.rejected[:SHOWN_REJECTIONS]:
-        print(line, file=sys.stderr)
-    if data.rejected:
-        kept = count(len(data.problems), "problem", "problems")
-        print(f"{path}: {count(len(data.rejected), 'line', 'lines')} rejected, {kept} kept.", file=sys.stderr)
-    return data
-
-
-def _sample(problems: "list[Problem]", limit: int | None, seed: int) -> "list[Problem]":
-    """All problems, or `limit` of them at random: files are often sorted, so the first would be a biased choice."""
-    return problems if limit is None or limit >= len(problems) else random.Random(seed).sample(problems, limit)
-
-
-def _writable(path: str | None) -> Path | None:
-    """The output path, checked before hours of work are spent on what could then not be written."""
-    if path is None:
-        return None
-    folder = Path(path).absolute().parent
-    if Path(path).is_dir():
-        raise RiMError(f"{path} is a folder; give the name of a file to write.")
-    if not os.access(folder, os.W_OK):
-        raise RiMError(f"{folder} does not exist or cannot be written to; make it first or choose another file.")
-    return Path(path)
-
-
-def _add_card(parser: Any, mark: str) -> None:
-    places = f"<!-- {mark} --> and <!-- /{mark} -->"
-    parser.add_argument(
-        "--card", metavar="FILE", nargs="+", default=[], help=f"put the tables between {places} of Markdown files"
-    )
-
-
-def _card(path: str, mark: str) -> Callable[[str], object]:
-    """What puts tables between the marks of a Markdown file; the marks are looked for before the work is done."""
-    file, begin, end = Path(path), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-    try:
-        before, found, rest = file.read_text(encoding="utf-8").partition(begin)
-    except UnicodeDecodeError:
-        raise RiMError(f"{path} is not UTF-8 text; give a Markdown file.") from None
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise RiMError(f"{path} lacks the lines {begin.strip()} and {end}; add them where the tables shall stand.")
-    return lambda text: file.write_text(before + begin + text + end + after, encoding="utf-8")
-
-
-def _finish(output: Path | None, report: dict[str, Any], text: str, cards: Sequence[Callable[[str], object]]) -> None:
-    """Writes the report and the cards where that was asked for, and prints the tables."""
-    if output is not None:
-        output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for card in cards:
-        card(text)
-    print(text, end="", flush=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- train
 
 
 def _add_train(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         _train,
         summary="train what a recipe says",
@@ -374,7 +277,7 @@ def _minutes(typed: str) -> float:
 def _train(arguments: argparse.Namespace) -> int:
     from rim_probe.training import train
 
-    _silence_transformers()
+    silence_transformers()
     train(arguments.recipe, output=arguments.output, resume=arguments.resume, max_minutes=arguments.max_minutes)
     return OK
 
@@ -383,7 +286,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _add_bench(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         _bench,
         summary="measure speed as ratios with targets",
@@ -401,27 +304,27 @@ def _add_bench(commands: Any) -> None:
         metavar="CHECKPOINT",
         help="folder, Hugging Face id or GGUF file (default: %(default)s)",
     )
-    _add_number(parser, "--num-blocks", "memory blocks; the targets are for 8", low=1, default=8, metavar="K")
+    add_number(parser, "--num-blocks", "memory blocks; the targets are for 8", low=1, default=8, metavar="K")
     parser.add_argument("--data", metavar="FILE", help="problems, one a line; the procedural world's own if left out")
-    _add_number(parser, "--questions", "problems timed one by one", low=1, default=30)
-    _add_number(parser, "--train-batch", "problems in a training step", low=1, default=4)
-    _add_number(parser, "--train-steps", "training steps timed", low=1, default=5)
-    _add_seed(parser, "of the choice of problems")
-    _add_device(parser)
+    add_number(parser, "--questions", "problems timed one by one", low=1, default=30)
+    add_number(parser, "--train-batch", "problems in a training step", low=1, default=4)
+    add_number(parser, "--train-steps", "training steps timed", low=1, default=5)
+    add_seed(parser, "of the choice of problems")
+    add_device(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
-    _add_card(parser, "bench")
+    add_card(parser, "bench")
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    output, cards = _writable(arguments.json), [_card(path, "bench") for path in arguments.card]
+    output, cards = writable(arguments.json), [open_card(path, "bench") for path in arguments.card]
     if arguments.data is None:
         problems = list(generate(World(), "test", arguments.questions, arguments.seed))
     else:
-        problems = _sample(_read_problems(arguments.data).problems, arguments.questions, arguments.seed)
+        problems = draw(read_data(arguments.data).problems, arguments.questions, arguments.seed)
 
     from rim_probe.bench import load_bench_models, run_bench
 
-    _silence_transformers()
+    silence_transformers()
     report = run_bench(
         load_bench_models(arguments.checkpoint, arguments.device),
         problems,
@@ -430,7 +333,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         train_steps=arguments.train_steps,
     )
     report |= {"checkpoint": arguments.checkpoint, "command": arguments.command_line}
-    _finish(output, report, format_bench(report), cards)
+    finish(output, report, format_bench(report), cards)
     return OK
 
 
@@ -438,7 +341,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _add_data(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         _data,
         summary="write procedural problems to a file",
@@ -450,9 +353,9 @@ def _add_data(commands: Any) -> None:
     )
     parser.add_argument("world", choices=("arithmetic",), help="arithmetic: English word problems over + - * /")
     parser.add_argument("--split", choices=SPLITS, required=True)
-    _add_number(parser, "--rows", "how many problems", low=1, default=1000)
+    add_number(parser, "--rows", "how many problems", low=1, default=1000)
     parser.add_argument("--output", required=True, metavar="FILE", help=".txt, or .txt.gz to pack")
-    _add_seed(parser, "of the draw")
+    add_seed(parser, "of the draw")
     world = parser.add_argument_group("the world")
     for field in dataclasses.fields(World):
         world.add_argument(

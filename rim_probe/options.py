@@ -1,0 +1,131 @@
+"""What the commands of the command line share: their parser, common options, files read and reports written.
+
+Knows argparse, files and printing. Knows no command.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rim_probe.errors import RiMError
+from rim_probe.report import count
+
+if TYPE_CHECKING:
+    from rim_probe.problems import Problem, ProblemFile
+
+OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+SHOWN_REJECTIONS = 5
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with examples kept as typed and mistakes told in one sentence."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{message[:1].upper()}{message[1:]}; `{self.prog} --help` explains.\n")
+
+
+def add_command(commands: Any, run: Any, *, summary: str, description: str, example: str) -> argparse.ArgumentParser:
+    """A sub-command named after its function `run` (`_ask` -> `ask`)."""
+    name = run.__name__.removeprefix("_")
+    parser = commands.add_parser(name, help=summary, description=description, epilog=f"example:\n{example}")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_number(parser: Any, flag: str, text: str, *, low: int, default: int | None = None, metavar: str = "N") -> None:
+    """An option that takes a whole number from `low` on."""
+
+    def whole(typed: str) -> int:
+        try:
+            value = int(typed)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{typed!r} is not a whole number from {low} on")
+        return value
+
+    shown = text if default is None else f"{text} (default: {default})"
+    parser.add_argument(flag, type=whole, default=default, metavar=metavar, help=shown)
+
+
+def add_seed(parser: Any, text: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{text} (default: 0)")
+
+
+def add_device(parser: Any) -> None:
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU where there is one)")
+
+
+def silence_transformers() -> None:
+    """Loading bars and advice of transformers would stand between our own lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def read_data(path: str) -> "ProblemFile":
+    """The problems of a file; what was rejected goes to stderr."""
+    from rim_probe.problems import read_problems
+
+    data = read_problems(path)
+    for line in data.rejected[:SHOWN_REJECTIONS]:
+        print(line, file=sys.stderr)
+    if data.rejected:
+        kept = count(len(data.problems), "problem", "problems")
+        print(f"{path}: {count(len(data.rejected), 'line', 'lines')} rejected, {kept} kept.", file=sys.stderr)
+    return data
+
+
+def draw(problems: "list[Problem]", limit: int | None, seed: int) -> "list[Problem]":
+    """All problems, or `limit` of them at random: files are often sorted, so the first would be a biased choice."""
+    return problems if limit is None or limit >= len(problems) else random.Random(seed).sample(problems, limit)
+
+
+def writable(path: str | None) -> Path | None:
+    """The output path, checked before hours of work are spent on what could then not be written."""
+    if path is None:
+        return None
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        raise RiMError(f"{path} is a folder; give the name of a file to write.")
+    if not os.access(folder, os.W_OK):
+        raise RiMError(f"{folder} does not exist or cannot be written to; make it first or choose another file.")
+    return Path(path)
+
+
+def add_card(parser: Any, mark: str) -> None:
+    places = f"<!-- {mark} --> and <!-- /{mark} -->"
+    parser.add_argument(
+        "--card", metavar="FILE", nargs="+", default=[], help=f"put the tables between {places} of Markdown files"
+    )
+
+
+def open_card(path: str, mark: str) -> Callable[[str], object]:
+    """What puts tables between the marks of a Markdown file; the marks are looked for before the work is done."""
+    file, begin, end = Path(path), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    try:
+        before, found, rest = file.read_text(encoding="utf-8").partition(begin)
+    except UnicodeDecodeError:
+        raise RiMError(f"{path} is not UTF-8 text; give a Markdown file.") from None
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise RiMError(f"{path} lacks the lines {begin.strip()} and {end}; add them where the tables shall stand.")
+    return lambda text: file.write_text(before + begin + text + end + after, encoding="utf-8")
+
+
+def finish(output: Path | None, report: dict[str, Any], text: str, cards: Sequence[Callable[[str], object]]) -> None:
+    """Writes the report and the cards where that was asked for, and prints the tables."""
+    if output is not None:
+        output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for card in cards:
+        card(text)
+    print(text, end="", flush=True)
