@@ -38,3 +38,7 @@ class CheckpointError(RiMError):
 
 class RecipeError(RiMError):
     """A training recipe or a command-line value that makes no sense."""
+
+
+class ArtifactError(RiMError):
+    """Stored probes that are missing, damaged, or belong to another checkpoint or memory layout."""

@@ -91,8 +91,8 @@ class Section:
     data: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings; `from_dict` gives an equal section back, also after JSON."""
-        return _plain(asdict(self))
+        """Plain lists, numbers and strings, NaN as None; `from_dict` gives an equal section back, also after JSON."""
+        return plain(asdict(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Section:
@@ -142,19 +142,21 @@ def bootstrap(
 
 
 def _cell(value: Any) -> Any:
-    return Estimate(**value) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    return Estimate(**{key: float("nan") if number is None else number for key, number in value.items()})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` with numpy numbers and arrays as Python's own, and NaN as None, which JSON can hold."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

@@ -1,0 +1,282 @@
+"""Stored probes: what is saved comes back, and nothing that belongs elsewhere or is damaged is ever loaded."""
+
+import hashlib
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from rim_probe.errors import ArtifactError
+from rim_probe.model import RiM
+from rim_probe.probing import artifacts
+from rim_probe.probing.artifacts import (
+    describe_study,
+    fingerprint,
+    is_done,
+    load_artifact,
+    load_provenance,
+    load_report,
+    load_section,
+    resume_key,
+    save_artifact,
+    save_report,
+    size_report,
+)
+from rim_probe.probing.section import Estimate, Section, Table
+
+TENSORS = {
+    "map": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "half": np.ones(2, np.float16),
+    "flags": np.array([True]),
+}
+SECTION = Section(
+    "steps", "t", "q", "s", {"report": 3}, tables=[Table("a", ["b", "c"], [["d", Estimate(1.0, 0.0, 1.0, 3)]])]
+)
+
+
+@pytest.fixture
+def data(tmp_path) -> dict:
+    path = tmp_path / "fit.txt"
+    path.write_text("1+1||#### 2\n", encoding="utf-8")
+    return {"fit": (path, 1), "report": (path, 1)}
+
+
+@pytest.fixture
+def provenance(rim, data) -> dict:
+    return describe_study(rim, data, command="probe", seed=3, score=0.5)
+
+
+@pytest.fixture
+def stored(rim, provenance, tmp_path):
+    """A folder with the probe `steps`, saved under the key that `resume_key` gives it."""
+    folder = tmp_path / "probes"
+    key = resume_key("steps", provenance)
+    save_artifact(folder, "steps", TENSORS, {"layer": 5}, provenance, key=key, section=SECTION)
+    return folder
+
+
+def refused(folder, rim, match: str) -> None:
+    with pytest.raises(ArtifactError, match=match) as error:
+        load_artifact(folder, "steps", rim)
+    message = str(error.value)
+    assert message.endswith(".") and "\n" not in message and ". " not in message, "one sentence"
+
+
+def edit(folder, **changes) -> None:
+    path = folder / "steps.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# ---------------------------------------------------------------------------------------------------------- fingerprint
+
+
+def test_a_fingerprint_is_that_of_the_weights(make_rim, tmp_path):
+    rim = make_rim()
+    rim.save_pretrained(tmp_path)
+    assert fingerprint(make_rim()) == fingerprint(rim) == fingerprint(RiM.from_pretrained(tmp_path))
+    assert fingerprint(make_rim(seed=1)) != fingerprint(rim)
+    assert fingerprint(make_rim(num_blocks=5)) != fingerprint(rim)
+
+
+def test_a_fingerprint_does_not_depend_on_the_precision_that_weights_are_read_in(rim, tmp_path):
+    rim.save_pretrained(tmp_path)
+    assert fingerprint(RiM.from_pretrained(tmp_path, dtype=torch.bfloat16)) == fingerprint(rim)
+
+
+def test_a_fingerprint_follows_training_in_place(rim):
+    before = fingerprint(rim)
+    with torch.no_grad():
+        next(rim.model.parameters()).mul_(1.5)
+    assert fingerprint(rim) != before
+
+
+def test_an_adapter_has_one_that_outlives_saving(rim, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    rim.model.save_pretrained(tmp_path / "base")
+    rim.tokenizer.save_pretrained(tmp_path / "base")
+    rim.model.config._name_or_path = rim.model.name_or_path = str(tmp_path / "base")
+    plain = fingerprint(rim)
+    config = LoraConfig(
+        r=2, target_modules="all-linear", exclude_modules=["lm_head"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    rim.model = get_peft_model(rim.model, config).eval()
+    rim.save_pretrained(tmp_path / "adapter")
+    assert fingerprint(rim) == fingerprint(RiM.from_pretrained(tmp_path / "adapter")) != plain
+
+
+def test_every_family_has_one(every_rim):
+    assert len(fingerprint(every_rim)) == 64
+
+
+# -------------------------------------------------------------------------------------------------------- save and load
+
+
+def test_what_is_saved_comes_back(stored, rim, provenance):
+    tensors, settings, origin = load_artifact(stored, "steps", rim)
+    assert {name: array.dtype for name, array in tensors.items()} == {name: a.dtype for name, a in TENSORS.items()}
+    assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    assert settings == {"layer": 5} and origin == provenance and origin["score"] == 0.5
+    assert load_section(stored, "steps") == SECTION and load_provenance(stored, "steps") == provenance
+
+
+def test_provenance_names_the_data_by_their_digest(provenance, data, rim):
+    digest = hashlib.sha256(data["fit"][0].read_bytes()).hexdigest()
+    assert provenance["data"]["report"] == {"file": str(data["fit"][0]), "sha256": digest, "problems": 1}
+    assert provenance["layout"] == {"num_blocks": 4, "slots_per_block": 2, "tokens": ["<b>", "<m>", "</b>"]}
+    assert {"torch", "transformers"} <= set(provenance["machine"]["versions"]) and provenance["checkpoint"] == rim.name
+
+
+def test_views_doubles_and_numpy_settings_are_stored(rim, provenance, tmp_path):
+    view = np.arange(6.0).reshape(2, 3).T
+    settings = {"share": np.float32(0.5), "missing": float("nan")}
+    save_artifact(tmp_path, "steps", {"view": view, "one": np.float64(2.0)}, settings, provenance)
+    tensors, settings, _ = load_artifact(tmp_path, "steps", rim)
+    assert tensors["view"].dtype == np.float32 and np.array_equal(tensors["view"], view) and tensors["one"].shape == ()
+    assert settings == {"share": 0.5, "missing": None}
+
+
+def test_a_probe_that_fits_nothing_is_stored_too(rim, provenance, tmp_path):
+    save_artifact(tmp_path, "commitment", {}, {}, provenance)
+    assert load_artifact(tmp_path, "commitment", rim)[0] == {} and load_section(tmp_path, "commitment") is None
+
+
+@pytest.mark.parametrize("name", ["", "../steps", "a/b", "report", "Ä", ".hidden"])
+def test_a_name_that_is_no_file_name_is_refused(name, provenance, tmp_path):
+    with pytest.raises(ArtifactError, match="no name for a stored probe"):
+        save_artifact(tmp_path, name, {}, {}, provenance)
+
+
+def test_objects_are_never_stored(provenance, tmp_path):
+    with pytest.raises(ArtifactError, match="store numbers"):
+        save_artifact(tmp_path, "steps", {"a": np.array([None])}, {}, provenance)
+
+
+def test_sizes_are_told(stored):
+    sizes = size_report(stored)
+    assert sizes["total"] == sizes["steps.json"] + sizes["steps.safetensors"] and size_report(stored / "no") == {
+        "total": 0
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_another_checkpoint_is_refused(stored, make_rim):
+    refused(stored, make_rim(seed=1), "made for other weights")
+
+
+def test_another_layout_is_refused(stored, make_rim):
+    refused(stored, make_rim(num_blocks=5), "for 4 memory blocks of 2 slots .* has 5 of 2")
+
+
+def test_missing_files_are_named(stored, rim):
+    (stored / "steps.safetensors").unlink()
+    refused(stored, rim, "steps.safetensors is missing")
+    (stored / "steps.json").unlink()
+    refused(stored, rim, "steps.json is missing; run `python -m rim_probe probe")
+
+
+@pytest.mark.parametrize("file", ["steps.safetensors", "steps.json"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_refused(stored, rim, file, keep):
+    content = (stored / file).read_bytes()
+    (stored / file).write_bytes(content[: int(keep * len(content))])
+    refused(stored, rim, "is damaged")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("[]", "holds no JSON object"),
+        ("{}", "no file of this kind"),
+        ("[" * 100_000, "is damaged"),
+        ("\udcff", "is damaged"),
+    ],
+)
+def test_json_that_is_something_else_is_refused(stored, rim, content, match):
+    (stored / "steps.json").write_bytes(content.encode(errors="surrogateescape"))
+    refused(stored, rim, match)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"version": 2}, "format version 2 but this program reads 1"),
+        ({"format": "other"}, "no file of this kind"),
+        ({"layout": None}, "lacks 'layout'"),
+        ({"settings": []}, "lacks 'settings'"),
+        ({"tensors_sha256": 0}, "lacks 'tensors_sha256'"),
+    ],
+)
+def test_json_of_another_form_is_refused(stored, rim, changes, match):
+    edit(stored, **changes)
+    refused(stored, rim, match)
+
+
+def test_a_pickle_is_not_opened(stored, rim):
+    content = pickle.dumps(TENSORS)
+    (stored / "steps.safetensors").write_bytes(content)
+    edit(stored, tensors_sha256=hashlib.sha256(content).hexdigest())
+    refused(stored, rim, "no safetensors file")
+
+
+# --------------------------------------------------------------------------------------------------------------- resume
+
+
+def test_only_the_same_work_counts_as_done(stored, make_rim, provenance, data):
+    key = resume_key("steps", provenance)
+    assert is_done(stored, "steps", key) and not is_done(stored, "values", key)
+    later = {**provenance, "date": "later", "command": "other", "machine": {}}
+    assert resume_key("steps", later) == key, "when and where it ran does not matter"
+    others = [{**provenance, "seed": 4}, describe_study(make_rim(seed=1), data, command="probe", seed=3)]
+    data["fit"][0].write_text("1+2||#### 3\n", encoding="utf-8")
+    others.append(describe_study(make_rim(), data, command="probe", seed=3))
+    keys = [resume_key("steps", other) for other in others] + [resume_key("steps", provenance, {"layer": 1})]
+    assert not any(is_done(stored, "steps", other) for other in keys) and len({key, *keys}) == 5
+
+
+def test_an_interrupted_save_is_not_done_and_leaves_no_rubbish(stored, rim, provenance, monkeypatch):
+    replace, calls = os.replace, []
+
+    def once(*paths):
+        calls.append(paths)
+        if len(calls) == 2:  # the tensors are new, the JSON is still the old one
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(artifacts.os, "replace", once)
+    key = resume_key("steps", provenance)
+    with pytest.raises(KeyboardInterrupt):
+        save_artifact(stored, "steps", {"map": np.zeros(3)}, {"layer": 6}, provenance, key=key)
+    assert not is_done(stored, "steps", key)
+    assert sorted(path.name for path in stored.iterdir()) == ["steps.json", "steps.safetensors"]
+    refused(stored, rim, "damaged or does not belong")
+
+
+# ----------------------------------------------------------------------------------------------------------- the report
+
+
+def test_a_report_comes_back(tmp_path, provenance):
+    save_report(tmp_path, [SECTION], provenance)
+    assert load_report(tmp_path) == ([SECTION], provenance)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "is missing"),
+        ("{", "is damaged"),
+        ("7", "holds no JSON object"),
+        ('{"format": "rim-probe report", "version": 1}', "lacks its sections"),
+        ('{"format": "rim-probe report", "version": 1, "sections": [1], "provenance": {}}', "damaged report"),
+    ],
+)
+def test_a_damaged_report_is_refused(tmp_path, content, match):
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ArtifactError, match=match):
+        load_report(tmp_path)
