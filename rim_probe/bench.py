@@ -91,12 +91,12 @@ def run_bench(
         train_batch: problems per training step.
         train_steps: timed training steps of each side.
     """
-    asked = _in_turns(
+    asked = in_turns(
         _decoding_sides(methods, num_blocks), problems, problems[:WARM_UP_QUESTIONS], "decoding", "problem", progress
     )
     batch = list(problems[:train_batch])
     step = _TrainingStep(methods["memory"], batch, num_blocks)
-    trained = _in_turns(
+    trained = in_turns(
         {"packed": step.packed, "separate": step.separate},
         [batch] * train_steps,
         [batch] * WARM_UP_STEPS,
@@ -126,7 +126,7 @@ def run_bench(
     }
 
 
-def _in_turns(
+def in_turns(
     sides: Mapping[str, Callable[[Any], Timing]],
     items: Sequence[Any],
     warm_up: Sequence[Any],

@@ -1,4 +1,4 @@
-"""The command line: `python -m rim_probe ask | train | eval | bench | data`.
+"""The command line: `python -m rim_probe ask | train | eval | probe | bench | data`.
 
 Knows flags, help texts, printing and exit codes; every piece of work is done by the module a command calls. Whatever
 needs torch is imported inside the commands, so that `--help` and a mistyped flag answer at once.
@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rim_probe.datasets.arithmetic import SPLITS, World, generate
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"example:\n  python -m rim_probe ask {EXAMPLE_QUESTION}\n\n`COMMAND --help` explains a command.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_ask, _add_train, _add_eval, _add_bench, _add_data):
+    for add in (_add_ask, _add_train, _add_eval, _add_probe, _add_bench, _add_data):
         add(commands)
     return parser
 
@@ -239,6 +240,126 @@ def _eval(arguments: argparse.Namespace) -> int:
     )
     finish(output, report, format_report(report), [] if report["interrupted"] else cards)
     return INTERRUPTED if report["interrupted"] else OK
+
+
+# --------------------------------------------------------------------------------------------------------------- probe
+
+PROBE_HELP = """
+probes:
+  steps        nearest explicit step of every block
+  words        what the model itself says after every block
+  lens         logit lens and tuned lens
+  values       operands, operator and result by linear probes
+  correctness  will this readout be right?
+  adaptive     memory when the probe is confident, else chain of thought
+  commitment   when the answer is settled, by block and by step
+  attention    where attention goes, and which heads matter
+  geometry     trajectories of blocks through PCA space
+  importance   what removing or replacing each block does to the answer
+  interchange  does a block of a partner problem give the predicted answer?"""
+
+
+def _add_probe(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        _probe,
+        summary="look inside the memory blocks, with controls",
+        description="With --data: fit every probe, measure it beside its controls, and write what was fitted and one\n"
+        "report page into CHECKPOINT/probes. What is done already is not done again. Without --fit and --choose the\n"
+        "file is cut in three: half to fit on, a fifth to choose on, the rest is reported.\n"
+        "With --question: print what every block of this question holds.\n"
+        "The folders base/ (before RiM training), stage1/, cot/ and direct/ in CHECKPOINT serve as controls.\n"
+        + PROBE_HELP,
+        example="  python -m rim_probe data arithmetic --split test --rows 1000 --output problems.txt\n"
+        "  python -m rim_probe probe checkpoints/rim-tiny --data problems.txt --output probes\n"
+        f"  python -m rim_probe probe checkpoints/rim-tiny --question \\\n    {EXAMPLE_QUESTION}",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hugging Face id")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--data", metavar="FILE", help="problems to report on (and to fit on, see above)")
+    asked.add_argument("--question", metavar="TEXT", help="one word problem, in quotes")
+    parser.add_argument("--steps", metavar="TEXT", default="", help="its gold steps, such as '<<3+4=7>> <<7*2=14>>'")
+    parser.add_argument("--fit", metavar="FILE", help="problems to fit on")
+    parser.add_argument("--choose", metavar="FILE", help="problems to choose layers, slots and thresholds on")
+    parser.add_argument(
+        "--fit-heldout",
+        metavar="FILE",
+        help="problems like those of --data, to fit what tells right from wrong (few are wrong where a model trained)",
+    )
+    parser.add_argument("--choose-heldout", metavar="FILE", help="further such problems, to choose on")
+    parser.add_argument(
+        "--only", metavar="PROBE", nargs="+", default=[], help="these probes alone (and what they build on)"
+    )
+    parser.add_argument("--base", metavar="MODEL", help="the model before RiM training, as a control")
+    add_number(parser, "--limit", "a random sample of N problems of each file; all if left out", low=10)
+    add_number(parser, "--num-blocks", "memory blocks; the checkpoint's own number if left out", low=1, metavar="K")
+    parser.add_argument("--output", metavar="FOLDER", help="default: CHECKPOINT/probes")
+    add_seed(parser, "of every random draw")
+    add_device(parser)
+    add_card(parser, "probe")
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    if arguments.question is not None:
+        return _probe_question(arguments)
+    cards = [open_card(path, "probe") for path in arguments.card]
+    files = {
+        name: getattr(arguments, "data" if name == "report" else name.replace("-", "_"))
+        for name in ("report", "fit", "choose", "fit-heldout", "choose-heldout")
+    }
+    data = {name: read_data(path).problems for name, path in files.items() if path is not None}
+
+    from rim_probe.probing.run import Source, default_folder, run_probes, splits_of, summarise
+    from rim_probe.probing.study import load_models
+    from rim_probe.probing.text import format_section
+    from rim_probe.probing.verdict import verdict
+
+    sources = splits_of(
+        {name: Source(files[name], draw(problems, arguments.limit, arguments.seed)) for name, problems in data.items()},
+        arguments.seed,
+    )
+    folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
+    silence_transformers()
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base)
+    print(verdict(models["memory"]), end="\n\n", flush=True)
+    sections = []
+    for section in run_probes(
+        models,
+        sources,
+        folder=folder,
+        command=arguments.command_line,
+        only=arguments.only,
+        num_blocks=arguments.num_blocks,
+        seed=arguments.seed,
+    ):
+        sections.append(section)
+        print(format_section(section), flush=True)
+    for write in cards:
+        write(summarise(folder))
+    print(f"Report: {folder / 'report.html'}")
+    return OK
+
+
+def _probe_question(arguments: argparse.Namespace) -> int:
+    from rim_probe.probing.probes import explain
+    from rim_probe.probing.question import format_question
+    from rim_probe.probing.run import default_folder
+    from rim_probe.probing.study import load_models, observe
+    from rim_probe.problems import parse_steps
+
+    silence_transformers()
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base)
+    try:
+        seen = observe(models["memory"], arguments.question, arguments.num_blocks)
+    except UnknownWordsError as error:
+        raise RiMError(f"{error}{_nearest(arguments.question, arguments.checkpoint)}") from None
+    folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
+    steps = parse_steps(arguments.steps)
+    told, missing = explain(models, seen, folder, steps)
+    print(format_question(seen, told, steps))
+    for sentence in missing:
+        print(sentence, file=sys.stderr)
+    return OK
 
 
 # --------------------------------------------------------------------------------------------------------------- train

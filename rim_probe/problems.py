@@ -87,11 +87,17 @@ def parse_line(line: str) -> Problem:
         raise ProblemError(f"No “{_MARKER}” stands before the answer.")
     if not answer.strip():
         raise ProblemError(f"The answer after “{_MARKER}” is empty.")
-    between = _STEP.sub("", chain).strip()
-    if between:
+    return Problem(question, parse_steps(chain), answer.strip())
+
+
+def parse_steps(chain: str) -> tuple[str, ...]:
+    """The steps of a chain such as `<<16-3-4=9>> <<9*2=18>>`; none of an empty one.
+
+    Raises ProblemError for text outside “<<…>>”.
+    """
+    if between := _STEP.sub("", chain).strip():
         raise ProblemError(f"The steps hold text outside “<<…>>”: “{_shorten(between)}”.")
-    steps = tuple(match.group() for match in _STEP.finditer(chain))
-    return Problem(question, steps, answer.strip())
+    return tuple(match.group() for match in _STEP.finditer(chain))
 
 
 def format_line(problem: Problem) -> str:

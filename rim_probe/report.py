@@ -89,7 +89,7 @@ def format_bench(report: Mapping[str, Any]) -> str:
     if len(set(report["models"].values())) == 1:
         notes.append("One model served memory, chain of thought and direct.")
     parts = [
-        f"`{report['checkpoint']}`; {report['date'][:10]}; {_machine(report['machine'])}.\n`{report['command']}`",
+        f"`{report['checkpoint']}`; {report['date'][:10]}; {format_machine(report['machine'])}.\n`{report['command']}`",
         table(["first / second", "n", "first, ms", "second, ms", "ratio", "target", ""], rows),
         "\n".join(f"- {note}" for note in notes),
     ]
@@ -108,10 +108,11 @@ def _provenance(report: Mapping[str, Any]) -> str:
     source = f"`{data['file']}` (sha256 {data['sha256'][:12]}…, {counts})"
     drawn = f", drawn with seed {report['settings']['seed']}" if run["limit"] else ""
     lines.append(f"`{run['checkpoint']}` on {source}: n = {report['done']:,}{drawn}; {run['date'][:10]}.")
-    return "\n".join([*lines, _machine(run["machine"]) + ".", f"`{run['command']}`"])
+    return "\n".join([*lines, format_machine(run["machine"]) + ".", f"`{run['command']}`"])
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
+def format_machine(machine: Mapping[str, Any]) -> str:
+    """Processor, threads, device and versions, as `evaluation.describe_machine` found them."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return f"{machine['cpu']}, {count(machine['threads'], 'thread', 'threads')}, device {machine['device']}; {versions}"
 

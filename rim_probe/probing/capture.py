@@ -11,8 +11,10 @@ Method:
 Knows prompts and positions. Knows nothing of probes, gold steps or answers.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -24,13 +26,14 @@ from tqdm import tqdm
 
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
-from rim_probe.probing.hooks import causal_lm, layer_numbers, num_layers, observe_attention, read_residual
+from rim_probe.probing.hooks import causal_lm, layer_number, layer_numbers, num_layers, observe_attention, read_residual
 
 if TYPE_CHECKING:
     import pandas
 
 Position = int | Literal["end", "slots"]
-SHARD_QUESTIONS = 512
+SHARD_QUESTIONS, SHARD_BYTES = 512, 2**28  # whichever is reached first
+PARTS = ("slots", "ends", "question", "answer")
 
 
 class _Cells:
@@ -39,15 +42,15 @@ class _Cells:
     Attributes (of both): layers, K, M, num_questions.
     """
 
-    def _layer(self, name: str, layer: int) -> np.ndarray:
-        """All questions' tensor `name` at one layer, float32 [n, ...]."""
+    def _states(self, name: str, layer: int, block: int | None = None) -> torch.Tensor:
+        """All questions' tensor `name` at one of `layers`, of one block (1..K) where it has blocks: [n, ...]."""
         raise NotImplementedError
 
-    def cell(self, layer: int, block: int, position: Position) -> np.ndarray:
+    def cell(self, layer: int | str, block: int, position: Position) -> np.ndarray:
         """The states of one cell, float32 [n, d].
 
         Args:
-            layer: 0..L, one of `layers`.
+            layer: 0..L, one of `layers`, or its TransformerLens name.
             block: 1..K.
             position: slot 1..M, `end` of the block, or `slots` for all M slots side by side, [n, M * d].
         """
@@ -57,22 +60,23 @@ class _Cells:
                 f"{self.M}, 'slots' or 'end'."
             )
         if position == "end":
-            return self._layer("ends", layer)[:, block - 1]
-        states = self._layer("slots", layer)[:, block - 1]
+            return self._array("ends", layer, block)
+        states = self._array("slots", layer, block)
         return states.reshape(len(states), -1) if position == "slots" else states[:, position - 1]
 
-    def question_cell(self, layer: int) -> np.ndarray:
+    def question_cell(self, layer: int | str) -> np.ndarray:
         """The states at the last question token, float32 [n, d]."""
-        return self._layer("question", layer)
+        return self._array("question", layer)
 
-    def answer_cell(self, layer: int) -> np.ndarray:
+    def answer_cell(self, layer: int | str) -> np.ndarray:
         """The states where the answer's first token is predicted, float32 [n, d]."""
-        return self._layer("answer", layer)
+        return self._array("answer", layer)
 
-    def _index(self, layer: int) -> int:
-        if layer not in self.layers:
+    def _array(self, name: str, layer: int | str, block: int | None = None) -> np.ndarray:
+        number = layer_number(layer, max(self.layers)) if isinstance(layer, str) else layer
+        if number not in self.layers:
             raise RiMError(f"Layer {layer!r} was not captured; layers are {', '.join(map(str, self.layers))}.")
-        return self.layers.index(layer)
+        return self._states(name, number, block).float().numpy()
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,10 @@ class Capture(_Cells):
         ends [n, layers, K, d]: the end token of each block, which predicts the first token of its readout.
         question [n, layers, d]: the last question token.
         answer [n, layers, d]: the last prompt token, which predicts the answer's first token (memory: the last end).
-        to_question [n, A, H, Q, W], to_memory [n, A, H, Q, K * (M + 2)]: attention weights of decoder layers 1..L (layer
-            l reads the residual stream l - 1) from each block's slots 1..M and then its end, block after block; to the
-            question's tokens (0 beyond its end, W is the longest), and to each block's begin, slots and end. Each row
-            sums to 1 over both. None where attention was not asked for.
+        to_question [n, A, H, Q, W], to_memory [n, A, H, Q, K * (M + 2)]: attention weights of decoder layers 1..L
+            (layer l reads the residual stream l - 1) from each block's slots 1..M and then its end, block after block;
+            to the question's tokens (0 beyond its end, W is the longest), and to each block's begin, slots and end.
+            Each row sums to 1 over both. None where attention was not asked for.
         question_ids: token ids of each question.
     """
 
@@ -113,8 +117,9 @@ class Capture(_Cells):
     def num_questions(self) -> int:
         return len(self.slots)
 
-    def _layer(self, name: str, layer: int) -> np.ndarray:
-        return getattr(self, name)[:, self._index(layer)].float().numpy()
+    def _states(self, name: str, layer: int, block: int | None = None) -> torch.Tensor:
+        states = getattr(self, name)[:, self.layers.index(layer)]
+        return states if block is None else states[:, block - 1]
 
     def numpy(self) -> dict[str, np.ndarray]:
         """Every tensor by name, in float32."""
@@ -141,7 +146,7 @@ class Capture(_Cells):
         return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode, whose tensors no probe could be trained on
 def capture(
     rim: RiM,
     questions: str | Sequence[str],
@@ -167,64 +172,78 @@ def capture(
     if not questions:
         raise RiMError("There is no question to capture; give at least one.")
     chosen = layer_numbers(layers, rim)
+    if rim.model.training:
+        rim.model.eval()  # dropout would be captured as well
     prompts = [rim.prompt_ids(question, method, num_blocks) for question in questions]
-    question_ids = [rim.encode_question(question) for question in questions]
-    layout, lengths = rim.layout, torch.tensor([len(ids) for ids in question_ids])
+    layout = rim.layout
     num_blocks = layout.check_blocks(num_blocks) if method == "memory" else 0
-    slots = _columns(lengths, layout.slot_positions(0, num_blocks)).unflatten(1, (num_blocks, layout.slots_per_block))
+    tail = {"memory": num_blocks * layout.block_length, "direct": len(rim.encoder.marker_ids), "cot": 0}[method]
+    question_ids = [prompt[: len(prompt) - tail] for prompt in prompts]
+    lengths = torch.tensor([len(ids) for ids in question_ids])
+    slots = _columns(lengths, layout.slot_positions(0, num_blocks))  # [n, K * M]
     ends = _columns(lengths, layout.end_positions(0, num_blocks))
-    kept = {
-        "slots": slots,
-        "ends": ends,
-        "question": lengths - 1,
-        "answer": torch.tensor([len(prompt) - 1 for prompt in prompts]),
-    }
-    config = causal_lm(rim).config
-    tensors = {
-        name: torch.empty(len(prompts), len(chosen), *columns.shape[1:], config.hidden_size, dtype=rim.dtype)
-        for name, columns in kept.items()
-    }
-    observed = attention and num_blocks > 0
-    queries = torch.cat([slots, ends.unsqueeze(2)], dim=2).flatten(1)  # [n, Q]
-    width, tail = int(lengths.max()), num_blocks * layout.block_length
-    if observed:
-        shape = (len(prompts), num_layers(rim), config.num_attention_heads, queries.shape[1])
-        tensors["to_question"] = torch.zeros(*shape, width, dtype=rim.dtype)
-        tensors["to_memory"] = torch.zeros(*shape, tail, dtype=rim.dtype)
+    kept = torch.cat([slots, ends, lengths[:, None] - 1, lengths[:, None] + (tail - 1)], dim=1)
+    config, count = causal_lm(rim).config, len(prompts)
+    # Layers first, so that what a pass writes, and what a probe reads later, lies together.
+    states = torch.empty(len(chosen), count, kept.shape[1], config.hidden_size, dtype=rim.dtype)
+    weights = None
+    if attention and num_blocks > 0:
+        queries = torch.cat([slots.unflatten(1, (num_blocks, -1)), ends.unsqueeze(2)], dim=2).flatten(1)  # [n, Q]
+        weights = _Weights(rim, queries, lengths, tail)
 
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
+    order = sorted(range(count), key=lambda i: len(prompts[i]))
+    for start in range(0, count, batch_size):
         batch = torch.tensor(order[start : start + batch_size])
+        places = kept[batch].to(rim.device)
 
-        def read(layer, states, batch=batch):
-            rows = torch.arange(len(batch), device=states.device)
-            for name, columns in kept.items():
-                places = columns[batch].to(states.device)
-                picked = states[rows.view(-1, *[1] * (places.dim() - 1)), places]
-                tensors[name][batch, chosen.index(layer)] = picked.cpu()
+        def read(layer, stream, batch=batch, places=places):
+            rows = torch.arange(len(batch), device=stream.device)[:, None]
+            states[chosen.index(layer)].index_copy_(0, batch, stream[rows, places].cpu())
 
-        def record(layer, weights, batch=batch):
-            own = lengths[batch].to(weights.device)
-            inside = torch.arange(min(width, weights.shape[-1]), device=weights.device) < own[:, None]
-            to_question = weights[..., : inside.shape[1]] * inside[:, None, None]
-            tensors["to_question"][batch, layer - 1, :, :, : inside.shape[1]] = to_question.to(rim.dtype).cpu()
-            places = own[:, None] + torch.arange(tail, device=weights.device)
-            index = places[:, None, None].expand(-1, *weights.shape[1:3], -1)
-            tensors["to_memory"][batch, layer - 1] = weights.gather(3, index).to(rim.dtype).cpu()
-
-        with read_residual(rim, chosen, read):
-            if observed:
-                with observe_attention(rim, queries[batch].to(rim.device), record):
-                    _pass(rim, [prompts[i] for i in batch])
-            else:
-                _pass(rim, [prompts[i] for i in batch])
+        with read_residual(rim, chosen, read), weights.observe(batch) if weights else nullcontext():
+            _pass(rim, [prompts[i] for i in batch])
+    parts = states.transpose(0, 1).split([slots.shape[1], ends.shape[1], 1, 1], dim=2)
     return Capture(
         layers=chosen,
-        to_question=tensors.pop("to_question", None),
-        to_memory=tensors.pop("to_memory", None),
+        slots=parts[0].unflatten(2, (num_blocks, layout.slots_per_block)),
+        ends=parts[1],
+        question=parts[2].squeeze(2),
+        answer=parts[3].squeeze(2),
+        to_question=weights.to_question.transpose(0, 1) if weights else None,
+        to_memory=weights.to_memory.transpose(0, 1) if weights else None,
         question_ids=question_ids,
-        **tensors,
     )
+
+
+class _Weights:
+    """The attention weights of many questions, filled in batch by batch.
+
+    Attributes:
+        to_question [A, n, H, Q, W], to_memory [A, n, H, Q, tail]: see `Capture`; layers first.
+    """
+
+    def __init__(self, rim: RiM, queries: torch.Tensor, lengths: torch.Tensor, tail: int):
+        self._rim, self._queries, self._lengths, self._tail = rim, queries, lengths, tail
+        shape = (num_layers(rim), len(queries), causal_lm(rim).config.num_attention_heads, queries.shape[1])
+        self.to_question = torch.zeros(*shape, int(lengths.max()), dtype=rim.dtype)
+        self.to_memory = torch.empty(*shape, tail, dtype=rim.dtype)
+
+    def observe(self, batch: torch.Tensor) -> AbstractContextManager:
+        """Keeps the weights of the pass inside the context, which is over the questions `batch` [B]."""
+        lengths = self._lengths[batch, None]
+        width = int(lengths.max())
+        # Keys in the order of `Capture`, so that weights are copied once: question, padding, memory.
+        question = torch.arange(width).expand(len(batch), -1)
+        columns = torch.cat(
+            [question.masked_fill(question >= lengths, -1), lengths + torch.arange(self._tail)], dim=1
+        ).to(self._rim.device)
+
+        def record(layer: int, weights: torch.Tensor) -> None:
+            weights = weights.to(self._rim.dtype).cpu()
+            self.to_question[layer - 1, ..., :width].index_copy_(0, batch, weights[..., :width])
+            self.to_memory[layer - 1].index_copy_(0, batch, weights[..., width:])
+
+        return observe_attention(self._rim, self._queries[batch].to(self._rim.device), record, columns)
 
 
 def _columns(lengths: torch.Tensor, offsets: Sequence) -> torch.Tensor:
@@ -263,22 +282,22 @@ class CaptureSet(_Cells):
 
     @cached_property
     def _files(self):
-        from safetensors import SafetensorError, safe_open
+        files = [_open(path, self.layers) for path in self._shards]
+        if None in files:
+            damaged = self._shards[files.index(None)]
+            raise RiMError(f"{damaged} is missing or damaged; capture the questions again, which mends it.")
+        return files
 
-        try:
-            return [safe_open(path, "pt") for path in self._shards]
-        except (OSError, SafetensorError) as error:
-            raise RiMError(f"{self.folder} holds a damaged shard ({error}); capture the questions again.") from None
-
-    def _layer(self, name: str, layer: int) -> np.ndarray:
-        self._index(layer)
-        return torch.cat([file.get_tensor(f"{name}.{layer}") for file in self._files]).float().numpy()
+    def _states(self, name: str, layer: int, block: int | None = None) -> torch.Tensor:
+        # A slice reads what is asked for and no more: 300 times faster than the whole layer for one block of it.
+        where = (slice(None),) if block is None else (slice(None), block - 1)
+        return torch.cat([file.get_slice(f"{name}.{layer}")[where] for file in self._files])
 
     def __iter__(self) -> Iterator[Capture]:
         for file in self._files:
             tensors = {
                 name: torch.stack([file.get_tensor(f"{name}.{layer}") for layer in self.layers], dim=1)
-                for name in ("slots", "ends", "question", "answer")
+                for name in PARTS
             }
             lengths, flat = file.get_tensor("question_lengths").tolist(), file.get_tensor("question_ids")
             question_ids = [ids.tolist() for ids in flat.split(lengths)]
@@ -299,36 +318,67 @@ def capture_to(
     """Streams the captures of a data set (without attention) into `folder`, shard by shard; resumes at the first one
     missing. Memory is bounded by one shard.
 
-    The folder must belong to this model and these questions: the caller names it so (see `study`).
+    Every shard names the model, the questions and the options it was made from: one that is damaged or made from others
+    is made again, whatever lies in the folder.
+
+    Raises:
+        RiMError: as `capture`.
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    folder, questions = Path(folder), list(questions)
+    if not questions:
+        raise RiMError("There is no question to capture; give at least one.")
     folder.mkdir(parents=True, exist_ok=True)
     chosen = layer_numbers(layers, rim)
-    shards = [questions[start : start + SHARD_QUESTIONS] for start in range(0, len(questions), SHARD_QUESTIONS)]
+    blocks = rim.layout.check_blocks(num_blocks) if method == "memory" else 0
+    states = len(chosen) * (blocks * (rim.layout.slots_per_block + 1) + 2) * causal_lm(rim).config.hidden_size
+    size = max(1, min(SHARD_QUESTIONS, SHARD_BYTES // (states * rim.dtype.itemsize)))
+    shards = [questions[start : start + size] for start in range(0, len(questions), size)]
     names = [f"shard-{number:05d}.safetensors" for number in range(len(shards))]
     with tqdm(total=len(questions), desc=f"capture {folder.name}", unit="question", disable=not progress) as bar:
         for name, shard in zip(names, shards, strict=True):
-            if not (folder / name).exists():
+            key = request_key(rim, shard, method, blocks, chosen)
+            file = _open(folder / name, chosen)
+            if file is None or file.metadata().get("key") != key:
                 held = capture(rim, shard, chosen, False, method=method, num_blocks=num_blocks, batch_size=batch_size)
                 tensors = {
                     f"{part}.{layer}": getattr(held, part)[:, i].contiguous()
-                    for part in ("slots", "ends", "question", "answer")
+                    for part in PARTS
                     for i, layer in enumerate(chosen)
                 }
                 tensors["question_lengths"] = torch.tensor([len(ids) for ids in held.question_ids])
                 tensors["question_ids"] = torch.tensor([id for ids in held.question_ids for id in ids])
                 partial = folder / (name + ".partial")  # an interrupted write must not pass for a shard
-                save_file(tensors, partial)
+                save_file(tensors, partial, metadata={"key": key})
                 partial.replace(folder / name)
             bar.update(len(shard))
     index = {
         "layers": list(chosen),
-        "num_blocks": rim.layout.check_blocks(num_blocks) if method == "memory" else 0,
+        "num_blocks": blocks,
         "slots_per_block": rim.layout.slots_per_block,
         "num_questions": len(questions),
         "shards": names,
     }
     (folder / "capture.json").write_text(json.dumps(index), encoding="utf-8")
     return CaptureSet(folder)
+
+
+def _open(path: Path, layers: Sequence[int]):
+    """A shard opened for reading; None where it is missing, damaged or lacks a tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, "pt")
+    except (OSError, SafetensorError):
+        return None
+    wanted = {f"{part}.{layer}" for part in PARTS for layer in layers} | {"question_lengths", "question_ids"}
+    return file if wanted <= set(file.keys()) and file.metadata() else None
+
+
+def request_key(rim: RiM, questions: Sequence[str], *options) -> str:
+    """A digest of everything that what a model does with questions depends on: weights, dtype, questions, options."""
+    from rim_probe.probing.artifacts import fingerprint
+
+    request = [fingerprint(rim), str(rim.dtype), list(questions), options]
+    return hashlib.sha256(json.dumps(request).encode()).hexdigest()

@@ -13,13 +13,12 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from weakref import WeakKeyDictionary
+from numbers import Integral
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import AttentionInterface
 
 from rim_probe.errors import CheckpointError, RiMError
 from rim_probe.model import RiM
@@ -66,12 +65,12 @@ def layer_number(layer: int | str, layers: int) -> int:
     if isinstance(layer, str):
         match = _NAME.fullmatch(layer)
         number = int(match[1]) + (match[2] == "post") if match else None
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= layers:
+    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number <= layers:
         raise RiMError(
             f"There is no layer {layer!r}; name a number from 0 (embeddings) to {layers}, or a residual stream such as "
             f"blocks.{layers - 1}.hook_resid_post."
         )
-    return number
+    return int(number)
 
 
 def layer_numbers(layers: Iterable[int | str] | None, rim: RiM) -> tuple[int, ...]:
@@ -153,60 +152,137 @@ def read_residual(rim: RiM, layers: Iterable[int], read: Callable[[int, torch.Te
 
 # ------------------------------------------------------------------------------------------------ the attention weights
 
-OBSERVED = "rim_probe_observed"
-"""A transformers attention back end: `sdpa`, which also tells the weights of chosen queries."""
-_observers = threading.local()
-_observed_models: WeakKeyDictionary = WeakKeyDictionary()  # model -> [contexts inside, back end to go back to]
+_observers = threading.local()  # what the passes of this thread are to tell
 _lock = threading.Lock()
+_observing = 0  # contexts that `sdpa` tells weights for
 
 
-def _observed_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """query [B, H, T, c], key and value [B, H_kv, S, c]; the output of `sdpa` for them."""
+def _observed_sdpa(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """`sdpa`, telling the weights of chosen queries; query [B, H, T, c], key and value [B, H_kv, S, c]."""
     observer = getattr(_observers, "current", None)
     if observer is not None:
-        rows, record = observer
-        record(module.layer_idx + 1, _weights(query, key, attention_mask, scaling, rows))
+        observer.record(module.layer_idx + 1, observer.weights(query, key, attention_mask, scaling))
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
-AttentionInterface.register(OBSERVED, _observed_attention)
-AttentionMaskInterface.register(OBSERVED, sdpa_mask)
-
-
-def _weights(query, key, mask, scaling, rows: torch.Tensor) -> torch.Tensor:
-    """Softmax weights of the queries at `rows` [B, Q] alone, float32 [B, H, Q, S]."""
-    key = repeat_kv(key, query.shape[1] // key.shape[1])
-    index = rows[:, None, :, None]
-    chosen = query.gather(2, index.expand(-1, query.shape[1], -1, query.shape[3]))
-    scores = (chosen @ key.transpose(2, 3)).float() * (query.shape[3] ** -0.5 if scaling is None else scaling)
-    if mask is None:
-        hidden = torch.arange(key.shape[2], device=rows.device) > index
-        scores = scores.masked_fill(hidden, -torch.inf)
-    else:
-        mask = mask.expand(len(rows), -1, -1, -1)[..., : key.shape[2]]
-        picked = mask.gather(2, index.expand(-1, mask.shape[1], -1, mask.shape[3]))
-        scores = scores.masked_fill(~picked, -torch.inf) if picked.dtype == torch.bool else scores + picked
-    return scores.softmax(-1)
-
-
 @contextmanager
-def observe_attention(rim: RiM, rows: torch.Tensor, record: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    """Calls `record(layer 1..L, weights [B, H, Q, S])` for queries at columns `rows` [B, Q] of passes without cache.
-
-    The model runs `sdpa` meanwhile; the weights are computed for these queries alone, in float32.
-    """
-    model = causal_lm(rim)
+def _observing_sdpa() -> Iterator[None]:
+    """Meanwhile `sdpa` tells weights. No model is switched: for threads without an observer it is what it was."""
+    global _observing
     with _lock:
-        entry = _observed_models.setdefault(model, [0, model.config._attn_implementation])
-        entry[0] += 1
-        model.set_attn_implementation(OBSERVED)
-    _observers.current = (rows, record)
+        _observing += 1
+        AttentionInterface.register("sdpa", _observed_sdpa)
     try:
         yield
     finally:
-        _observers.current = None
         with _lock:
-            entry[0] -= 1
-            if entry[0] == 0:
-                model.set_attn_implementation(entry[1])
-                del _observed_models[model]
+            _observing -= 1
+            if not _observing:
+                AttentionInterface.register("sdpa", sdpa_attention_forward)
+
+
+@contextmanager
+def _observing_eager(rim: RiM) -> Iterator[None]:
+    """Meanwhile every `eager` attention of the model, which computes all weights anyway, tells those chosen."""
+    thread = threading.get_ident()
+
+    def hook(module, args, output):
+        if threading.get_ident() == thread:
+            observer = _observers.current
+            observer.record(module.layer_idx + 1, observer.chosen(output[1]).float())
+
+    with ExitStack() as hooks:
+        for layer in decoder_layers(rim):
+            for module in layer.modules():
+                if "Attention" in type(module).__name__ and hasattr(module, "layer_idx"):
+                    hooks.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+class _Observer:
+    """Which attention weights are told, and to whom; see `observe_attention`."""
+
+    def __init__(self, rows: torch.Tensor, record: Callable[[int, torch.Tensor], None], columns: torch.Tensor | None):
+        self.record = record
+        self._rows, self._columns = rows, columns
+        self._keys = None if columns is None else columns.clamp(min=0)
+        self._causal = 0, torch.empty(0)  # length of a pass, mask: made once for all its layers
+
+    def chosen(self, weights: torch.Tensor) -> torch.Tensor:
+        """[B, H, T, S] -> [B, H, Q, S or C]."""
+        weights = _pick(weights, self._rows)
+        if self._columns is None:
+            return weights
+        weights = _pick(weights.transpose(2, 3), self._keys).transpose(2, 3)
+        return weights.masked_fill((self._columns < 0)[:, None, None], 0)
+
+    def weights(self, query, key, mask, scaling) -> torch.Tensor:
+        """Softmax weights of the chosen queries alone, float32 [B, H, Q, S or C]."""
+        keys = key if self._keys is None else _pick(key, self._keys)
+        # Heads that share a key have their queries in one matrix, so that no key is repeated.
+        queries = _pick(query, self._rows).reshape(len(self._rows), key.shape[1], -1, key.shape[3])
+        scores = (queries @ keys.transpose(2, 3)).float().mul_(query.shape[3] ** -0.5 if scaling is None else scaling)
+        scores = scores.view(len(self._rows), query.shape[1], self._rows.shape[1], -1)
+        return scores.add_(self._mask(mask, key.shape[2])).softmax(-1)
+
+    def _mask(self, mask: torch.Tensor | None, length: int) -> torch.Tensor:
+        """The additive mask [B, 1, Q, S or C]: that of the model, or the causal one where it needs none."""
+        if mask is not None:
+            told = self.chosen(mask.expand(len(self._rows), -1, -1, -1)[..., :length])
+            if self._columns is not None and told.dtype != torch.bool:
+                told = told.masked_fill((self._columns < 0)[:, None, None], -torch.inf)
+            return _additive(told)
+        if self._causal[0] != length:
+            columns = self._columns
+            if columns is None:
+                columns = torch.arange(length, device=self._rows.device).expand(len(self._rows), -1)
+            columns = columns[:, None, None]
+            self._causal = length, _additive((columns >= 0) & (columns <= self._rows[:, None, :, None]))
+        return self._causal[1]
+
+
+def _additive(mask: torch.Tensor) -> torch.Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
+
+
+def _pick(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """[B, H, T, c] and `rows` [B, Q] -> [B, H, Q, c], the vectors of all heads copied at once, as `gather` does not."""
+    batch, heads, length, width = tensor.shape
+    flat = (torch.arange(batch, device=rows.device)[:, None] * length + rows).flatten()
+    picked = tensor.transpose(1, 2).reshape(batch * length, heads * width).index_select(0, flat)
+    return picked.view(batch, -1, heads, width).transpose(1, 2)
+
+
+@contextmanager
+def observe_attention(
+    rim: RiM,
+    rows: torch.Tensor,
+    record: Callable[[int, torch.Tensor], None],
+    columns: torch.Tensor | None = None,
+) -> Iterator[None]:
+    """Calls `record(layer 1..L, weights [B, H, Q, S])` for queries at columns `rows` [B, Q] of passes without cache.
+
+    A model that runs `sdpa` goes on with it; the weights are computed for these queries alone, in float32.
+
+    Args:
+        columns [B, C]: the keys to tell of, in this order, -1 for none (weight 0): weights are then [B, H, Q, C]. They
+            have to hold every key that one of the queries sees.
+
+    Raises:
+        RiMError: an attention back end that is neither `sdpa` nor `eager`.
+    """
+    implementation = causal_lm(rim).config._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        raise RiMError(
+            f"Attention weights need the attention back end sdpa or eager, not {implementation!r}; "
+            "load the model with attention='sdpa'."
+        )
+    outer = getattr(_observers, "current", None)
+    with _observing_sdpa() if implementation == "sdpa" else _observing_eager(rim):
+        _observers.current = _Observer(rows, record, columns)
+        try:
+            yield
+        finally:
+            _observers.current = outer

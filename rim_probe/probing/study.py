@@ -3,13 +3,13 @@
 Knows what was asked of which model and where it is kept. Knows nothing of what a probe makes of it.
 
 Splits: a probe is fitted on `fit`, everything that can be chosen (layer, slot, threshold) is chosen on `choose`, and
-only `report` is reported.
+only `report` is reported. A model errs rarely on problems like those it was trained on, so what tells right from wrong
+may be fitted and chosen on two further splits, `fit-heldout` and `choose-heldout`: problems of the report split's kind.
 Roles: `memory` is the checkpoint itself; `cot` and `direct` are its matched models; `base` is the model before RiM
 training, its memory tokens present and untrained; `stage1` is the model after grounding.
 """
 
 import json
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,15 +19,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from rim_probe.decoding import Answer, answer, answer_batch
+from rim_probe.decoding import Answer, Readout, answer, answer_batch
 from rim_probe.errors import QuestionError, RiMError
 from rim_probe.memory import LAYOUT_FILE
 from rim_probe.model import ADAPTER_FILE, RiM, load_base, load_methods, placement
-from rim_probe.probing.capture import Capture, CaptureSet, capture, capture_to
+from rim_probe.probing.artifacts import write_atomic
+from rim_probe.probing.capture import Capture, CaptureSet, capture, capture_to, request_key
 from rim_probe.probing.hooks import num_layers
 from rim_probe.problems import Problem, is_correct
 
 SPLITS = ("fit", "choose", "report")
+HELD_OUT = ("fit-heldout", "choose-heldout")  # optional: of the report split's kind, for probes of right and wrong
 SHARES = (0.5, 0.2, 0.3)  # of one file that has to serve as all three splits
 METHOD_OF_ROLE = {"memory": "memory", "base": "memory", "stage1": "memory", "direct": "direct", "cot": "cot"}
 ANSWER_BATCH = 64
@@ -84,8 +86,8 @@ class Study:
         models: by role, `memory` at least.
         splits: `fit`, `choose`, `report`; problems that the memory model cannot read are left out (see `left_out`).
         num_blocks: K; None for the layout's own.
-        folder: where captures and answers are kept, so that an interrupted study goes on; by default a temporary
-            folder that goes with the study.
+        folder: where captures and answers are kept, so that an interrupted study goes on (what was made from another
+            model or other questions is made again); by default a temporary folder that goes with the study.
 
     Attributes:
         left_out: problems left out by split.
@@ -102,6 +104,8 @@ class Study:
         folder: str | Path | None = None,
         progress: bool = True,
     ):
+        if "memory" not in models:
+            raise RiMError("A study needs a memory model; give it under the name “memory”.")
         self.models, self.seed = dict(models), seed
         self._show = progress
         memory = self.models["memory"]
@@ -109,23 +113,27 @@ class Study:
         if self.K == 0:
             raise RiMError("There is nothing to probe without memory blocks; choose at least one.")
         self.layers = tuple(range(num_layers(memory) + 1))
-        readable = {name: [p for p in splits[name] if self._readable(p.question)] for name in SPLITS}
+        given = {name: splits.get(name, ()) for name in (*SPLITS, *(name for name in HELD_OUT if name in splits))}
+        askers = self._askers()
+        readable = {name: [p for p in given[name] if _readable(p.question, askers)] for name in given}
         self.splits: dict[str, list[Problem]] = readable
-        self.left_out = {name: len(splits[name]) - len(readable[name]) for name in SPLITS}
+        self.left_out = {name: len(given[name]) - len(readable[name]) for name in given}
         for name, problems in readable.items():
             if not problems:
                 raise RiMError(
                     f"No problem is left for the split “{name}”; give more problems that the model can read."
                 )
-        self._temporary = None if folder else tempfile.mkdtemp(prefix="rim-probe-")
-        self.folder = Path(folder or self._temporary)
+        self._temporary = None
+        if folder is None:  # goes with the object even where nobody closes it
+            self._temporary = tempfile.TemporaryDirectory(prefix="rim-probe-", ignore_cleanup_errors=True)
+        self.folder = Path(folder if folder is not None else self._temporary.name)
         self._captures: dict[tuple[str, str], CaptureSet] = {}
         self._answers: dict[tuple[str, str], list[Answer]] = {}
 
     def close(self) -> None:
         """Removes the temporary folder, where there is one."""
         if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.cleanup()
 
     def __enter__(self) -> "Study":
         return self
@@ -154,17 +162,25 @@ class Study:
     def answers(self, method: str, split: str) -> list[Answer]:
         """Answers by a method (`memory` with all K readouts, `cot`, `direct`) on a split; without times."""
         if (method, split) not in self._answers:
-            rim, problems = self.models[method], self.splits[split]
-            # Like lengths together pad least.
-            order = sorted(range(len(problems)), key=lambda i: len(problems[i].question))
-            given: dict[int, Answer] = {}
-            batches = [order[start : start + ANSWER_BATCH] for start in range(0, len(order), ANSWER_BATCH)]
-            for batch in self.progress(batches, f"answers {method}-{split}"):
-                questions = [problems[i].question for i in batch]
-                num_blocks = self.K if method == "memory" else None
-                given |= zip(batch, answer_batch(rim, questions, method, num_blocks=num_blocks), strict=True)
-            self._answers[method, split] = [given[i] for i in range(len(problems))]
+            rim, questions = self.models[method], [problem.question for problem in self.splits[split]]
+            num_blocks = self.K if method == "memory" else None
+            path, key = self.folder / f"answers-{method}-{split}.json", request_key(rim, questions, method, num_blocks)
+            given = _load_answers(path, key)
+            if given is None:
+                given = self._ask(rim, questions, method, num_blocks, f"answers {method}-{split}")
+                stored = {"key": key, "answers": [answer.to_dict() for answer in given]}
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, json.dumps(stored).encode())
+            self._answers[method, split] = given
         return self._answers[method, split]
+
+    def _ask(self, rim: RiM, questions: list[str], method: str, num_blocks: int | None, label: str) -> list[Answer]:
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))  # like lengths together pad least
+        given: dict[int, Answer] = {}
+        for batch in self.progress([order[i : i + ANSWER_BATCH] for i in range(0, len(order), ANSWER_BATCH)], label):
+            answers = answer_batch(rim, [questions[i] for i in batch], method, num_blocks=num_blocks)
+            given |= zip(batch, answers, strict=True)
+        return [given[i] for i in range(len(questions))]
 
     def right(self, split: str) -> np.ndarray:
         """Whether readout k of the memory model is right, bool [n, K]; the last column is the final answer."""
@@ -184,14 +200,38 @@ class Study:
         """`items` with a progress bar, where the study shows progress."""
         return tqdm(items, desc=label, disable=not self._show)
 
-    def _readable(self, question: str) -> bool:
-        try:
-            for role, rim in self.models.items():
-                method = METHOD_OF_ROLE[role]
-                rim.prompt_ids(question, method, self.K if method == "memory" else None)
-        except QuestionError:
-            return False
-        return True
+    def _askers(self) -> list[tuple[RiM, str, int | None]]:
+        """The different ways in which the models are asked: one of several models that read alike will do."""
+        askers = {}
+        for role, rim in self.models.items():
+            method = METHOD_OF_ROLE[role]
+            way = (rim.tokenizer.backend_tokenizer.to_str(), rim.layout, rim.max_length, method)
+            askers[way] = (rim, method, self.K if method == "memory" else None)
+        return list(askers.values())
+
+
+def _readable(question: str, askers: Iterable[tuple[RiM, str, int | None]]) -> bool:
+    try:
+        for rim, method, num_blocks in askers:
+            rim.prompt_ids(question, method, num_blocks)
+    except QuestionError:
+        return False
+    return True
+
+
+def _load_answers(path: Path, key: str) -> list[Answer] | None:
+    """Stored answers; None where there are none, they are damaged, or they were given to another request."""
+    try:
+        stored = json.loads(path.read_bytes())
+        return [_answer(data) for data in stored["answers"]] if stored["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _answer(data: dict) -> Answer:
+    """The answer a dict of `Answer.to_dict` came from."""
+    readouts = tuple(Readout(**{**readout, "token_ids": tuple(readout["token_ids"])}) for readout in data["readouts"])
+    return Answer(**{**data, "token_ids": tuple(data["token_ids"]), "readouts": readouts})
 
 
 @dataclass(frozen=True)

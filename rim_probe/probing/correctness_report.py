@@ -1,0 +1,439 @@
+"""The report of the correctness probe: tables, figures, controls and targets on problems that nothing was chosen on.
+
+Knows judges, scores and outcomes. Knows nothing of how the probe was fitted (`correctness`) or how pages are drawn.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from rim_probe.probing import selective
+from rim_probe.probing.correctness import (
+    MEMORY,
+    MEMORY_OWN,
+    MEMORY_READOUTS,
+    PROBE,
+    PROBE_OWN,
+    SPLIT_PAIRS,
+    CorrectnessProbe,
+    sample,
+)
+from rim_probe.probing.judge import (
+    OWN_VIEWS,
+    PENALTIES,
+    Judge,
+    Sample,
+    fit_judge,
+    log_odds,
+    own_probability,
+    probability,
+)
+from rim_probe.probing.section import Estimate, Figure, Section, Table, Target, bootstrap, proportion_estimate
+from rim_probe.probing.study import Study
+
+SIZES = (64, 256, 1024)  # 256 is the paper's
+SHUFFLES = 20
+ALTERNATIVE_PROBLEMS = 2000  # most problems a fit on another split uses, so that sizes are comparable
+AUROC_GOAL = 0.90
+PAPER_AUROC = "published: 0.836 to 0.860, on other models"
+OWN, AGREEMENT = "own probability (baseline)", "agreement of readouts (baseline)"
+
+
+class Report:
+    """The section of a probe, put together from the report split's scores by name, each [n, K]."""
+
+    def __init__(self, probe: CorrectnessProbe, study: Study):
+        self.probe, self.study = probe, study
+        self.fit, self.choose = (sample(study, split) for split in probe.splits)
+        self.report = sample(study, "report")
+        self.right, self.n = self.report.right, len(self.report.right)
+        self.seed = study.seed
+        self.values = [[readout.value for readout in given.readouts] for given in self.report.answers]
+        self.logits = {
+            name: judge.logits(self.report.capture, self.report.answers) for name, judge in probe.judges.items()
+        }
+        own = own_probability(self.report.answers, study.K)
+        self.baselines = {OWN: log_odds(own), AGREEMENT: selective.agreement(self.values)}
+        self.controls = self._controls()
+
+    # ---------------------------------------------------------------------------------------------------- controls
+
+    def _controls(self) -> dict[str, np.ndarray]:
+        study, probe = self.study, self.probe
+        narrow, wide = probe.judges[PROBE], probe.judges[MEMORY]
+        found = {
+            # A block's mean state says which block it is and nothing of the question.
+            "block means": np.tile(log_odds(self.fit.right.mean(axis=0)), (self.n, 1)),
+            "last question token": self._refit(self.fit, self.choose, narrow, view="question"),
+            "last question token, all layers": self._refit(self.fit, self.choose, wide, view="question everywhere"),
+            "words of the question": self._words(),
+        }
+        if "base" in study.models:
+            fit, choose, report = (sample(study, split, "base") for split in (*probe.splits, "report"))
+            found[f"{PROBE}, base model"] = self._refit(fit, choose, narrow, report=report)
+            found[f"{MEMORY}, base model"] = self._refit(fit, choose, wide, report=report)
+        return found
+
+    def _refit(
+        self, fit: Sample, choose: Sample, like: Judge, view: str | None = None, report: Sample | None = None
+    ) -> np.ndarray:
+        """The scores on the report split of a judge fitted anew in the manner of another."""
+        view, report = view or like.view, report or self.report
+        # The wide ones take the penalty over: a search costs as much as all the rest.
+        options = {"penalties": (like.penalty,)} if view == "memory" else {}
+        judge = fit_judge(fit, choose, self.study.layers, view, **options)
+        return judge.logits(report.capture, report.answers)
+
+    def _shuffled(self) -> Estimate:
+        """AUROC of the paper's probe for the final readout, fitted on shuffled outcomes: the mean over shuffles and the
+        range that 95 % of them lie in (n is the number of shuffles, since they are what varies)."""
+        like, rng, found = self.probe.judges[PROBE], self.study.rng("correctness/shuffled"), []
+        for _ in self.study.progress(range(SHUFFLES), "shuffled outcomes"):
+            right = self.fit.right[rng.permutation(len(self.fit.right))]
+            fit = Sample(self.fit.capture, self.fit.answers, right)
+            judge = fit_judge(
+                fit,
+                self.choose,
+                self.study.layers,
+                like.view,
+                penalties=(like.penalty,),
+                blocks=[self.study.K],
+                calibrate=False,  # calibration sees true outcomes and could turn the ranking round
+            )
+            scores = judge.logits(self.report.capture, self.report.answers)[:, -1]
+            found.append(selective.auroc(selective.ranks(scores), self.right[:, -1]))
+        low, high = np.quantile(found, [0.025, 0.975])
+        return Estimate(float(np.mean(found)), float(low), float(high), SHUFFLES)
+
+    def _words(self) -> np.ndarray:
+        """Scores of a logistic regression on the counts of words and pairs of words of the question, [n, K]."""
+        from sklearn.feature_extraction.text import CountVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        fit, report = (
+            [problem.question for problem in self.study.problems(split)] for split in (self.probe.splits[0], "report")
+        )
+        scores = np.zeros(self.right.shape)
+        for k, right in enumerate(self.fit.right.T):
+            if right.any() and not right.all():
+                counts = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+")
+                model = make_pipeline(counts, LogisticRegression(C=0.1, max_iter=200)).fit(fit, right)
+                scores[:, k] = model.decision_function(report)
+        return scores
+
+    # ------------------------------------------------------------------------------------------------------- tables
+
+    def section(self) -> Section:
+        pooled = {name: self._auroc(scores) for name, scores in self._all().items()}
+        final = {name: self._auroc(scores[:, -1], self.right[:, -1]) for name, scores in self._all().items()}
+        chosen = self.probe.chosen
+        hardest = max(self.controls, key=lambda name: final[name].value)
+        gain, lead = (
+            selective.auroc_difference(self.logits[chosen][:, -1], other[:, -1], self.right[:, -1], self.seed)
+            for other in (self.baselines[OWN], self.controls[hardest])
+        )
+        choosing, picked = self._choosing()
+        sizes = self._sizes()
+        areas = self._areas()
+        fit, choose = self.probe.splits
+        judge = self.probe.judge
+        paper = self.probe.judges[PROBE]
+        return Section(
+            name="correctness",
+            title="Will it be right?",
+            question="Can a linear probe on the memory blocks tell, before anything is read out, whether a readout "
+            "will be right? Does it know more than the probability the readout gives itself?",
+            summary=self._summary(final, gain, hardest, lead, picked),
+            n={fit: len(self.fit.right), choose: len(self.choose.right), "report": self.n},
+            settings={
+                "fitted on": fit,
+                "chosen on": choose,
+                "judge": chosen,
+                "probe": f"layer {paper.layers[-2]}, {paper.view}, C = {paper.penalty}",
+                "judge's C": judge.penalty,
+                "searched": f"{len(OWN_VIEWS)} positions, {len(self.probe.judges)} judges, {len(PENALTIES)} penalties",
+                "AUROC on the choosing split, mean over readouts": dict(self.probe.chosen_scores),
+            },
+            tables=[
+                self._main_table(pooled, final),
+                self._block_table(),
+                choosing,
+                self._split_table(),
+                self._chain_table(),
+                Table(
+                    "Answering less: area under the risk-coverage curve, final readout",
+                    ["score", "area (smaller is better)"],
+                    [[name, value] for name, value in areas.items()],
+                ),
+            ],
+            figures=[sizes, self._coverage_figure()],
+            targets=[
+                Target(
+                    f"AUROC of the judge, final readout ({PAPER_AUROC})",
+                    f">= {AUROC_GOAL:.2f}",
+                    final[chosen],
+                    final[chosen].value >= AUROC_GOAL,
+                ),
+                Target(
+                    f"AUROC of the judge, all readouts pooled ({PAPER_AUROC})",
+                    f">= {AUROC_GOAL:.2f}",
+                    pooled[chosen],
+                    pooled[chosen].value >= AUROC_GOAL,
+                ),
+                Target("AUROC of the judge minus the readout's own probability", "> 0", gain, gain.low > 0),
+                Target(f"AUROC of the judge minus the strongest control ({hardest})", "> 0", lead, lead.low > 0),
+            ],
+            data={"choosing": picked, "right": float(self.right.mean())},
+        )
+
+    def _all(self) -> dict[str, np.ndarray]:
+        return self.baselines | self.logits | self.controls
+
+    def _auroc(self, scores: np.ndarray, right: np.ndarray | None = None) -> Estimate:
+        return selective.auroc_estimate(scores, self.right if right is None else right, self.seed)
+
+    def _main_table(self, pooled: dict[str, Estimate], final: dict[str, Estimate]) -> Table:
+        rows: list[list] = []
+        for name, scores in self._all().items():
+            rank = selective.ranks(scores)
+            estimates = [
+                bootstrap((rank, self.right), selective.average_precision, seed=self.seed, draws=selective.DRAWS),
+                bootstrap(
+                    (rank.max() - rank, ~self.right), selective.average_precision, seed=self.seed, draws=selective.DRAWS
+                ),
+            ]
+            chance = self._chance(name, scores)
+            calibration = None
+            if chance is not None:
+                calibration = bootstrap(
+                    (chance, self.right), selective.calibration_error, seed=self.seed, draws=selective.DRAWS
+                )
+            label = f"control: {name}" if name in self.controls else name
+            rows.append([label, final[name], pooled[name], *estimates, calibration])
+        rows.append([f"control: {PROBE}, {SHUFFLES} shuffles of outcomes", self._shuffled(), None, None, None, None])
+        return Table(
+            f"Telling right readouts from wrong ones, {self.study.K} readouts of n = {self.n} problems",
+            ["score", "AUROC, final readout", "AUROC, all pooled", "AUPRC of right", "AUPRC of wrong", "ECE"],
+            rows,
+            note=f"{self.right.mean():.1%} of the readouts are right: the AUPRC of a score that knows nothing. Pooled "
+            "figures gain from some blocks being right more often than others; the row “block means” is that gain. "
+            "ECE: expected calibration error, ten bins. The interval of the shuffles is the range of 95 % of them. "
+            "The last question token and the words of the question stand "
+            "before the memory: what they reach is how hard the question is, not what the memory holds.",
+        )
+
+    def _chance(self, name: str, scores: np.ndarray) -> np.ndarray | None:
+        return None if name in (AGREEMENT, "words of the question") else probability(scores)
+
+    def _block_table(self) -> Table:
+        names = (OWN, PROBE, PROBE_OWN, MEMORY, MEMORY_OWN, MEMORY_READOUTS)
+        scores = self._all()
+        rows = [
+            [
+                f"block {k + 1}",
+                proportion_estimate(self.right[:, k]),
+                *(self._auroc(scores[name][:, k], self.right[:, k]) for name in names),
+            ]
+            for k in range(self.study.K)
+        ]
+        return Table("AUROC by block", ["block", "readout right", *names], rows)
+
+    def _choosing(self) -> tuple[Table, dict[str, float]]:
+        """Accuracy of the answer that each way of choosing a block gives."""
+        everyone, solvable = np.arange(self.n), self.right.any(axis=1)
+        chance = self.study.rng("correctness/choosing").integers(0, self.study.K, self.n)
+        picks = {
+            "final block (baseline)": np.full(self.n, self.study.K - 1),
+            "majority of the readouts (baseline)": selective.majority(self.values),
+            "highest own probability (baseline)": self.baselines[OWN].argmax(axis=1),
+            "highest score of the probe (paper)": self.logits[PROBE].argmax(axis=1),
+            f"highest score of the judge ({self.probe.chosen})": self.logits[self.probe.chosen].argmax(axis=1),
+            "control: a block at random": chance,
+        }
+        rows, accuracies = [], {}
+        for name, pick in picks.items():
+            outcome = self.right[everyone, pick]
+            difference = bootstrap(outcome.astype(float) - self.right[:, -1], seed=self.seed)
+            rows.append([name, proportion_estimate(outcome), difference, proportion_estimate(outcome[solvable])])
+            accuracies[name] = float(outcome.mean())
+        rows.append(["ceiling: some block is right", proportion_estimate(solvable), None, None])
+        return (
+            Table(
+                "Choosing among the blocks' answers",
+                ["answer of", "right", "minus final block", "right where some block is right"],
+                rows,
+                note="Published: 90.0 % right choice where at least one block is right; the final block, which "
+                "chooses nothing, is the figure to beat.",
+            ),
+            accuracies,
+        )
+
+    def _split_table(self) -> Table:
+        rows: list[list] = []
+        fit_used, choose_used = self.probe.splits
+        pairs = [self.probe.splits, *(pair for pair in SPLIT_PAIRS if set(pair) <= set(self.study.splits))]
+        for fit_name, choose_name in dict.fromkeys(pairs):
+            used = (fit_name, choose_name) == (fit_used, choose_used)
+            fit, choose = sample(self.study, fit_name), sample(self.study, choose_name)
+            rng = self.study.rng("correctness/alternative")
+            rows_used = np.sort(rng.permutation(len(fit.right))[:ALTERNATIVE_PROBLEMS])
+            cells = []
+            for name in (PROBE, MEMORY_READOUTS):
+                judge = self.probe.judges[name]
+                if not used:
+                    penalties = (judge.penalty,) if judge.view == "memory" else None
+                    judge = fit_judge(
+                        fit,
+                        choose,
+                        self.study.layers,
+                        judge.view,
+                        judge.readouts,
+                        rows=rows_used,
+                        blocks=[self.study.K],
+                        **({"penalties": penalties} if penalties else {}),
+                    )
+                scores = judge.logits(self.report.capture, self.report.answers)[:, -1]
+                cells.append(self._auroc(scores, self.right[:, -1]))
+            label = f"{fit_name} (chosen on {choose_name}){', used' if used else ''}"
+            size = len(fit.right) if used else len(rows_used)
+            rows.append([label, size, proportion_estimate(fit.right[:, -1]), *cells])
+        return Table(
+            "Fitted on which problems: AUROC on report, final readout",
+            ["fitted on", "problems", "readout right there", PROBE, MEMORY_READOUTS],
+            rows,
+            note="A model errs seldom, and for other reasons, on the kind of problem it was trained on.",
+        )
+
+    def _chain_table(self) -> Table:
+        """AUROC apart for problems whose chain of steps the fit held and for the others."""
+        held = {problem.steps for problem in self.study.problems(self.probe.splits[0])}
+        known = np.array([problem.steps in held for problem in self.study.problems("report")])
+        rows = []
+        for label, mask in (("chain of steps occurs in the fit", known), ("chain of steps is new", ~known)):
+            cells = [
+                self._auroc(scores[mask][:, -1], self.right[mask][:, -1]) if mask.any() else None
+                for scores in (
+                    self.baselines[OWN],
+                    self.logits[PROBE],
+                    self.logits[self.probe.chosen],
+                    self.controls["words of the question"],
+                )
+            ]
+            rows.append([label, int(mask.sum()), *cells])
+        return Table(
+            "Is it learnt by heart? AUROC, final readout, by whether the fit held a problem with the same steps",
+            [
+                "report problems",
+                "n",
+                "own probability",
+                PROBE,
+                f"judge ({self.probe.chosen})",
+                "control: words of the question",
+            ],
+            rows,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ figures
+
+    def _sizes(self) -> Figure:
+        """AUROC on report by the number of problems fitted on; the penalty is chosen anew at each size."""
+        total = len(self.fit.right)
+        sizes = [*(size for size in SIZES if size < total), total]
+        order = self.study.rng("correctness/sizes").permutation(total)
+        series = []
+        for name in (PROBE, MEMORY_READOUTS):
+            like, estimates = self.probe.judges[name], []
+            penalties = {"penalties": (like.penalty,)} if like.view == "memory" else {}
+            for size in self.study.progress(sizes, f"fit sizes, {name}"):
+                judge = fit_judge(
+                    self.fit,
+                    self.choose,
+                    self.study.layers,
+                    like.view,
+                    like.readouts,
+                    rows=np.sort(order[:size]),
+                    blocks=[self.study.K],
+                    **penalties,
+                )
+                scores = judge.logits(self.report.capture, self.report.answers)[:, -1]
+                estimates.append(self._auroc(scores, self.right[:, -1]))
+            series.append(_series(name, sizes, estimates))
+        baseline = self._auroc(self.baselines[OWN][:, -1], self.right[:, -1])
+        series.append(_series(OWN, sizes, [baseline] * len(sizes), control=True))
+        return Figure(
+            "lines",
+            f"AUROC of the final readout by the number of problems fitted on (report, n = {self.n})",
+            f"problems of the split “{self.probe.splits[0]}” (the paper: 256)",
+            "AUROC",
+            {"series": series},
+        )
+
+    def _abstaining(self) -> dict[str, np.ndarray]:
+        """Scores by which answers can be left out, [n] each."""
+        random = self.study.rng("correctness/random order").random(self.n)
+        names = (self.probe.chosen, PROBE, OWN)
+        scores = self._all()
+        return {name: scores[name][:, -1] for name in dict.fromkeys(names)} | {"control: random order": random}
+
+    def _areas(self) -> dict[str, Estimate]:
+        right = self.right[:, -1]
+        areas = {
+            name: bootstrap((selective.ranks(score), right), selective.risk_area, seed=self.seed, draws=selective.DRAWS)
+            for name, score in self._abstaining().items()
+        }
+        perfect = bootstrap((right.astype(int), right), selective.risk_area, seed=self.seed, draws=selective.DRAWS)
+        # All right answers before all wrong ones; equal scores would be taken in together.
+        order = np.where(right, 1.0, 0.0) + np.linspace(0, 0.5, self.n)
+        value = selective.risk_area(selective.ranks(order), right)
+        return areas | {"ceiling: perfect order": Estimate(value, min(value, perfect.low), perfect.high, self.n)}
+
+    def _coverage_figure(self) -> Figure:
+        series = []
+        for name, score in self._abstaining().items():
+            coverage, accuracy = selective.risk_coverage(score, self.right[:, -1])
+            series.append(
+                {
+                    "name": name,
+                    "x": coverage,
+                    "y": accuracy,
+                    "low": None,
+                    "high": None,
+                    "control": name.startswith("control"),
+                }
+            )
+        return Figure(
+            "lines",
+            f"Risk and coverage: accuracy of the final readouts that score highest (report, n = {self.n})",
+            "share of problems answered",
+            "right among the answered",
+            {"series": series},
+        )
+
+    def _summary(self, final, gain: Estimate, hardest: str, lead: Estimate, picked: dict[str, float]) -> str:
+        chosen = self.probe.chosen
+        verdict = "knows more than that" if lead.low > 0 else "is not shown to know more than that"
+        return (
+            f"The judge ({chosen}) tells right final readouts from wrong ones with AUROC {_text(final[chosen])}, the "
+            f"paper's probe of one block with {_text(final[PROBE])}; the readout's own probability reaches "
+            f"{_text(final[OWN])} (judge minus own: {_text(gain)}). The strongest control, {hardest}, reaches "
+            f"{_text(final[hardest])}: how hard a question is can be told without the trained memory. "
+            f"The judge {verdict} (difference {_text(lead)}). Choosing among the blocks by the judge is right in "
+            f"{picked[f'highest score of the judge ({chosen})']:.1%}, the final block in "
+            f"{picked['final block (baseline)']:.1%}."
+        )
+
+
+def _series(name: str, x: list, estimates: list[Estimate], control: bool = False) -> dict[str, Any]:
+    return {
+        "name": name,
+        "x": x,
+        "y": [estimate.value for estimate in estimates],
+        "low": [estimate.low for estimate in estimates],
+        "high": [estimate.high for estimate in estimates],
+        "control": control,
+    }
+
+
+def _text(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"

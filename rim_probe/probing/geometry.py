@@ -1,0 +1,444 @@
+"""Geometry: which shape the states of the memory blocks have, and whether training made it.
+
+Method (the PCA analysis of arXiv:2605.30343: untrained blocks collapsed, trained ones on smooth, block-specific,
+question-dependent paths):
+1. The state of a block at a layer is its M slots side by side, [M * d].
+2. Two bases of principal components, fitted on the fit split: over blocks (penultimate layer) and over depth (layers
+   1..L, each layer divided by its root mean square, since the residual stream grows).
+3. On the report split, trained (`memory`) beside untrained (`base`):
+   - displacement |s_K - s_1| over the mean norm of a state, and over the length of the path s_1..s_K (straightness);
+   - shares of variance: between blocks (their means over questions), between questions (their means over blocks), and
+     the rest, which is what makes a path both block-specific and question-dependent;
+   - participation ratio (sum of eigenvalues)^2 / sum of squares of the covariance over questions, block means removed:
+     how many directions questions spread over;
+   - similarity of blocks j and k: cosine of their states after removal of the block means, the same question; the
+     control is the cosine across different questions.
+
+Knows states. Knows nothing of what they mean; right and wrong only colour the picture.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rim_probe.errors import RiMError
+from rim_probe.probing.capture import Capture, CaptureSet
+from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap
+from rim_probe.probing.study import Observation, Study
+
+COMPONENTS = 3
+FIT_PROBLEMS = 1000
+REPORT_PROBLEMS = 500  # the participation ratio compares all pairs
+CLOUD_PROBLEMS = 500
+DRAWS = 500
+ROLES = {"memory": "trained", "base": "untrained"}
+DISPLACEMENT, STRAIGHTNESS = "displacement first to last block, in norms", "straightness: displacement over path length"
+DIMENSIONS, TOGETHER = "participation ratio over questions", "share of variance of block and question together"
+
+
+def block_states(capture: Capture | CaptureSet, layer: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """States of all blocks at a layer, float32 [n, K, M * d]."""
+    return np.stack([capture.cell(layer, block, "slots")[rows] for block in range(1, capture.K + 1)], axis=1)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Principal components: mean [F], components [3, F], share of variance each explains [3]."""
+
+    mean: np.ndarray
+    components: np.ndarray
+    explained: np.ndarray
+
+    @classmethod
+    def fit(cls, states: np.ndarray) -> "Basis":
+        """Of states [..., F]."""
+        from sklearn.decomposition import PCA
+
+        flat = states.reshape(-1, states.shape[-1])
+        found = PCA(min(COMPONENTS, *flat.shape), random_state=0).fit(flat)
+        components, explained = found.components_, np.nan_to_num(found.explained_variance_ratio_)
+        # The sign of a component is arbitrary: its largest entry is made positive.
+        largest = np.abs(components).argmax(axis=1)
+        components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
+        missing = COMPONENTS - len(components)
+        return cls(
+            found.mean_.astype(np.float32),
+            np.pad(components, ((0, missing), (0, 0))).astype(np.float32),
+            np.pad(explained, (0, missing)).astype(np.float32),
+        )
+
+    def project(self, states: np.ndarray) -> np.ndarray:
+        """[..., F] -> [..., 3]."""
+        return (states - self.mean) @ self.components.T
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Bases of principal components and a cloud of known questions.
+
+    Attributes:
+        layer: the layer of the basis over blocks.
+        over_blocks, over_depth: the bases.
+        scale [L + 1]: root mean square of a state by layer, which the basis over depth divides by.
+        cloud [c, K, 3]: questions of the report split in the basis over blocks.
+        cloud_right [c]: whether the final readout is right; cloud_steps [c]: number of gold steps.
+    """
+
+    layer: int
+    over_blocks: Basis
+    over_depth: Basis
+    scale: np.ndarray
+    cloud: np.ndarray
+    cloud_right: np.ndarray
+    cloud_steps: np.ndarray
+
+    @classmethod
+    def fit(cls, study: Study) -> "Geometry":
+        layer = study.layers[max(len(study.layers) - 2, 0)]
+        capture = study.capture("memory", "fit")
+        rows = _some(study, "fit", FIT_PROBLEMS)
+        scale = np.ones(len(study.layers), dtype=np.float32)
+        deep = []
+        for number in study.progress(study.layers, "geometry"):
+            states = block_states(capture, number, rows)
+            scale[number] = max(float(np.sqrt((states**2).mean())), 1e-12)
+            if number > 0:  # embeddings of slots are the same for every question
+                deep.append(states[::3] / scale[number])
+            if number == layer:
+                over_blocks = Basis.fit(states)
+        over_depth = Basis.fit(np.stack(deep))
+        shown = _some(study, "report", CLOUD_PROBLEMS)
+        cloud = over_blocks.project(block_states(study.capture("memory", "report"), layer, shown))
+        steps = np.array([len(study.problems("report")[i].steps) for i in shown])
+        right = study.right("report")[shown, -1]
+        return cls(layer, over_blocks, over_depth, scale, cloud.astype(np.float32), right, steps)
+
+    def score(self, study: Study) -> Section:
+        """Trained beside untrained on the report split."""
+        rows = _some(study, "report", REPORT_PROBLEMS)
+        roles = {role: name for role, name in ROLES.items() if role in study.models}
+        by_role: dict[str, list[dict[str, Estimate]]] = {}
+        for role in roles:
+            capture = study.capture(role, "report")
+            by_role[role] = [
+                measure(block_states(capture, layer, rows), study.seed)
+                for layer in study.progress(study.layers[1:], f"geometry {role}")
+            ]
+        place = self.layer - 1 if self.layer else 0
+        here = {role: found[place] for role, found in by_role.items()}
+        rows_of_table = [[name, *(here[role][name] for role in roles)] for name in here["memory"]]
+        return Section(
+            name="geometry",
+            title="The shape of memory",
+            question="Do the blocks follow paths of their own, and does the path depend on the question? Is that so "
+            "without training?",
+            summary=_summary(here, self.over_blocks),
+            n={"fit": min(FIT_PROBLEMS, len(study.problems("fit"))), "report": len(rows)},
+            settings={
+                "state": "the slots of a block side by side",
+                "layer": self.layer,
+                "components": COMPONENTS,
+                "variance explained, over blocks": [round(float(share), 4) for share in self.over_blocks.explained],
+                "variance explained, over depth": [round(float(share), 4) for share in self.over_depth.explained],
+            },
+            tables=[
+                Table(
+                    f"Memory blocks at layer {self.layer}, n = {len(rows)} questions",
+                    ["measure", *roles.values()],
+                    rows_of_table,
+                    note="Untrained: the base model with the same memory tokens before RiM training. Shares of "
+                    "variance add up to 1. The cosine across different questions is the control of that between "
+                    "blocks.",
+                )
+            ],
+            figures=[
+                self._paths_figure(),
+                self._cloud_figure(),
+                self._depth_figure(study, rows),
+                *self._similarity_figures(study, rows, roles),
+                *_layer_figures(by_role, roles, study.layers[1:]),
+            ],
+        )
+
+    def explain(self, observation: Observation) -> dict[str, Any]:
+        """The question's path through both bases; JSON-ready.
+
+        Returns:
+            {"layer", "blocks" [K][3], "depth" [layers 1..L][K][3], "explained_blocks" [3], "explained_depth" [3]}.
+        """
+        capture = observation.capture
+        over_blocks = self.over_blocks.project(block_states(capture, self.layer))[0]
+        layers = [layer for layer in capture.layers if layer > 0]
+        depth = [self.over_depth.project(block_states(capture, layer)[0] / self.scale[layer]) for layer in layers]
+        return {
+            "layer": self.layer,
+            "blocks": _rounded(over_blocks),
+            "depth_layers": layers,
+            "depth": [_rounded(points) for points in depth],
+            "explained_blocks": _rounded(self.over_blocks.explained),
+            "explained_depth": _rounded(self.over_depth.explained),
+        }
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        bases = {
+            f"{name}.{part}": getattr(basis, part)
+            for name, basis in (("over_blocks", self.over_blocks), ("over_depth", self.over_depth))
+            for part in ("mean", "components", "explained")
+        }
+        return bases | {
+            "scale": self.scale,
+            "cloud": self.cloud,
+            "cloud_right": self.cloud_right.astype(np.uint8),
+            "cloud_steps": self.cloud_steps.astype(np.int32),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return {"layer": self.layer}
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> "Geometry":
+        """The geometry that `tensors` and `settings` came from.
+
+        Raises:
+            RiMError: parts that are missing or do not fit together.
+        """
+        try:
+            bases = [
+                Basis(*(np.asarray(tensors[f"{name}.{part}"]) for part in ("mean", "components", "explained")))
+                for name in ("over_blocks", "over_depth")
+            ]
+            if any(basis.components.shape != (COMPONENTS, len(basis.mean)) for basis in bases):
+                raise ValueError("components of another size than their mean")
+            cloud = np.asarray(tensors["cloud"])
+            right, steps = np.asarray(tensors["cloud_right"]).astype(bool), np.asarray(tensors["cloud_steps"])
+            return cls(int(settings["layer"]), *bases, np.asarray(tensors["scale"]), cloud, right, steps)
+        except (KeyError, ValueError, TypeError) as error:
+            raise RiMError(f"The geometry cannot be restored ({error}); fit it anew.") from None
+
+    # ------------------------------------------------------------------------------------------------------ figures
+
+    def _paths_figure(self) -> Figure:
+        """Mean path of the blocks by number of steps."""
+        series = [
+            _line(f"{steps} step{'s' if steps != 1 else ''}", self.cloud[self.cloud_steps == steps].mean(axis=0))
+            for steps in np.unique(self.cloud_steps).tolist()
+        ]
+        return Figure(
+            "lines",
+            f"From block 1 to block {self.cloud.shape[1]}: mean path by number of steps, layer {self.layer} "
+            f"(report, n = {len(self.cloud)})",
+            self._axis(self.over_blocks, 0),
+            self._axis(self.over_blocks, 1),
+            {"series": series},
+        )
+
+    def _cloud_figure(self) -> Figure:
+        last = self.cloud[:, -1]
+        groups = [
+            {"name": name, "x": _rounded(last[mask, 0]), "y": _rounded(last[mask, 1]), "text": None}
+            for name, mask in (("right", self.cloud_right), ("wrong", ~self.cloud_right))
+        ]
+        return Figure(
+            "scatter",
+            f"Final block of {len(last)} questions, layer {self.layer}",
+            self._axis(self.over_blocks, 0),
+            self._axis(self.over_blocks, 1),
+            {"groups": groups},
+        )
+
+    def _depth_figure(self, study: Study, rows: np.ndarray) -> Figure:
+        capture = study.capture("memory", "report")
+        means = np.stack(
+            [
+                self.over_depth.project(block_states(capture, layer, rows).mean(axis=0) / self.scale[layer])
+                for layer in study.layers[1:]
+            ]
+        )  # [L, K, 3]
+        series = [_line(f"block {block + 1}", means[:, block]) for block in range(means.shape[1])]
+        return Figure(
+            "lines",
+            f"From layer 1 to layer {study.layers[-1]}: mean path of each block (report, n = {len(rows)})",
+            self._axis(self.over_depth, 0),
+            self._axis(self.over_depth, 1),
+            {"series": series},
+        )
+
+    def _similarity_figures(self, study: Study, rows: np.ndarray, roles: Mapping[str, str]) -> list[Figure]:
+        labels = [f"block {block}" for block in range(1, study.K + 1)]
+        return [
+            Figure(
+                "heatmap",
+                f"Cosine between blocks, block means removed, layer {self.layer}, {name} (report, n = {len(rows)})",
+                "block",
+                "block",
+                {
+                    "x": labels,
+                    "y": labels,
+                    "z": _rounded(similarity(block_states(study.capture(role, "report"), self.layer, rows))),
+                    "hover": None,
+                    "z_title": "cosine",
+                    "low": -1.0,
+                    "high": 1.0,
+                    "diverging": True,
+                },
+            )
+            for role, name in roles.items()
+        ]
+
+    @staticmethod
+    def _axis(basis: Basis, component: int) -> str:
+        return f"component {component + 1} ({basis.explained[component]:.0%} of variance)"
+
+
+# ----------------------------------------------------------------------------------------------------------- measures
+
+
+def measure(states: np.ndarray, seed: int = 0) -> dict[str, Estimate]:
+    """The measures of step 3 for states [n, K, F], each with its bootstrap interval over questions."""
+    states = states.astype(np.float64)
+    norm = np.linalg.norm(states, axis=2).mean(axis=1)
+    moved = np.linalg.norm(states[:, -1] - states[:, 0], axis=1)
+    path = np.linalg.norm(np.diff(states, axis=1), axis=2).sum(axis=1)
+    centred = states - states.mean(axis=0)
+    trace, overlap = _overlaps(centred)
+    between, across = _cosines(centred)
+
+    def ratio(above: np.ndarray, below: np.ndarray) -> float:
+        return float(above.mean() / below.mean()) if below.mean() else float("nan")
+
+    def dimensions(rows: np.ndarray) -> float:
+        total = overlap[np.ix_(rows, rows)].sum()
+        return float(trace[rows].sum() ** 2 / total) if total > 0 else float("nan")
+
+    def estimate(values, statistic) -> Estimate:
+        return bootstrap(values, statistic, seed=seed, draws=DRAWS)
+
+    squares = _variance_parts(states)
+    return {
+        DISPLACEMENT: estimate((moved, norm), ratio),
+        STRAIGHTNESS: estimate((moved, path), ratio),
+        **{
+            f"share of variance {name}": estimate(squares, lambda *parts, i=i: parts[i].mean() / _total(parts))
+            for i, name in enumerate(("between blocks", "between questions", "of block and question together"))
+        },
+        DIMENSIONS: estimate(np.arange(len(states)), dimensions),
+        "cosine between blocks, same question": estimate(between, np.mean),
+        "control: cosine between blocks, other question": estimate(across, np.mean),
+    }
+
+
+def similarity(states: np.ndarray) -> np.ndarray:
+    """Mean cosine of blocks j and k of the same question after removal of the block means, [K, K]."""
+    unit = _unit(states - states.mean(axis=0))
+    return np.einsum("njf,nkf->jk", unit, unit) / len(unit)
+
+
+def _variance_parts(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each question's part [n] in the three sums of squares of the two-way layout question x block.
+
+    The part between blocks is the same for every question: it is fixed by all of them.
+    """
+    grand = states.mean(axis=(0, 1))
+    blocks, questions = states.mean(axis=0) - grand, states.mean(axis=1) - grand
+    rest = states - grand - blocks - questions[:, None]
+    sums = (
+        np.full(len(states), (blocks**2).sum(axis=1).mean()),
+        (questions**2).sum(axis=1),
+        (rest**2).sum(axis=2).mean(axis=1),
+    )
+    return sums
+
+
+def _total(parts: Sequence[np.ndarray]) -> float:
+    return max(sum(part.mean() for part in parts), 1e-30)
+
+
+def _overlaps(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For the participation ratio (tr C)^2 / tr C^2: each question's part in tr C [n] and each pair's in tr C^2."""
+    n, blocks, _ = centred.shape
+    flat = centred.reshape(n * blocks, -1)
+    gram = flat @ flat.T
+    pairs = (gram**2).reshape(n, blocks, n, blocks).sum(axis=(1, 3))
+    return (centred**2).sum(axis=(1, 2)), pairs
+
+
+def _cosines(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean cosine over pairs of different blocks [n]: of the same question, and of each question with the next one."""
+    unit = _unit(centred)
+    blocks = unit.shape[1]
+    if blocks == 1:
+        return np.full(len(unit), np.nan), np.full(len(unit), np.nan)
+    other = ~np.eye(blocks, dtype=bool)
+    same = np.einsum("njf,nkf->njk", unit, unit)[:, other].mean(axis=1)
+    across = np.einsum("njf,nkf->njk", unit, np.roll(unit, 1, axis=0))[:, other].mean(axis=1)
+    return same, across
+
+
+def _unit(states: np.ndarray) -> np.ndarray:
+    return states / np.maximum(np.linalg.norm(states, axis=-1, keepdims=True), 1e-30)
+
+
+def _some(study: Study, split: str, count: int) -> np.ndarray:
+    """Indices of at most `count` problems of a split, ascending."""
+    total = len(study.problems(split))
+    return np.sort(study.rng(f"geometry/{split}").permutation(total)[:count])
+
+
+def _line(name: str, points: np.ndarray) -> dict[str, Any]:
+    x, y = _rounded(points[:, 0]), _rounded(points[:, 1])
+    return {"name": name, "x": x, "y": y, "low": None, "high": None, "control": False}
+
+
+def _layer_figures(
+    by_role: Mapping[str, list[dict[str, Estimate]]], roles: Mapping[str, str], layers: Sequence[int]
+) -> list[Figure]:
+    titles = {
+        DISPLACEMENT: "Displacement from first to last block, over the mean norm of a state",
+        DIMENSIONS: "Participation ratio over questions",
+        TOGETHER: "Share of variance that is block-specific and question-dependent",
+    }
+    return [
+        Figure(
+            "lines",
+            f"{title}, by layer",
+            "layer",
+            name,
+            {
+                "series": [
+                    {
+                        "name": label,
+                        "x": list(layers),
+                        "y": [found[name].value for found in by_role[role]],
+                        "low": [found[name].low for found in by_role[role]],
+                        "high": [found[name].high for found in by_role[role]],
+                        "control": role == "base",
+                    }
+                    for role, label in roles.items()
+                ]
+            },
+        )
+        for name, title in titles.items()
+    ]
+
+
+def _rounded(values: np.ndarray) -> list:
+    return np.round(np.asarray(values, dtype=float), 4).tolist()
+
+
+def _summary(here: Mapping[str, Mapping[str, Estimate]], basis: Basis) -> str:
+    def said(role: str) -> str:
+        found = here[role]
+        return (
+            f"from the first to the last block a state moves {found[DISPLACEMENT].value:.2f} norms, straightness "
+            f"{found[STRAIGHTNESS].value:.2f}; questions spread over {found[DIMENSIONS].value:.1f} directions; "
+            f"{found[TOGETHER].value:.0%} of the variance belongs to block and question together"
+        )
+
+    text = f"Trained: {said('memory')}. "
+    if "base" in here:
+        trained, untrained = here["memory"][DISPLACEMENT], here["base"][DISPLACEMENT]
+        collapsed = "are closer together" if untrained.high < trained.low else "are not closer together"
+        text += f"Untrained: {said('base')}. The untrained blocks {collapsed} than the trained ones. "
+    return text + f"Three components explain {float(basis.explained.sum()):.0%} of the trained states' variance."

@@ -1,0 +1,142 @@
+"""Every probe by name: how it is run for a report, and how it is read for one question.
+
+Method: a probe that is fitted gives a decoder (`fit`, `score`, `tensors`, `settings`, `restore`, `explain`); one that
+is not is a pair of functions (`score`, `explain`). Modules are imported when their probe is used, so that one question
+does not wait for scikit-learn.
+
+Knows which probes there are and what builds on what. Knows nothing of files beyond loading a decoder that is done.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rim_probe.errors import ArtifactError
+from rim_probe.model import RiM
+from rim_probe.probing.artifacts import is_done, load_artifact
+from rim_probe.probing.section import Section
+from rim_probe.probing.study import Observation, Study
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one probe leaves: its report, and the arrays and settings it is restored from."""
+
+    section: Section
+    tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Where probes work: a study, the folder of what is done, and the key that each probe's result must carry."""
+
+    study: Study
+    folder: Path
+    keys: Mapping[str, str]
+
+    def decoder(self, name: str) -> Any:
+        """The decoder of a probe this one builds on: restored where it is done, else fitted."""
+        memory = self.study.models["memory"]
+        if is_done(self.folder, name, self.keys[name]):
+            return restore(name, self.folder, memory)
+        return _decoder(name).fit(self.study)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe.
+
+    Attributes:
+        module, decoder: where it lives; no decoder where nothing is fitted.
+        run: from a workbench to a result.
+        needs: probes whose decoders it builds on.
+    """
+
+    module: str
+    decoder: str | None
+    run: Callable[[Workbench], Result]
+    needs: tuple[str, ...] = ()
+
+
+def _fitted(name: str) -> Callable[[Workbench], Result]:
+    def run(workbench: Workbench) -> Result:
+        return _scored(_decoder(name).fit(workbench.study), workbench.study)
+
+    return run
+
+
+def _scored(decoder: Any, study: Study) -> Result:
+    return Result(decoder.score(study), decoder.tensors(), decoder.settings())
+
+
+def _function(name: str) -> Callable[[Workbench], Result]:
+    return lambda workbench: Result(_module(name).score(workbench.study))
+
+
+def _adaptive(workbench: Workbench) -> Result:
+    return _scored(_decoder("adaptive").fit(workbench.study, workbench.decoder("correctness")), workbench.study)
+
+
+def _interchange(workbench: Workbench) -> Result:
+    return Result(_module("interchange").score(workbench.study, workbench.decoder("steps").claims))
+
+
+PROBES: dict[str, Probe] = {
+    "steps": Probe("steps", "StepDecoder", _fitted("steps")),
+    "words": Probe("words", None, _function("words")),
+    "lens": Probe("lens", "VocabularyLens", _fitted("lens")),
+    "values": Probe("values", "ValueProbes", _fitted("values")),
+    "correctness": Probe("correctness", "CorrectnessProbe", _fitted("correctness")),
+    "adaptive": Probe("adaptive", "AdaptivePolicy", _adaptive, needs=("correctness",)),
+    "commitment": Probe("commitment", None, _function("commitment")),
+    "attention": Probe("attention", None, _function("attention")),
+    "geometry": Probe("geometry", "Geometry", _fitted("geometry")),
+    "importance": Probe("importance", None, _function("importance")),
+    "interchange": Probe("interchange", None, _interchange, needs=("steps",)),
+}
+"""In the order of the report; the command line's help says what each is."""
+
+
+def restore(name: str, folder: str | Path, rim: RiM) -> Any:
+    """The fitted decoder that lies in `folder`.
+
+    Raises:
+        ArtifactError: it is missing, damaged, or belongs to another checkpoint.
+    """
+    tensors, settings, _ = load_artifact(folder, name, rim)
+    decoder = _decoder(name)
+    return decoder.restore(tensors, settings, rim) if name == "lens" else decoder.restore(tensors, settings)
+
+
+def explain(
+    models: Mapping[str, RiM], observation: Observation, folder: str | Path, steps: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """What every probe that tells blocks apart says of one question, by name, and why others say nothing.
+
+    Args:
+        folder: of the fitted probes; those that are missing or belong to another checkpoint are left out and named.
+        steps: the question's gold steps, where they are known.
+    """
+    told: dict[str, Any] = {"words": _module("words").explain(models, observation)}
+    missing: list[str] = []
+    for name in ("steps", "lens", "values", "correctness"):
+        try:
+            decoder = restore(name, folder, models["memory"])
+        except ArtifactError as error:
+            missing.append(str(error))
+            continue
+        told[name] = decoder.explain(observation, steps) if name == "steps" else decoder.explain(observation)
+    return told, missing
+
+
+def _module(name: str) -> Any:
+    return import_module(f"rim_probe.probing.{PROBES[name].module}")
+
+
+def _decoder(name: str) -> Any:
+    return getattr(_module(name), PROBES[name].decoder)

@@ -1,0 +1,166 @@
+"""`python -m rim_probe probe`: every probe on one checkpoint, fitted once, kept beside it, told on one page.
+
+Method:
+1. the checkpoint's models are loaded by role, the problems split into fit, choose and report (`study`);
+2. each probe of `probes.PROBES` that was asked for is fitted and scored, and saved at once with its report; one that
+   lies there already, made from the same weights, data and seed, is not made again;
+3. after every probe report.json and report.html are written anew from all that is done.
+
+Knows the order of work, files and resuming. Knows nothing of what a probe does.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rim_probe.errors import RiMError
+from rim_probe.probing.artifacts import (
+    FOLDER,
+    describe_study,
+    fingerprint,
+    is_done,
+    load_provenance,
+    load_report,
+    load_section,
+    resume_key,
+    save_artifact,
+    save_report,
+)
+from rim_probe.probing.page import PAGE_FILE, write_page
+from rim_probe.probing.probes import PROBES, Workbench
+from rim_probe.probing.section import Section
+from rim_probe.probing.study import SPLITS, Study, split_problems
+from rim_probe.probing.text import format_targets
+from rim_probe.problems import Problem
+from rim_probe.report import format_machine
+
+
+@dataclass(frozen=True)
+class Source:
+    """Problems and the file they were read from."""
+
+    path: str
+    problems: Sequence[Problem]
+
+
+def splits_of(given: Mapping[str, Source], seed: int) -> dict[str, Source]:
+    """The splits of a study from files: `report` alone, which is then cut in three, or each split its own.
+
+    Raises:
+        RiMError: one split of a pair without the other, or a question in two files.
+    """
+    for first, second in (("fit", "choose"), ("fit-heldout", "choose-heldout")):
+        if (first in given) != (second in given):
+            raise RiMError(f"Give both --{first} and --{second}, or neither.")
+    seen: dict[str, str] = {}
+    for source in given.values():
+        for question in {problem.question for problem in source.problems}:
+            if question in seen:
+                raise RiMError(
+                    f"A question of {source.path} is also in {seen[question]} (“{question[:60]}”); a probe must not be "
+                    "reported on what it was fitted on."
+                )
+            seen[question] = source.path
+    if "fit" in given:
+        return dict(given)
+    whole = given["report"]
+    parts = split_problems(whole.problems, seed)
+    return dict(given) | {name: Source(whole.path, parts[name]) for name in SPLITS}
+
+
+def run_probes(
+    models: Mapping[str, Any],
+    sources: Mapping[str, Source],
+    *,
+    folder: str | Path,
+    command: str,
+    only: Sequence[str] = (),
+    num_blocks: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Iterator[Section]:
+    """Runs the probes asked for and yields each one's report as soon as it is saved.
+
+    Args:
+        models: by role, as `study.load_models` gives them.
+        sources: by split, as `splits_of` gives them.
+        folder: where artifacts and the report go; captures lie in `<folder>.run` until everything asked for is done.
+        only: names of probes; all where empty. What these build on is run too.
+
+    Raises:
+        RiMError: an unknown probe, no problem that can be read, files that cannot be used.
+    """
+    folder = Path(folder)
+    wanted = _with_needs(only)
+    memory = models["memory"]
+    data = {name: (source.path, len(source.problems)) for name, source in sources.items()}
+    provenance = describe_study(memory, data, command=command, seed=seed)
+    prints = {role: fingerprint(rim) for role, rim in models.items()}
+    keys = {name: resume_key(name, provenance, {"num_blocks": num_blocks, "models": prints}) for name in PROBES}
+    work = folder.with_name(folder.name + ".run")
+    problems = {name: source.problems for name, source in sources.items()}
+    with Study(models, problems, num_blocks=num_blocks, seed=seed, folder=work, progress=progress) as study:
+        workbench = Workbench(study, folder, keys)
+        for name in wanted:
+            if not is_done(folder, name, keys[name]):
+                result = PROBES[name].run(workbench)
+                save_artifact(
+                    folder,
+                    name,
+                    result.tensors,
+                    result.settings,
+                    provenance,
+                    key=keys[name],
+                    section=result.section,
+                )
+            _report(folder, keys, provenance)
+            yield load_section(folder, name)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def default_folder(checkpoint: str | Path) -> Path:
+    """`<checkpoint>/probes`.
+
+    Raises:
+        RiMError: a checkpoint on the Hub, beside which nothing can be written.
+    """
+    if not Path(checkpoint).is_dir():
+        raise RiMError(f"{checkpoint} is no folder here; say with --output where its probes shall go.")
+    return Path(checkpoint) / FOLDER
+
+
+def _with_needs(only: Sequence[str]) -> list[str]:
+    """The probes asked for and what they build on, in the order of PROBES."""
+    if unknown := [name for name in only if name not in PROBES]:
+        raise RiMError(f"There is no probe {unknown[0]!r}; choose from {', '.join(PROBES)}.")
+    wanted = set(only or PROBES)
+    while missing := {need for name in wanted for need in PROBES[name].needs} - wanted:
+        wanted |= missing
+    return [name for name in PROBES if name in wanted]
+
+
+def _report(folder: Path, keys: Mapping[str, str], provenance: Mapping[str, Any]) -> None:
+    """Writes the report of every probe that is done and belongs to this run's models and data."""
+    done = [name for name in PROBES if is_done(folder, name, keys[name])]
+    sections = [load_section(folder, name) for name in done]
+    provenance = provenance | {"probes": {name: load_provenance(folder, name) for name in done}}
+    save_report(folder, sections, provenance)
+    write_page(folder / PAGE_FILE, sections, provenance)
+
+
+def summarise(folder: str | Path) -> str:
+    """What a model card tells of the report in `folder`: the command, the targets, and each probe's sentence."""
+    sections, provenance = load_report(folder)
+    lines = [f"- **{section.title}.** {section.summary}" for section in sections]
+    data = ", ".join(
+        f"{split} {part['problems']:,} (`{Path(part['file']).name}`, sha256 {part['sha256'][:12]}…)"
+        for split, part in provenance["data"].items()
+    )
+    head = [
+        f"`{provenance['checkpoint']}`, {provenance['date'][:10]}, seed {provenance['seed']}; problems: {data}.",
+        format_machine(provenance["machine"]) + ".",
+        f"`{provenance['command']}`",
+    ]
+    return "\n\n".join(["\n".join(head), format_targets(sections), "\n".join(lines)]) + "\n"

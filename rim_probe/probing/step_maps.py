@@ -1,0 +1,237 @@
+"""Linear maps from hidden states to the space of steps, fitted in closed form in every cell.
+
+Method:
+1. States of a cell are standardised; those wider than `MOST_FEATURES` are read through their leading principal
+   components.
+2. Ridge regression (Hoerl and Kennard 1970) to the vectors of step t, over the problems that have one. One
+   eigendecomposition serves every strength in `RIDGES`; that with the highest top-1 on "choose" is kept.
+3. For retrieval from the whole bank the ridge prediction competes on "choose" with regularised canonical correlation
+   (Hotelling 1936): both sides in the leading `CANONICAL` pairs of directions, each weighted by sqrt(rho / (1 - rho^2)),
+   the weight it has in the log-likelihood ratio of "the same step" against "any step" under a Gaussian.
+   scikit-learn's estimators solve one problem at a time; here one decomposition has to serve hundreds.
+
+Knows states, vectors and ranks. Knows nothing of models, texts or reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rim_probe.probing.step_space import Candidates, ranks_of, share_within, unit
+
+if TYPE_CHECKING:
+    from rim_probe.probing.study import Study
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # per problem: features have variance 1
+MOST_FEATURES = 256
+JOINT_FEATURES = 1024  # of all blocks side by side
+CANONICAL = 32
+_SHRINKAGE = 1e-3  # of the step side of the canonical correlation, of its greatest variance
+_MOST_CERTAIN = 0.99
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where a state is read.
+
+    Attributes:
+        role: the model (see `Study`).
+        block: 1..K; 0 for the tokens before the memory, None for all blocks side by side.
+        position: slot 1..M, "end" or "slots"; of block 0 "question" (its last token) or "answer" (the last prompt token).
+    """
+
+    role: str
+    layer: int
+    block: int | None
+    position: int | str
+
+    def read(self, study: Study, split: str) -> np.ndarray:
+        """Its states, float32 [n, F]."""
+        return self.read_from(study.capture(self.role, split))
+
+    def read_from(self, held) -> np.ndarray:
+        """Its states in a `Capture` or `CaptureSet`."""
+        if self.block is None:
+            blocks = range(1, held.K + 1)
+            return np.concatenate([held.cell(self.layer, block, self.position) for block in blocks], axis=1)
+        if self.block == 0:
+            return held.question_cell(self.layer) if self.position == "question" else held.answer_cell(self.layer)
+        return held.cell(self.layer, self.block, self.position)
+
+    def __str__(self) -> str:
+        if self.block == 0:
+            return f"layer {self.layer}, {'last question token' if self.position == 'question' else 'last prompt token'}"
+        where = "all blocks" if self.block is None else f"block {self.block}"
+        return f"layer {self.layer}, {where}, {self.position if isinstance(self.position, str) else f'slot {self.position}'}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Step t as a retrieval task: what is fitted and what is asked.
+
+    Attributes:
+        step: t, 1-based.
+        fit_rows [n], targets [n, d]: problems of "fit" with that step and its vectors.
+        asked: split -> the candidates of its places.
+    """
+
+    step: int
+    fit_rows: np.ndarray
+    targets: np.ndarray
+    asked: dict[str, Candidates]
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """`states @ weights + bias` [n, q] is compared by cosine with `(vectors - origin) @ keys` [steps, q]."""
+
+    weights: np.ndarray  # [F, q]
+    bias: np.ndarray  # [q]
+    keys: np.ndarray  # [d, q]
+    origin: np.ndarray  # [d]
+
+    def predict(self, states: np.ndarray) -> np.ndarray:
+        return states @ self.weights + self.bias
+
+    def cosines(self, states: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """States [n, F] against steps [B, d] -> [n, B]."""
+        return unit(self.predict(states)) @ unit((vectors - self.origin) @ self.keys).T
+
+
+class Regression:
+    """Ridge regression from one cell's states to any number of tasks.
+
+    Args:
+        states [n, F]: of all problems of "fit".
+    """
+
+    def __init__(self, states: np.ndarray, seed: int, features: int = MOST_FEATURES):
+        self.mean, self.scale, self.basis = states.mean(0), states.std(0) + 1e-6, None
+        held = (states - self.mean) / self.scale
+        if held.shape[1] > features:
+            from sklearn.utils.extmath import randomized_svd
+
+            # Two iterations: the directions beyond the last wanted one need not be told apart from it.
+            self.basis = randomized_svd(held, features, n_iter=2, random_state=seed)[2].T
+            held = held @ self.basis
+        self.held = held
+
+    def project(self, states: np.ndarray) -> np.ndarray:
+        held = (states - self.mean) / self.scale
+        return held if self.basis is None else held @ self.basis
+
+    def solve(self, rows: np.ndarray, targets: np.ndarray) -> Solution:
+        return Solution(self, self.held[rows], targets)
+
+
+class Solution:
+    """All ridges of one task in one cell."""
+
+    def __init__(self, regression: Regression, held: np.ndarray, targets: np.ndarray):
+        self._regression = regression
+        self._input_mean, self.target_mean = held.mean(0), targets.mean(0)
+        centred, wanted = held - self._input_mean, targets - self.target_mean
+        values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(held))
+        self._values, self._vectors = values.clip(min=0), vectors.astype(np.float32)
+        self._crossed = self._vectors.T @ (centred.T @ wanted) / len(held)  # [features, d]
+        self._wanted = wanted
+
+    def coefficients(self, ridge: float) -> np.ndarray:
+        """[features, d], of projected states less their mean."""
+        return self._vectors @ (self._crossed / (self._values + ridge)[:, None]).astype(np.float32)
+
+    def predictions(self, projected: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+        """For every ridge the predicted vectors of projected states, [n, d]."""
+        for ridge in RIDGES:
+            yield ridge, (projected - self._input_mean) @ self.coefficients(ridge) + self.target_mean
+
+    def ridge_map(self, ridge: float) -> LinearMap:
+        """The ridge prediction itself."""
+        width = len(self.target_mean)
+        return self._plain(
+            self.coefficients(ridge), self.target_mean, np.eye(width, dtype=np.float32), np.zeros(width, np.float32)
+        )
+
+    def canonical_map(self, ridge: float) -> LinearMap:
+        """Both sides in the leading canonical directions."""
+        covariance = (self._wanted.T @ self._wanted).astype(np.float64) / len(self._wanted)
+        values, vectors = np.linalg.eigh(covariance)
+        root = vectors / np.sqrt(values.clip(min=0) + _SHRINKAGE * values[-1] + 1e-12)
+        inputs = 1 / np.sqrt(self._values + ridge)
+        left, correlations, right = np.linalg.svd(inputs[:, None] * (self._crossed @ root), full_matrices=False)
+        count = min(CANONICAL, len(correlations))
+        rho = correlations[:count].clip(max=_MOST_CERTAIN)
+        weight = np.sqrt(rho / (1 - rho**2))
+        coefficients = self._vectors @ (inputs[:, None] * left[:, :count] * weight)
+        keys = root @ right[:count].T * weight
+        return self._plain(coefficients, np.zeros(count), keys, self.target_mean)
+
+    def _plain(self, coefficients, bias, keys, origin) -> LinearMap:
+        """A map of projected states as one of untouched states."""
+        bias = bias - self._input_mean @ coefficients
+        weights = coefficients if self._regression.basis is None else self._regression.basis @ coefficients
+        weights = weights / self._regression.scale[:, None]
+        arrays = (weights, bias - self._regression.mean @ weights, keys, origin)
+        return LinearMap(*(np.asarray(array, dtype=np.float32) for array in arrays))
+
+
+@dataclass(frozen=True)
+class Found:
+    """One cell and task: the best ridge on "choose" and its top-1 there."""
+
+    cell: Cell
+    ridge: float
+    top1: float
+
+
+def search_cell(regression: Regression, choose: np.ndarray, cell: Cell, tasks: list[Task]) -> list[Found]:
+    """The best ridge for each task; `choose` are the cell's states on that split."""
+    projected = regression.project(choose)
+    found = []
+    for task in tasks:
+        asked = task.asked["choose"]
+        solution = regression.solve(task.fit_rows, task.targets)
+        scored = [
+            (share_within(asked.ranks(predicted), 1), ridge)
+            for ridge, predicted in solution.predictions(projected[asked.rows])
+        ]
+        top1, ridge = max(scored)
+        found.append(Found(cell, ridge, top1))
+    return found
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Distinct steps to retrieve from: texts and vectors [B, d]."""
+
+    texts: tuple[str, ...]
+    vectors: np.ndarray
+
+    def ranks(self, mapped: LinearMap, states: np.ndarray, texts: list[str]) -> np.ndarray:
+        """The rank of each state's true step, [n]; NaN where the bank lacks it."""
+        number = {text: i for i, text in enumerate(self.texts)}
+        own = np.array([number.get(text, -1) for text in texts])
+        ranks, known = np.full(len(texts), np.nan), own >= 0
+        if known.any():
+            cosines = mapped.cosines(states[known], self.vectors)
+            ranks[known] = ranks_of(cosines, cosines[np.arange(len(cosines)), own[known]])
+        return ranks
+
+
+def bank_map(solution: Solution, ridges: tuple[float, ...], choose: np.ndarray, texts: list[str], bank: Bank):
+    """The map for the whole bank: ridge or canonical, whichever has the higher top-1 on "choose" (a tie: ridge).
+
+    Returns:
+        (kind, map, top-1 on "choose").
+    """
+    best = None
+    for ridge in ridges:
+        for kind, mapped in (("ridge", solution.ridge_map(ridge)), ("cca", solution.canonical_map(ridge))):
+            top1 = share_within(bank.ranks(mapped, choose, texts), 1)
+            if best is None or top1 > best[2]:
+                best = (kind, mapped, top1)
+    return best

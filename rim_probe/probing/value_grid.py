@@ -1,0 +1,288 @@
+"""Every quantity of the steps probed in every cell; the method and its controls are told in `values`.
+
+Knows labels, cells and ridge regression. Knows nothing of models, tokens or reports.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from rim_probe.equations import read_equation
+from rim_probe.errors import RiMError
+
+if TYPE_CHECKING:
+    from rim_probe.probing.study import Study
+    from rim_probe.problems import Problem
+
+QUANTITIES = ("operand 1", "operator", "operand 2", "result")
+POSITIONS = ("slots", "end")
+FIT_PROBLEMS = 3_000
+FEWEST_SEEN = 20
+FEWEST_REPORTED = 30
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # times the number of rows: features have variance 1
+MOST_FEATURES = 768  # wider states are read through their first principal components
+
+
+@dataclass(frozen=True)
+class Target:
+    """One quantity of one step, on every split.
+
+    Attributes:
+        step: 1-based; None is the last one, whichever it is.
+        classes: values, in order of frequency in "fit".
+        labels, control: split -> class index per problem, -1 where it is not scored; of the quantity and of the random
+            function of the step.
+        asked: problems of "report" that have this quantity, covered or not.
+    """
+
+    step: int | None
+    quantity: str
+    classes: tuple[str, ...]
+    labels: dict[str, np.ndarray]
+    control: dict[str, np.ndarray]
+    asked: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.quantity} of {'the last step' if self.step is None else f'step {self.step}'}"
+
+    @property
+    def group(self) -> tuple:
+        """Targets of one group are asked of the same problems."""
+        return self.step, self.quantity == "result"
+
+
+def targets_of(splits: dict[str, Sequence[Problem]], most_steps: int, seed: int = 0) -> list[Target]:
+    """The targets of steps 1..`most_steps` and of the last one, where "fit" and "report" hold enough problems."""
+    wanted = [(step, quantity) for step in range(1, most_steps + 1) for quantity in QUANTITIES]
+    found = (_target(splits, step, quantity, seed) for step, quantity in [*wanted, (None, "result")])
+    return [target for target in found if target is not None]
+
+
+def _target(splits: dict[str, Sequence[Problem]], step: int | None, quantity: str, seed: int) -> Target | None:
+    told = {split: [_quantity(problem, step, quantity) for problem in problems] for split, problems in splits.items()}
+    seen = Counter(value for value, _ in told["fit"] if value is not None)
+    classes = tuple(value for value, count in seen.most_common() if count >= FEWEST_SEEN)
+    number = {value: i for i, value in enumerate(classes)}
+    labels = {split: np.array([number.get(value, -1) for value, _ in rows]) for split, rows in told.items()}
+    counts = {split: int((own >= 0).sum()) for split, own in labels.items()}
+    if len(classes) < 2 or counts["report"] < FEWEST_REPORTED or not counts["choose"]:
+        return None
+    function = _random_function(
+        told["fit"], classes, np.random.default_rng([seed, zlib.crc32(f"{quantity} {step}".encode())])
+    )
+    control = {
+        split: np.array(
+            [-1 if label < 0 else function(text) for label, (_, text) in zip(labels[split], rows, strict=True)]
+        )
+        for split, rows in told.items()
+    }
+    return Target(step, quantity, classes, labels, control, sum(value is not None for value, _ in told["report"]))
+
+
+def _quantity(problem: Problem, step: int | None, quantity: str) -> tuple[str | None, str]:
+    """The quantity's value (None where it is not asked for) and the step as one text."""
+    steps = problem.steps
+    equation = read_equation(steps[-1 if step is None else step - 1]) if len(steps) >= (step or 1) else None
+    if equation is None or len(equation.operands) < 2:
+        return None, ""
+    first, second = equation.operands[:2]
+    values = (first.text, equation.operators[0].sign, second.text, equation.result.text)
+    value = values[QUANTITIES.index(quantity)]
+    if quantity == "result" and step is not None and (len(steps) == step or value == problem.answer):
+        return None, ""
+    return value, " ".join(values)
+
+
+def _random_function(
+    told: Sequence[tuple[str | None, str]], classes: tuple[str, ...], rng: np.random.Generator
+) -> Callable[[str], int]:
+    """A random map from steps to class indices that gives each class about as many problems as it has.
+
+    Args:
+        told: value and step of every problem of "fit".
+    """
+    scored = [(value, text) for value, text in told if value in classes]
+    left = np.array([sum(value == own for value, _ in scored) for own in classes], dtype=float)
+    shares = left / left.sum()
+    steps = Counter(text for _, text in scored)
+    labels = {}
+    # Frequent steps first, so that the rare ones can even out the classes.
+    for text, count in sorted(steps.items(), key=lambda item: (-item[1], item[0])):
+        room = left.clip(min=0)
+        labels[text] = int(rng.choice(len(classes), p=room / room.sum() if room.any() else shares))
+        left[labels[text]] -= count
+
+    def label(text: str) -> int:
+        if text not in labels:  # a step that "fit" does not hold
+            drawn = np.random.default_rng(zlib.crc32(text.encode())).random()
+            labels[text] = int(np.searchsorted(np.cumsum(shares), drawn).clip(max=len(classes) - 1))
+        return labels[text]
+
+    return label
+
+
+# ---------------------------------------------------------------------------------------------------------- the probes
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A linear classifier: `states @ weights + bias` are class scores; softmax(scores / temperature) the confidence."""
+
+    weights: np.ndarray  # [d, classes]
+    bias: np.ndarray  # [classes]
+
+
+class _Ridge:
+    """Ridge regression from one cell's states to any number of one-hot labels, at every strength of `RIDGES`."""
+
+    def __init__(self, states: np.ndarray, seed: int):
+        self.mean, self.scale, self.basis = states.mean(0), states.std(0) + 1e-6, None
+        standard = (states - self.mean) / self.scale
+        if standard.shape[1] > MOST_FEATURES:
+            with torch.random.fork_rng(devices=[]):  # a sketch of the states, the same for a seed
+                torch.manual_seed(seed)
+                self.basis = torch.svd_lowrank(torch.from_numpy(standard), MOST_FEATURES)[2].numpy()
+            standard = standard @ self.basis
+        self._states = standard
+        values, vectors = np.linalg.eigh((standard.T @ standard).astype(np.float64))
+        self._values, self._vectors = values.clip(min=0), vectors.astype(np.float32)
+
+    def project(self, states: np.ndarray) -> np.ndarray:
+        """States in the space of the eigenvectors, [n, features]."""
+        standard = (states - self.mean) / self.scale
+        return (standard if self.basis is None else standard @ self.basis) @ self._vectors
+
+    def solve(self, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        """One-hot labels regressed: coefficients [ridges, features, classes] in that space, and the mean [classes]."""
+        wanted = np.eye(classes + 1, dtype=np.float32)[labels][:, :classes]  # label -1 is a row of zeros
+        mean = wanted.mean(0)
+        projected = self._vectors.T @ (self._states.T @ (wanted - mean))
+        shrinkage = self._values + np.array(RIDGES)[:, None] * len(labels)
+        return (projected / shrinkage[..., None]).astype(np.float32), mean
+
+    def plain(self, coefficients: np.ndarray, mean: np.ndarray) -> Fitted:
+        """Coefficients [features, classes] as a classifier of untouched states."""
+        weights = self._vectors @ coefficients
+        if self.basis is not None:
+            weights = self.basis @ weights
+        weights = weights / self.scale[:, None]
+        return Fitted(weights, mean - self.mean @ weights)
+
+
+@dataclass
+class _Outcome:
+    """One cell, one target: on "choose" the accuracy, on "report" what was right (over scored problems)."""
+
+    choose: float
+    right: np.ndarray
+    fitted: Fitted
+
+
+def probe_cell(held: dict[str, np.ndarray], targets: Sequence[Target], fit_rows: np.ndarray, seed: int, control: bool):
+    """Outcomes of one cell for targets of ONE group: a list of (outcome, outcome of the control task or None)."""
+    step_rows = fit_rows[np.any([target.labels["fit"][fit_rows] >= 0 for target in targets], axis=0)]
+    ridge = _Ridge(held["fit"][step_rows], seed)
+    asked = {split: np.any([target.labels[split] >= 0 for target in targets], axis=0) for split in ("choose", "report")}
+    spaces = {split: ridge.project(held[split][rows]) for split, rows in asked.items()}
+
+    def outcome(labels: dict[str, np.ndarray], classes: int) -> _Outcome:
+        coefficients, mean = ridge.solve(labels["fit"][step_rows], classes)
+        wanted = {split: labels[split][rows] for split, rows in asked.items()}
+
+        def right(split: str, own: np.ndarray) -> np.ndarray:
+            scored = wanted[split] >= 0
+            return (spaces[split][scored] @ own + mean).argmax(1) == wanted[split][scored]
+
+        accuracies = [float(right("choose", own).mean()) for own in coefficients]
+        best = int(np.argmax(accuracies))
+        return _Outcome(accuracies[best], right("report", coefficients[best]), ridge.plain(coefficients[best], mean))
+
+    return [
+        (
+            outcome(target.labels, len(target.classes)),
+            outcome(target.control, len(target.classes)) if control else None,
+        )
+        for target in targets
+    ]
+
+
+@dataclass
+class Grid:
+    """Every cell of a role: accuracy on "choose" and outcomes on "report" by target.
+
+    Attributes:
+        choose, report, control [targets, positions, layers, K]: accuracies; control is NaN where it was not asked for.
+        right, control_right: (target, position, layer, block) indices -> bool [scored problems].
+    """
+
+    choose: np.ndarray
+    report: np.ndarray
+    control: np.ndarray
+    right: dict[tuple[int, ...], np.ndarray]
+    control_right: dict[tuple[int, ...], np.ndarray]
+
+    def best(self, target: int) -> tuple[int, int, int]:
+        """(position, layer, block) indices of the best cell on "choose"."""
+        return tuple(int(i) for i in np.unravel_index(np.argmax(self.choose[target]), self.choose.shape[1:]))
+
+
+def grid_of(
+    study: Study, role: str, targets: Sequence[Target], rows: np.ndarray, cells: Sequence[tuple], read, control
+):
+    """Probes every cell; `cells` are index triples and `read(split, cell)` gives their states."""
+    shape = (len(targets), *(max(cell[axis] for cell in cells) + 1 for axis in range(3)))
+    grid = Grid(np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan), {}, {})
+    groups = list(dict.fromkeys(target.group for target in targets))
+    for cell in study.progress(cells, f"values {role}"):
+        held = {split: read(split, cell) for split in ("fit", "choose", "report")}
+        for group in groups:
+            numbers = [i for i, target in enumerate(targets) if target.group == group]
+            outcomes = probe_cell(held, [targets[i] for i in numbers], rows, study.seed, control)
+            for i, (found, chance) in zip(numbers, outcomes, strict=True):
+                at = (i, *cell)
+                grid.choose[at], grid.report[at], grid.right[at] = found.choose, found.right.mean(), found.right
+                if chance is not None:
+                    grid.control[at], grid.control_right[at] = chance.right.mean(), chance.right
+    return grid
+
+
+SPLITS = ("fit", "choose", "report")
+
+
+def targets_and_rows(study: Study) -> tuple[list[Target], np.ndarray]:
+    """What is probed, and the problems of "fit" it is fitted on."""
+    targets = targets_of({split: study.problems(split) for split in SPLITS}, study.K, study.seed)
+    if not targets:
+        raise RiMError(
+            f"Too few problems have steps that read as equations (at least {FEWEST_REPORTED} of one kind are needed in "
+            "the reported split); give more problems with steps."
+        )
+    n = len(study.problems("fit"))
+    return targets, np.sort(study.rng("values fit").permutation(n)[:FIT_PROBLEMS])
+
+
+def memory_grid(study: Study, targets: Sequence[Target], rows: np.ndarray) -> Grid:
+    return role_grid(study, "memory", targets, rows, control=True)
+
+
+def role_grid(study: Study, role: str, targets: Sequence[Target], rows: np.ndarray, control: bool) -> Grid:
+    cells = [
+        (place, layer, block)
+        for layer in range(len(study.layers))
+        for block in range(study.K)
+        for place in range(len(POSITIONS))
+    ]
+
+    def read(split: str, cell: tuple[int, int, int]) -> np.ndarray:
+        place, layer, block = cell
+        return study.capture(role, split).cell(study.layers[layer], block + 1, POSITIONS[place])
+
+    return grid_of(study, role, targets, rows, cells, read, control)

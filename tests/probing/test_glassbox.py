@@ -1,0 +1,380 @@
+"""The glass box itself, and every probe on it: what is written there must be found, and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from glassbox import (
+    DIMS,
+    END_LAYER,
+    HELD_LAYER,
+    LAYERS,
+    QUESTION_LENGTH,
+    RIGHT,
+    SIGNS,
+    SLOTS,
+    START,
+    STEP,
+    STEP_LAYER,
+    glassbox,
+    parts,
+    swapped_answer,
+)
+
+from rim_probe.decoding import answer_batch
+from rim_probe.model import RiM
+from rim_probe.probing import importance, interchange
+from rim_probe.probing.attention import attention_shares
+from rim_probe.probing.bank import Reading, read_steps
+from rim_probe.probing.capture import capture
+from rim_probe.probing.commitment import memory_course
+from rim_probe.probing.correctness import sample
+from rim_probe.probing.geometry import block_states, measure
+from rim_probe.probing.heads import GoldScorer
+from rim_probe.probing.hooks import edit_residual
+from rim_probe.probing.interventions import Pool, Variant, intervene_many
+from rim_probe.probing.judge import fit_judge
+from rim_probe.probing.lens import VocabularyLens
+from rim_probe.probing.section import bootstrap
+from rim_probe.probing.selective import auroc, ranks
+from rim_probe.probing.study import Study
+from rim_probe.probing.sweep import patching_sweep
+from rim_probe.probing.values import ValueProbes
+from rim_probe.probing.words import carried_states, carried_words
+
+BLOCKS = tuple(HELD_LAYER)
+
+
+@pytest.fixture(scope="module")
+def box():
+    return glassbox()
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    return glassbox(trained=False)
+
+
+@pytest.fixture(scope="module")
+def problems(box):
+    return box.problems(seed=1, n=100, split="report")
+
+
+@pytest.fixture(scope="module")
+def held(box, problems):
+    return capture(box.rim, [problem.question for problem in problems])
+
+
+def codes(problems, block: int) -> dict[str, list[int]]:
+    """The step of a block as the one-hot indices that its subspaces hold."""
+    rows = [parts(problem.steps[block - 1]) for problem in problems]
+    return {name: [SIGNS.index(row[i]) if i == 1 else row[i] for row in rows] for i, name in enumerate(STEP)}
+
+
+def window(block: int) -> range:
+    """Layers at which the answer follows slot 1 of a block."""
+    return range(HELD_LAYER[block], HELD_LAYER.get(block + 1, END_LAYER))
+
+
+def one_hot(values: list[int], width: int) -> np.ndarray:
+    return np.eye(width, dtype=np.float32)[values]
+
+
+# ------------------------------------------------------------------------------------------------- the glass box itself
+
+
+def test_every_readout_says_the_result_of_its_step(box):
+    problems = [problem for split in ("fit", "choose", "report") for problem in box.problems(2, 60, split)]
+    answers = answer_batch(box.rim, [problem.question for problem in problems], "memory")
+    assert [a.value for a in answers] == [p.answer for p in problems]
+    said = [[readout.text for readout in a.readouts] for a in answers]
+    assert said == [[str(parts(step)[3]) for step in problem.steps] for problem in problems]
+    assert not any(a.truncated for a in answers)
+    assert {len(box.rim.encode_question(problem.question)) for problem in problems} == {QUESTION_LENGTH}
+
+
+def test_splits_are_disjoint(box):
+    sets = [{p.question for p in box.problems(0, n, s)} for s, n in (("fit", 4374), ("choose", 1458), ("report", 1458))]
+    assert len(set.union(*sets)) == 7290
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_slot_holds_its_step_from_the_documented_layer_on_and_nothing_before(box, problems, held, block):
+    for layer in range(LAYERS + 1):
+        for slot in (1, 2):
+            states = held.cell(layer, block, slot)
+            if layer < box.held_layer[block]:
+                np.testing.assert_allclose(states, np.broadcast_to(states[0], states.shape), atol=1e-6)
+            else:
+                for name, values in codes(problems, block).items():
+                    wanted = one_hot(values, len(box.dims[name]))
+                    np.testing.assert_allclose(states[:, box.dims[name]], wanted, atol=1e-4)
+
+
+def test_ends_hold_the_result_of_their_block_and_the_question_token_holds_nothing(problems, held):
+    for block in BLOCKS:
+        results = one_hot(codes(problems, block)["result"], 10)
+        np.testing.assert_allclose(held.cell(END_LAYER, block, "end")[:, DIMS["result"]], results, atol=1e-4)
+        assert np.ptp(held.cell(END_LAYER - 1, block, "end"), axis=0).max() < 1e-6
+    for layer in range(LAYERS + 1):
+        assert np.ptp(held.question_cell(layer), axis=0).max() < 1e-6
+
+
+@pytest.mark.parametrize("steps", [(), ("<<1+2=3>>",), ("<<1+2=3>>", "<<3+3=6>>")])
+@pytest.mark.parametrize("step", ["<<3+5=8>>", "<<9-2=6>>"])
+def test_an_explicit_step_is_read_at_its_last_token_wherever_it_stands(box, steps, step):
+    ids = box.rim.encode_question("what is 1 + 2 + 3 + 1 ?") + box.rim.encode_text(" ".join((*steps, step)))
+    states = box.rim.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    left, sign, right, result = parts(step)
+    for layer in range(STEP_LAYER, LAYERS):
+        for name, value in zip(STEP, (left, SIGNS.index(sign), right, result), strict=True):
+            held = states[layer][0, -1, DIMS[name]].tolist()
+            assert held == pytest.approx(one_hot([value], len(held))[0].tolist(), abs=1e-4)
+
+
+def test_attention_goes_where_the_weights_send_it(box, held):
+    begin = 4  # columns of memory: b, m, m, /b for each block; queries: m, m, /b
+    for block in BLOCKS:
+        layer, first = box.held_layer[block] - 1, (block - 1) * 3
+        for slot in (0, 1):
+            to_question, to_memory = (
+                held.to_question[:, layer, :, first + slot],
+                held.to_memory[:, layer, :, first + slot],
+            )
+            source = to_question[:, 0, START] if block == 1 else to_memory[:, 0, (block - 2) * begin + 1]
+            assert source.min() > 0.999 and to_question[:, 2, RIGHT[block]].min() > 0.999
+        end = held.to_memory[:, END_LAYER - 1, 0, first + 2]
+        assert end[:, (block - 1) * begin + 1].min() > 0.999
+
+
+def test_the_untrained_box_holds_and_says_nothing(untrained, problems):
+    questions = [problem.question for problem in problems[:20]]
+    held = capture(untrained.rim, questions, attention=False)
+    assert held.slots.std(0).max() < 1e-6 and held.ends.std(0).max() < 1e-6
+    assert {answer.value for answer in answer_batch(untrained.rim, questions, "memory", max_new_tokens=2)} == {None}
+
+
+def test_the_confused_box_is_wrong_exactly_where_it_doubts(problems):
+    confused, questions = glassbox(confused_by=7), [problem.question for problem in problems]
+    held = capture(confused.rim, questions, attention=False)
+    for i, answer in enumerate(answer_batch(confused.rim, questions, "memory")):
+        for k, readout in enumerate(answer.readouts, start=1):
+            doubts = [held.cell(LAYERS, k, position)[i, DIMS["doubt"][0]] > 0.5 for position in (1, 2, "end")]
+            assert doubts == [readout.value != str(parts(problems[i].steps[k - 1])[3])] * 3
+
+
+def test_swaps_by_plain_hooks_do_what_the_ground_truth_says(box):
+    """Independent of `rim_probe.probing.interventions`: every block, layer and slot."""
+    own, partners = box.problems(5, 8, "report"), box.problems(6, 8, "choose")
+    ids = torch.tensor([box.rim.prompt_ids(problem.question, "memory") for problem in (*own, *partners)])
+    for block in BLOCKS:
+        predicted = [swapped_answer(a, b, block) for a, b in zip(own, partners, strict=True)]
+        for layer in range(LAYERS + 1):
+            for slot, position in enumerate(SLOTS[block], start=1):
+
+                def swap(states, position=position):
+                    states[:8, position] = states[8:, position]
+                    return states
+
+                with torch.no_grad(), edit_residual(box.rim, {layer: swap}):
+                    said = box.rim.model(ids, logits_to_keep=1).logits[:8, -1].argmax(-1)
+                wanted = predicted if layer in window(block) and slot == 1 else [problem.answer for problem in own]
+                assert [box.rim.decode([id]) for id in said.tolist()] == wanted
+
+
+def test_the_box_survives_saving_and_bfloat16(box, problems, tmp_path):
+    questions = [problem.question for problem in problems[:30]]
+    loaded = RiM.from_pretrained(box.rim.save_pretrained(tmp_path), "cpu", torch.bfloat16)
+    assert [a.value for a in answer_batch(loaded, questions, "memory")] == [p.answer for p in problems[:30]]
+
+
+# -------------------------------------------------------------------------------------------------- the probes on it
+
+
+@pytest.fixture(scope="module")
+def study(box, untrained):
+    splits = {name: box.problems(3, n, name) for name, n in (("fit", 300), ("choose", 60), ("report", 60))}
+    with Study({"memory": box.rim, "base": untrained.rim}, splits, progress=False) as study:
+        yield study
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Intervals are not what is tested here, and most of the time is theirs."""
+    monkeypatch.setitem(bootstrap.__kwdefaults__, "draws", 50)
+
+
+def test_value_probes_find_every_quantity_where_it_is_held_and_only_there(study):
+    section = ValueProbes.fit(study).score(study)
+    maps = {figure.title.removeprefix("Accuracy: "): figure.data for figure in section.figures if "z" in figure.data}
+    rows = {row[0]: row[1:] for row in section.tables[0].rows}
+    for step in BLOCKS:
+        # What a block repeats of its neighbours: its `left` is the result before.
+        also = {"operand 1": step - 1, "result": step + 1}
+        for quantity in ("operand 1", "operator", "operand 2", "result"):
+            name = f"{quantity} of step {step}"
+            if name not in rows:  # the result of step 3 is the answer, a quantity of its own
+                name = f"{quantity} of the last step"
+            *_, accuracy, selectivity, control, majority, question, base = rows[name]
+            assert accuracy.value == 1 and selectivity.value > 0.1
+            assert control.value < 0.9 and max(question.value, base.value) == majority.value
+            found = np.array(maps[name]["z"]).reshape(LAYERS + 1, len(BLOCKS), 2)  # slots, end
+            assert (found[HELD_LAYER[step] :, step - 1, 0] == 1).all()
+            assert (found[: HELD_LAYER[1]] == majority.value).all() and majority.value < 0.7
+            others = [block - 1 for block in BLOCKS if block not in (step, also.get(quantity))]
+            assert found[:, others].max() < 0.9
+
+
+def test_the_vocabulary_lens_reads_the_result_from_the_layer_where_it_is_written(box, study):
+    lens = VocabularyLens.fit(study, steps=20, rows=300)
+    captured, problems = study.capture("memory", "report"), study.problems("report")
+    for block in BLOCKS:
+        results = [box.rim.encode_text(str(parts(problem.steps[block - 1])[3]))[0] for problem in problems]
+        for kind in ("logit", "tuned"):
+            for position in (1, 2, "end"):
+                begins = END_LAYER if position == "end" else HELD_LAYER[block]
+                for layer in range(LAYERS + 1):
+                    top = lens.logits(captured.cell(layer, block, position), layer, kind).argmax(-1)
+                    hits = np.mean(top.numpy() == results)
+                    assert hits == 1 if layer >= begins else hits < 0.4
+
+
+def test_the_bank_reads_a_step_and_what_it_might_have_said(box):
+    (problem,) = box.problems(4, 1, "report")
+    instead = (("<<1+1=2>>", "<<1+1=3>>"), ("<<9-8=1>>",), ("<<0-0=0>>",))
+    (reading,) = read_steps(box.rim, [Reading(problem.question, problem.steps, instead)], [STEP_LAYER, LAYERS])
+    for step, texts, states in zip(problem.steps, instead, reading, strict=True):
+        for row, text in zip(states, (step, *texts), strict=True):
+            left, sign, right, result = parts(text)
+            for name, value in zip(STEP, (left, SIGNS.index(sign), right, result), strict=True):
+                wanted = one_hot([value, value], len(DIMS[name]))
+                np.testing.assert_allclose(row[:, DIMS[name]], wanted, atol=1e-4)
+
+
+def test_a_judge_sees_doubt_and_its_controls_do_not(untrained):
+    confused = glassbox(confused_by=7)
+    splits = {name: confused.problems(7, n, name) for name, n in (("fit", 200), ("choose", 80), ("report", 100))}
+    with Study({"memory": confused.rim, "base": untrained.rim}, splits, progress=False) as study:
+        right = study.right("report")[:, -1]
+
+        def score(view: str, role: str = "memory") -> float:
+            fit, choose, report = (sample(study, name, role) for name in splits)
+            judge = fit_judge(fit, choose, study.layers, view, penalties=(0.1,), blocks=[study.K])
+            return auroc(ranks(judge.logits(report.capture, report.answers)[:, -1]), right)
+
+        assert 0.5 < right.mean() < 0.9
+        assert score("end") == score("slots") == score("both") == 1
+        assert score("question") == score("slots", "base") == 0.5
+        # The box never doubts its words, only its memory does.
+        own = [answer.readouts[-1].probability for answer in study.answers("memory", "report")]
+        assert auroc(ranks(np.round(own, 3)), right) == 0.5
+
+
+def test_commitment_comes_with_the_last_block(study):
+    problems = study.problems("report")
+    ids = [answer.token_ids for answer in study.answers("memory", "report")]
+    course = memory_course(study.models["memory"], [problem.question for problem in problems], ids, study.K)
+    said = np.array([[step.endswith(f"={p.answer}>>") for step in p.steps] for p in problems])
+    np.testing.assert_allclose(course.probability, said, atol=1e-3)
+    assert (course.greedy == said).all() and course.entropy.max() < 1e-3
+
+
+def test_geometry_tells_paths_of_questions_from_untrained_memory(study):
+    states = {role: block_states(study.capture(role, "report"), LAYERS) for role in ("memory", "base")}
+    trained, plain = (measure(states[role]) for role in ("memory", "base"))
+    name = "share of variance of block and question together"
+    assert trained[name].value > 0.4 and plain[name].value < 1e-6
+
+
+# ------------------------------------------------------------------------------------------------------ interventions
+
+
+@pytest.mark.parametrize("slots", [None, [1], [2]])
+def test_swaps_give_the_predicted_answer_in_the_window_and_nothing_elsewhere(box, slots):
+    for own, partner in zip(box.problems(8, 4, "report"), box.problems(9, 4, "choose"), strict=True):
+        targets = [own.answer, *(swapped_answer(own, partner, block) for block in BLOCKS)]
+        sweep = patching_sweep(box.rim, own.question, partner.question, targets, layers=range(LAYERS + 1), slots=slots)
+        for block in BLOCKS:
+            for layer in range(LAYERS + 1):
+                said = targets[block if layer in window(block) and slots != [2] else 0]
+                assert sweep.says[layer, block - 1].tolist() == [target == said for target in targets]
+
+
+def test_every_mode_harms_the_slot_that_is_read_and_spares_the_copy(box, problems):
+    own, *others = problems[:20]
+    pool = Pool.of([problem.question for problem in others], box.rim)
+    sources = {"zero": None, "mean": pool, "resample": pool, "noise": pool, "swap": others[0].question}
+    variants = [
+        Variant([block], list(window(block)), [slot], mode, source)
+        for slot in (1, 2)
+        for block in BLOCKS
+        for mode, source in sources.items()
+    ]
+    outcomes = intervene_many(box.rim, own.question, variants, gold=own.answer)
+    for outcome in outcomes:
+        assert outcome.before.value == own.answer
+        if outcome.variant.slots == [1]:
+            assert outcome.gold_change < -0.5 or outcome.variant.mode in ("resample", "swap", "noise")
+        else:
+            assert outcome.gold_change == 0 and outcome.after == outcome.before
+    for outcome in outcomes[:15]:
+        if outcome.variant.mode == "swap":
+            assert outcome.after.value == swapped_answer(own, others[0], *outcome.variant.blocks)
+
+
+def test_words_carried_from_another_question_are_those_of_its_memory(box):
+    own, donors = box.problems(10, 12, "report"), box.problems(11, 12, "choose")
+    held = capture(box.rim, [problem.question for problem in donors], attention=False)
+    for block in BLOCKS:
+        for layer in range(LAYERS + 1):
+            states = {layer: carried_states(held, block, [layer], ends=False)[layer]}
+            said = carried_words(box.rim, [problem.question for problem in own], states)
+            donor_says = HELD_LAYER[block] <= layer < END_LAYER
+            follows = [parts(problem.steps[block - 1])[3] for problem in (donors if donor_says else own)]
+            if donor_says or layer < HELD_LAYER[1] or layer >= END_LAYER:
+                assert said == [str(result) for result in follows]
+
+
+def test_interchange_succeeds_with_the_claimed_blocks_and_fails_with_others(study):
+    section = interchange.score(study, choose_pairs=6, report_pairs=12, heatmap_pairs=12)
+    rows = {row[0]: row[1] for row in section.tables[0].rows}
+    for name, said in rows.items():
+        if name.startswith("control"):
+            assert said.value < 0.2
+        elif not name.startswith("as many blocks"):  # later blocks hold what follows from the changed number
+            assert said.value == 1
+    assert all(target.met for target in section.targets)
+    assert section.data["cell"]["layer"] is None  # no single layer serves three blocks
+    for figure in (figure for figure in section.figures if figure.kind == "heatmap"):
+        changed = int(figure.title.split("step ")[1].split()[0])
+        for layer, row in zip(figure.data["y"], figure.data["z"], strict=True):
+            for block, share in zip(BLOCKS, row, strict=True):
+                inside = layer == "all" or int(layer) in window(block)
+                assert share in (None, float(block >= changed and inside))
+
+
+def test_importance_is_that_of_the_window(study):
+    section = importance.score(study, problems=6, pool=20, donors=2)
+    for figure in (figure for figure in section.figures if figure.kind == "heatmap"):
+        for layer, row in zip(figure.data["y"], figure.data["z"], strict=True):
+            for block, change in zip(BLOCKS, row, strict=True):
+                # Zero also takes away that it is a slot, without which nothing is written later.
+                begin = 0 if "zero" in figure.title else window(block).start
+                assert (abs(change) > 0.05) == (begin <= int(layer) < window(block).stop), (figure.title, layer, block)
+
+
+def test_attention_that_is_read_is_found_by_knockout(box, problems):
+    scorer = GoldScorer(box.rim, problems[:6])
+    heads = [(layer, head) for layer in range(1, LAYERS + 1) for head in range(1, 5)]
+    needed = {
+        role: {head for head, scores in scorer.each_head(heads, role).items() if not scores.says.all()}
+        for role in ("reader", "writer")
+    }
+    assert needed["reader"] == {(END_LAYER, 1)}
+    assert needed["writer"] == {(layer, head) for layer in HELD_LAYER.values() for head in (1, 2, 3)}
+    shares = attention_shares(box.rim, [problem.question for problem in problems[:6]])
+    # Targets: the question's numbers, its other tokens, blocks 1 to 3.
+    assert shares.ends[:, END_LAYER - 1, 0, -1, 4].min() > 0.999
+    for block, layer in HELD_LAYER.items():
+        left, sign, right = (shares.slots[:, layer - 1, head, block - 1] for head in range(3))
+        assert left[:, block if block > 1 else 0].min() > 0.999
+        assert sign[:, 1].min() > 0.999 and right[:, 0].min() > 0.999

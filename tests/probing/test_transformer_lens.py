@@ -1,0 +1,107 @@
+"""The TransformerLens adapter says what transformers and our capture say. Importing it takes nine seconds, once."""
+
+import sys
+
+import pytest
+import torch
+from conftest import ALL_FAMILIES, tiny_rim
+
+from rim_probe.errors import RiMError
+from rim_probe.probing.capture import capture
+from rim_probe.probing.hooks import edit_residual
+from rim_probe.probing.transformer_lens import to_transformer_lens
+
+QUESTIONS = ["Anna has 3 apples and buys 14 more. How many apples has she?", "3+14=?"]
+KINDS = (*ALL_FAMILIES, "adapter")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request):
+    """A RiM and its bridge: every family, and a Llama with an adapter that moves linear layers and memory rows."""
+    rim = tiny_rim("llama" if request.param == "adapter" else request.param)
+    if request.param == "adapter":
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(0)
+        tokens = {"embed_tokens": sorted(rim.memory_ids)}
+        config = LoraConfig(r=2, target_modules="all-linear", trainable_token_indices=tokens, init_lora_weights=False)
+        rim.model = get_peft_model(rim.model, config).eval()
+        for name, weight in rim.model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                weight.data += 0.5 * torch.randn_like(weight)
+    return rim, to_transformer_lens(rim)
+
+
+def padded(rim) -> torch.Tensor:
+    """Both prompts in one batch, padded on the right."""
+    prompts = [rim.prompt_ids(question, "memory") for question in QUESTIONS]
+    length = max(map(len, prompts))
+    return torch.tensor([ids + [rim.eos_id] * (length - len(ids)) for ids in prompts])
+
+
+@torch.no_grad()
+def test_logits_states_and_patterns_are_ours(pair):
+    rim, bridge = pair
+    ids, held = padded(rim), capture(rim, QUESTIONS)
+    logits, cache = bridge.run_with_cache(ids)
+    torch.testing.assert_close(logits, rim.model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    for n, question_ids in enumerate(held.question_ids):
+        first = len(question_ids)
+        slots, ends = torch.tensor(rim.layout.slot_positions(first)), torch.tensor(rim.layout.end_positions(first))
+        queries = torch.cat([slots, ends[:, None]], dim=1).flatten()
+        tail = first + rim.layout.num_blocks * rim.layout.block_length
+        for layer in held.layers:
+            name = "blocks.0.hook_resid_pre" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
+            states = cache[name][n]
+            torch.testing.assert_close(held.slots[n, layer], states[slots], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(held.ends[n, layer], states[ends], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(held.question[n, layer], states[first - 1], atol=1e-4, rtol=1e-4)
+            if layer:
+                pattern = cache[f"blocks.{layer - 1}.attn.hook_pattern"][n, :, queries]
+                torch.testing.assert_close(held.to_question[n, layer - 1, ..., :first], pattern[..., :first])
+                torch.testing.assert_close(held.to_memory[n, layer - 1], pattern[..., first:tail])
+
+
+@torch.no_grad()
+def test_a_patch_at_memory_slots_does_the_same(pair):
+    rim, bridge = pair
+    ids = padded(rim)[:1]
+    rows = torch.tensor(rim.layout.slot_positions(len(rim.encode_question(QUESTIONS[0])))).flatten()
+    values = torch.randn(len(rows), rim.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def patch(states, hook=None):
+        states[:, rows] = values
+        return states
+
+    theirs = bridge.run_with_hooks(ids, fwd_hooks=[("blocks.0.hook_resid_post", patch)])
+    with edit_residual(rim, {1: patch}):
+        ours = rim.model(input_ids=ids).logits
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+    untouched = rim.model(input_ids=ids).logits
+    assert (ours - untouched)[:, rows[-1] :].abs().max() > 0.1
+    torch.testing.assert_close(bridge(ids), untouched, atol=1e-4, rtol=1e-4)  # the hook has gone
+
+
+def test_the_model_itself_is_not_touched(pair):
+    rim, bridge = pair
+    own = {parameter.data_ptr() for parameter in rim.model.parameters()}
+    assert not own & {parameter.data_ptr() for parameter in bridge.parameters()}
+    assert not any("_original_component" in name for name, _ in rim.model.named_modules())
+    assert rim.model.config._attn_implementation == "sdpa"
+    assert bridge.tokenizer is None and not bridge.training
+
+
+def test_an_architecture_it_lacks_is_refused_in_one_sentence():
+    class Unheard(type(tiny_rim().model)):
+        pass
+
+    rim = tiny_rim()
+    rim.model.__class__ = Unheard
+    with pytest.raises(RiMError, match=r"^tiny-llama: TransformerLens does not know the architecture Unheard; .*\.$"):
+        to_transformer_lens(rim)
+
+
+def test_its_absence_is_told_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformer_lens.model_bridge.sources", None)
+    with pytest.raises(RiMError, match=r"^TransformerLens cannot be imported .*`pip install transformer-lens`\.$"):
+        to_transformer_lens(tiny_rim())

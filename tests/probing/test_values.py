@@ -1,0 +1,133 @@
+"""Value probes: a planted linear code is found in its cell alone, noise stays at chance, memorising is told apart."""
+
+import json
+
+import numpy as np
+import pytest
+from planted import PlantedStudy, chains, observed, result_of
+
+from rim_probe.errors import RiMError
+from rim_probe.probing.section import Section
+from rim_probe.probing.value_grid import POSITIONS, targets_of
+from rim_probe.probing.values import ValueProbes
+from rim_probe.problems import Problem
+
+SIZES = {"fit": 500, "choose": 150, "report": 250}
+K, M, WIDTH, LAYER, BLOCK = 2, 1, 16, 1, 2
+
+
+def planted_study(wide: int = WIDTH, code: bool = True, seed: int = 0) -> PlantedStudy:
+    """Noise everywhere; where `code`, slot 1 of block 2 at layer 1 also holds the result of step 1 as a direction."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(10, wide)) * 3
+    splits = {split: chains(count, 10 + i) for i, (split, count) in enumerate(SIZES.items())}
+    states = {}
+    for split, problems in splits.items():
+        held = rng.normal(size=(len(problems), 2, K, M + 1, wide))
+        if code:
+            held[:, LAYER, BLOCK - 1, 0] += directions[[result_of(problem.steps[0]) for problem in problems]]
+        states["memory", split] = held
+    return PlantedStudy({"memory": None}, splits, states)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return planted_study()
+
+
+@pytest.fixture(scope="module")
+def probes(study):
+    return ValueProbes.fit(study)
+
+
+@pytest.fixture(scope="module")
+def section(study, probes):
+    return probes.score(study)
+
+
+def row(section, name):
+    return next(cells for cells in section.tables[0].rows if cells[0] == name)
+
+
+def test_a_planted_code_is_found_in_its_cell_and_beats_every_control(section):
+    _, cell, _, _, accuracy, selectivity, control, majority, question, *_ = row(section, "result of step 1")
+    assert cell == f"layer {LAYER}, block {BLOCK} slots"
+    assert accuracy.low > 0.9
+    assert selectivity.low > 0.3
+    for other in (control, majority, question):
+        assert other.high < accuracy.low
+
+
+def test_noise_reads_at_chance_and_its_interval_covers_it():
+    section = ValueProbes.fit(noise := planted_study(code=False, seed=5)).score(noise)
+    covered = []
+    for name, _, _, _, accuracy, selectivity, _, majority, *_ in section.tables[0].rows:
+        assert accuracy.value < majority.value + 0.12, name
+        covered.append(selectivity.low <= 0 <= selectivity.high)
+    assert np.mean(covered) >= 0.7
+
+
+def test_nothing_is_found_in_the_other_cells(section, study):
+    grid = np.array(section.data["result of step 1"]["accuracy"])
+    here = (POSITIONS.index("slots"), LAYER, BLOCK - 1)
+    others = np.delete(grid.ravel(), np.ravel_multi_index(here, grid.shape))
+    assert grid[here] > 0.9
+    assert others.max() < 0.35
+
+
+def test_the_control_task_is_one_random_function_of_the_step_with_the_classes_of_the_quantity(study):
+    splits = {split: study.problems(split) for split in SIZES}
+    target = next(t for t in targets_of(splits, 2) if t.name == "operator of step 1")
+    seen = {}
+    for split, problems in splits.items():
+        for problem, label in zip(problems, target.control[split], strict=True):
+            assert seen.setdefault(problem.steps[0], label) == label
+    assert set(seen.values()) == set(range(len(target.classes)))
+    again = next(t for t in targets_of(splits, 2) if t.name == target.name)
+    assert all(np.array_equal(again.control[split], target.control[split]) for split in splits)
+
+
+def test_results_that_are_the_answer_count_for_the_last_step_alone(study):
+    problems = [*study.problems("fit"), Problem("q", ("<<2+3=5>>", "<<9-4=5>>"), "5"), Problem("r", (), "5")]
+    splits = {"fit": problems, "choose": problems, "report": problems}
+    found = {target.name: target for target in targets_of(splits, 2)}
+    assert found["result of step 1"].labels["fit"][-2] == -1
+    assert found["result of the last step"].labels["fit"][-2] >= 0
+    assert found["operator of step 1"].labels["fit"][-2] >= 0
+    assert all(target.labels["fit"][-1] == -1 for target in found.values())
+    assert "result of step 2" not in found  # always the answer here
+
+
+def test_explain_reads_what_is_planted_also_after_a_round_trip(study, probes):
+    again = ValueProbes.restore(probes.tensors(), json.loads(json.dumps(probes.settings())))
+    told = again.explain(observed(study.capture("memory", "report")))
+    assert told == json.loads(json.dumps(told)) == probes.explain(observed(study.capture("memory", "report")))
+    (value,) = [v for v in told["blocks"][BLOCK - 1]["values"] if (v["step"], v["quantity"]) == (1, "result")]
+    assert value["value"] == str(result_of(study.problems("report")[0].steps[0]))
+    assert value["confidence"] > 0.6
+    assert value["accuracy"] > 0.9
+    (poor,) = [v for v in told["blocks"][0]["values"] if (v["step"], v["quantity"]) == (1, "result")]
+    assert poor["accuracy"] < 0.4
+
+
+def test_states_wider_than_the_bound_are_read_through_their_principal_components(monkeypatch):
+    monkeypatch.setattr("rim_probe.probing.value_grid.MOST_FEATURES", 24)
+    study = planted_study(wide=40)
+    probes = ValueProbes.fit(study)
+    section = probes.score(study)
+    assert row(section, "result of step 1")[4].low > 0.9
+    told = probes.explain(observed(study.capture("memory", "report")))
+    (value,) = [v for v in told["blocks"][BLOCK - 1]["values"] if (v["step"], v["quantity"]) == (1, "result")]
+    assert value["value"] == str(result_of(study.problems("report")[0].steps[0]))
+
+
+def test_the_report_is_plain_data(section):
+    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).name == "values"
+    assert section.settings["cells searched per quantity"] == 2 * K * len(POSITIONS)
+
+
+def test_problems_without_steps_are_refused_in_a_sentence(study):
+    bare = {split: [Problem(p.question, (), p.answer) for p in study.problems(split)] for split in SIZES}
+    states = {("memory", split): np.zeros((SIZES[split], 2, K, M + 1, WIDTH)) for split in SIZES}
+    with pytest.raises(RiMError, match="give more problems with steps"):
+        ValueProbes.fit(PlantedStudy({"memory": None}, bare, states))

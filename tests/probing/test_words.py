@@ -1,0 +1,129 @@
+"""Own words: a model's own states carried into its own run change nothing; another question's may."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rim_probe.decoding import answer_batch
+from rim_probe.errors import RiMError
+from rim_probe.probing import words
+from rim_probe.probing.capture import capture
+from rim_probe.probing.hooks import decoder_layers, num_layers
+from rim_probe.probing.section import Section
+from rim_probe.probing.study import Study, observe
+from rim_probe.probing.words import carried_states, carried_words, same_words
+from rim_probe.problems import Problem
+
+QUESTIONS = ["Anna has 3 apples.", "How many apples has she? 14 more", "3 + 14"]
+
+
+def problem(number: int, steps: int = 2) -> Problem:
+    chain = tuple(f"<<{number}+{i}={number + i}>>" for i in range(1, steps + 1))
+    return Problem(f"Anna has {number} apples and buys more.", chain, str(number + steps))
+
+
+def test_white_space_makes_no_difference_but_words_do():
+    assert same_words("<<3+4=7>> ", "<< 3 + 4 = 7 >>")
+    assert not same_words("<<3+4=7>>", "<<3+4=8>>")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_own_states_in_the_run_on_their_own_question_change_nothing(make_rim, family, ends):
+    rim = make_rim(family, num_blocks=3)
+    held = capture(rim, QUESTIONS, attention=False)
+    for blocks in (1, 3):
+        plain = [answer.text for answer in answer_batch(rim, QUESTIONS, "memory", num_blocks=blocks, max_new_tokens=6)]
+        for layers in ([1], range(num_layers(rim) + 1)):
+            states = carried_states(held, blocks, layers, ends)
+            assert carried_words(rim, QUESTIONS, states, max_new_tokens=6) == plain
+
+
+def test_the_states_are_those_of_the_blocks_asked_for(rim):
+    held = capture(rim, QUESTIONS, attention=False)
+    states = carried_states(held, 2, [1], ends=True)[1]
+    assert states.shape == (3, 2, 3, 32)
+    np.testing.assert_array_equal(states[:, 1, 0], held.cell(1, 2, 1))
+    np.testing.assert_array_equal(states[:, 0, 2], held.cell(1, 1, "end"))
+
+
+def test_with_the_end_of_the_last_layer_the_first_word_is_the_donors(rim):
+    donors = ["She buys 14 more. How many?", "9 8 7 6", "apples apples 5"]
+    held = capture(rim, donors, attention=False)
+    states = carried_states(held, 2, [num_layers(rim)], ends=True)
+    first = [a.text for a in answer_batch(rim, donors, "memory", num_blocks=2, max_new_tokens=1)]
+    own = [a.text for a in answer_batch(rim, QUESTIONS, "memory", num_blocks=2, max_new_tokens=1)]
+    assert carried_words(rim, QUESTIONS, states, max_new_tokens=1) == first != own
+
+
+def test_states_of_another_shape_are_refused_and_hooks_go_after_an_error(rim):
+    held = capture(rim, QUESTIONS, attention=False)
+    states = carried_states(held, 1, [1], ends=False)
+    with pytest.raises(RiMError, match="Carried states must be"):
+        carried_words(rim, QUESTIONS[:2], states)
+    with pytest.raises((RuntimeError, RiMError)):
+        carried_words(rim, QUESTIONS, {1: np.zeros((3, 1, 2, 5), np.float32)}, max_new_tokens=2)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(rim))
+
+
+def test_explain_tells_every_block_with_and_without_a_stage_1_model(make_rim):
+    rim = make_rim(num_blocks=2, context=48)
+    observation = observe(rim, QUESTIONS[0])
+    alone = words.explain({"memory": rim}, observation)
+    assert [block["block"] for block in alone["blocks"]] == [1, 2]
+    assert all(block["stage1"] is None and block["carried"] is None for block in alone["blocks"])
+    both = words.explain({"memory": rim, "stage1": rim}, observation)
+    assert both == json.loads(json.dumps(both))
+    for block in both["blocks"]:
+        assert block["memory"] == block["stage1"] == block["carried"]
+
+
+@pytest.fixture(scope="module")
+def section():
+    """A memory model that is its own stage 1, on problems that no random model can solve."""
+    from conftest import tiny_rim
+
+    rim = tiny_rim(num_blocks=2, context=48)
+    splits = {
+        "fit": [problem(50)],
+        "choose": [problem(n) for n in range(4)],
+        "report": [problem(n, 3) for n in range(5, 9)],
+    }
+    with Study({"memory": rim, "stage1": rim}, splits, progress=False) as study:
+        yield words.score(study)
+
+
+def test_the_report_is_plain_data_and_carries_its_controls(section):
+    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).name == "words"
+    readouts, carried = section.tables
+    assert readouts.header[3].startswith("control") and carried.header[2].startswith("control")
+    assert len(carried.rows) == 2 * len(words.CARRIED)
+
+
+def test_own_memory_says_the_same_words_and_no_step_is_claimed_for_babble(section):
+    for found in section.data["carried"].values():
+        assert found["same: as unpatched"] == 1
+        assert found["same: own step"] == found["another: donor's step"] == 0
+
+
+def test_problems_of_one_step_are_refused_in_a_sentence():
+    study = SimpleNamespace(problems=lambda split: [problem(3, steps=1)])
+    with pytest.raises(RiMError, match="two steps or more"):
+        words.score(study)
+
+
+def test_partners_have_as_many_steps_and_share_none():
+    problems = [problem(n, steps) for n in range(6) for steps in (1, 2)]
+    partners = words._partners(problems, np.random.default_rng(0))
+    for own, other in zip(problems, (problems[i] for i in partners), strict=True):
+        assert len(own.steps) == len(other.steps) and not set(own.steps) & set(other.steps)
+
+
+def test_bfloat16_states_are_carried_as_they_are(make_rim):
+    rim = make_rim(num_blocks=1)
+    rim.model.to(torch.bfloat16)
+    held = capture(rim, QUESTIONS, attention=False)
+    plain = [answer.text for answer in answer_batch(rim, QUESTIONS, "memory", max_new_tokens=3)]
+    assert carried_words(rim, QUESTIONS, carried_states(held, 1, [1, 2], ends=True), max_new_tokens=3) == plain
