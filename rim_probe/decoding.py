@@ -373,7 +373,7 @@ class _Greedy:
         self._mask = self._prefix_mask() if self._padded else None
         self._own_mask = None
         if self._padded or len(tails) > 1:
-            _check_attention(rim)
+            check_attention(rim)
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -404,7 +404,7 @@ class _Greedy:
     def _forward(self) -> torch.Tensor:
         """One pass: finds the most probable next id of every live readout; returns its log probability [B, live]."""
         prefix = self.forward_passes == 0
-        choose = {"logits_to_keep": self._keep} if prefix and _keeps_logits(self._model) else {}
+        choose = {"logits_to_keep": self._keep} if prefix and keeps_logits(self._model) else {}
         logits = self._model(
             input_ids=self._inputs,
             position_ids=self._positions,
@@ -472,13 +472,13 @@ class _Clock:
         self._start += seconds
 
 
-def _keeps_logits(model) -> bool:
+def keeps_logits(model) -> bool:
     """Whether the model can compute logits at chosen positions only."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
-def _check_attention(rim: RiM) -> None:
+def check_attention(rim: RiM) -> None:
     implementation = getattr(rim.model.config, "_attn_implementation", None)
     if implementation not in _MASKED_ATTENTION:
         raise RiMError(

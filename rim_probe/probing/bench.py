@@ -3,14 +3,13 @@ patching sweep beside one forward pass per cell.
 
 Method:
 1. Every side gets the same questions in the same batches (like lengths together, padded on the right; causal text needs
-   no mask) and starts from their text. `capture` keeps the rows of the memory; the others keep the tensors of the whole
-   batch, in which those rows stand. That they say the same is checked on every batch: the largest difference is told.
-2. Time: batch by batch, the sides in random order; a ratio is formed per batch. What a side holds is let go before the
-   next one begins, which spares the others the memory of all questions.
-3. Memory: of one batch, from nothing to what is held in the end, in a run of its own that is not timed. On a CPU the
+   no mask), starts from their text and ends with the same `Capture`. The rivals make whole tensors and take the rows of
+   the memory out of them, then let go of the rest, which costs them less than keeping it. All captures are compared:
+   the largest difference is told.
+2. Time: batch by batch, the sides in random order; a ratio is formed per batch.
+3. Peak memory: of one batch, from nothing to its capture, in a run of its own that is not timed. On a CPU the
    allocations and frees of torch's allocator are added up (so temporaries inside an operation count, and what a process
-   keeps for later does not); on a GPU torch's own peak is read. What each side would hold of all questions is the sum
-   over the batches.
+   keeps for later does not); on a GPU torch's own peak is read.
 4. A patching sweep fills a heat map of layers x blocks for one question and one answer; the rival runs one whole pass
    for each cell. Both give the same figures: the largest difference is told.
 
@@ -22,18 +21,17 @@ import datetime
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from rim_probe.bench import Timing, in_turns
-from rim_probe.decoding import _keeps_logits
+from rim_probe.decoding import keeps_logits
 from rim_probe.evaluation import describe_machine, spread
 from rim_probe.model import RiM
 from rim_probe.probing.capture import Capture, capture
-from rim_probe.probing.hooks import causal_lm, num_layers
+from rim_probe.probing.hooks import decoder_layers, num_layers
 from rim_probe.probing.sweep import Sweep, patching_naive, patching_sweep
 from rim_probe.probing.transformer_lens import to_transformer_lens
 from rim_probe.problems import Problem
@@ -50,17 +48,7 @@ OURS, EVERYTHING, FILTERED, TRANSFORMERS = (
 MIB = 2**20
 
 
-@dataclass(frozen=True)
-class Held:
-    """What a rival has after a batch: states by layer (0..L, pre-norm) [B, T, d], patterns by layer (1..L) [B, H, T, T],
-    and all tensors it holds, these among them."""
-
-    states: Mapping[int, torch.Tensor]
-    patterns: Mapping[int, torch.Tensor]
-    tensors: Sequence[torch.Tensor]
-
-
-Side = Callable[[Sequence[str]], Capture | Held]
+Side = Callable[[Sequence[str]], Capture]
 
 
 def run_probing_bench(
@@ -87,7 +75,7 @@ def run_probing_bench(
     with torch.inference_mode():
         timed = {name: _timed(rim.device, side) for name, side in sides.items()}
         turns = in_turns(timed, batches * ROUNDS, batches[:1], "capture", "batch", progress)
-        weighed = [_weigh(rim, sides, batch, num_blocks) for batch in batches]
+        weighed = [_weigh(rim.device, sides, batch) for batch in batches]
     swept, sweeps = _sweeps(rim, problems, num_blocks, progress)
     seconds = {name: [turn[name].total for turn in turns] for name in sides}
     peaks = {name: [weights[name]["peak"] for weights in weighed] for name in sides}
@@ -125,10 +113,7 @@ def run_probing_bench(
                     [len(batch) / s for batch, s in zip(batches * ROUNDS, seconds[name], strict=True)]
                 ),
                 "peak_mib": spread([peak / MIB for peak in peaks[name]]),
-                "held_mib": sum(weights[name]["held"] for weights in weighed) / MIB,
-                "difference": None
-                if name == OURS
-                else {kind: max(weights[name][kind] for weights in weighed) for kind in ("states", "attention")},
+                "difference": {kind: max(w[name][kind] for w in weighed) for kind in ("states", "attention")},
             }
             for name in sides
         ],
@@ -167,53 +152,90 @@ def _ratio(
 
 def _sides(rim: RiM, num_blocks: int | None) -> dict[str, Side]:
     bridge = to_transformer_lens(rim)
-    eager = copy.deepcopy(rim)
-    causal_lm(eager).set_attn_implementation("eager")
-    layers = num_layers(rim)
-    states = {0: "blocks.0.hook_resid_pre"} | {i + 1: f"blocks.{i}.hook_resid_post" for i in range(layers)}
-    patterns = {i + 1: f"blocks.{i}.attn.hook_pattern" for i in range(layers)}
-    wanted = {*states.values(), *patterns.values()}
+    model = copy.deepcopy(rim.model)
+    model.set_attn_implementation("eager")
+    count = num_layers(rim)
+    states = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(count))]
+    patterns = [f"blocks.{i}.attn.hook_pattern" for i in range(count)]
 
     def lens(names_filter):
-        def hold(questions):
-            _, cache = bridge.run_with_cache(_batch(rim, questions, num_blocks), names_filter=names_filter)
-            return Held(
-                {layer: cache[name] for layer, name in states.items()},
-                {layer: cache[name] for layer, name in patterns.items()},
-                list(cache.values()),
+        def take(questions):
+            ids, lengths = _batch(rim, questions, num_blocks)
+            _, cache = bridge.run_with_cache(ids, names_filter=names_filter)
+            return _rows(
+                rim, ids, lengths, [cache[name] for name in states], [cache[name] for name in patterns], num_blocks
             )
 
-        return hold
+        return take
 
     def transformers(questions):
-        keep = {"logits_to_keep": 1} if _keeps_logits(eager.model) else {}
-        out = eager.model(
-            input_ids=_batch(rim, questions, num_blocks),
-            use_cache=False,
-            output_hidden_states=True,
-            output_attentions=True,
-            **keep,
+        ids, lengths = _batch(rim, questions, num_blocks)
+        last, kept = {}, {"logits_to_keep": 1} if keeps_logits(model) else {}
+        # The last of its hidden states is already normalised: the one before that norm needs a hook.
+        hook = decoder_layers(RiM(model, rim.tokenizer, rim.layout))[-1].register_forward_hook(
+            lambda module, args, output: last.update(states=output)
         )
-        # The last of its hidden states is already normalised, so it is held but not compared.
-        return Held(
-            dict(enumerate(out.hidden_states[:-1])),
-            dict(enumerate(out.attentions, 1)),
-            [*out.hidden_states, *out.attentions],
-        )
+        try:
+            out = model(input_ids=ids, use_cache=False, output_hidden_states=True, output_attentions=True, **kept)
+        finally:
+            hook.remove()
+        return _rows(rim, ids, lengths, [*out.hidden_states[:-1], last["states"]], out.attentions, num_blocks)
 
     return {
         OURS: lambda questions: capture(rim, questions, num_blocks=num_blocks, batch_size=len(questions)),
         EVERYTHING: lens(None),
-        FILTERED: lens(wanted.__contains__),
+        FILTERED: lens({*states, *patterns}.__contains__),
         TRANSFORMERS: transformers,
     }
 
 
-def _batch(rim: RiM, questions: Sequence[str], num_blocks: int | None) -> torch.Tensor:
-    """Prompts [B, T], padded on the right."""
+def _batch(rim: RiM, questions: Sequence[str], num_blocks: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts [B, T], padded on the right, and the lengths of the questions in them [B]."""
     prompts = [rim.prompt_ids(question, "memory", num_blocks) for question in questions]
     length = max(map(len, prompts))
-    return torch.tensor([ids + [rim.eos_id] * (length - len(ids)) for ids in prompts], device=rim.device)
+    tail = rim.layout.check_blocks(num_blocks) * rim.layout.block_length
+    ids = [prompt + [rim.eos_id] * (length - len(prompt)) for prompt in prompts]
+    return torch.tensor(ids, device=rim.device), torch.tensor([len(prompt) - tail for prompt in prompts])
+
+
+def _rows(
+    rim: RiM,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    states: Sequence[torch.Tensor],
+    patterns: Sequence[torch.Tensor],
+    num_blocks: int | None,
+) -> Capture:
+    """The rows of the memory out of whole tensors: states [B, T, d] of layers 0..L, patterns [B, H, T, T]."""
+    layout, rows = rim.layout, torch.arange(len(ids))[:, None]
+    blocks = layout.check_blocks(num_blocks)
+    slots = (lengths[:, None] + torch.tensor(layout.slot_positions(0, blocks)).flatten()).to(ids.device)
+    ends = (lengths[:, None] + torch.tensor(layout.end_positions(0, blocks))).to(ids.device)
+    last = lengths[:, None].to(ids.device) - 1
+    queries = torch.cat([slots.unflatten(1, (blocks, -1)), ends[:, :, None]], dim=2).flatten(1)
+    tail = torch.arange(blocks * layout.block_length, device=ids.device)
+
+    def at(places):
+        return torch.stack([stream[rows.to(places.device), places] for stream in states], dim=1).cpu()
+
+    width = int(lengths.max())
+    inside = torch.arange(width, device=ids.device) <= last
+    to_question, to_memory = [], []
+    for pattern in patterns:
+        asked = pattern[rows.to(ids.device), :, queries]  # [B, Q, H, T]
+        to_question.append((asked[..., :width] * inside[:, None, None]).transpose(1, 2))
+        columns = (last + 1 + tail)[:, None, None].expand(*asked.shape[:3], -1)
+        to_memory.append(asked.gather(3, columns).transpose(1, 2))
+    return Capture(
+        layers=tuple(range(len(states))),
+        slots=at(slots).unflatten(2, (blocks, -1)),
+        ends=at(ends),
+        question=at(last).squeeze(2),
+        answer=at(ends[:, -1:]).squeeze(2),
+        to_question=torch.stack(to_question, dim=1).cpu(),
+        to_memory=torch.stack(to_memory, dim=1).cpu(),
+        question_ids=[row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)],
+    )
 
 
 def _timed(device: torch.device, side: Side) -> Callable[[Sequence[str]], Timing]:
@@ -232,25 +254,23 @@ def _timed(device: torch.device, side: Side) -> Callable[[Sequence[str]], Timing
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
-def _weigh(
-    rim: RiM, sides: Mapping[str, Side], questions: Sequence[str], num_blocks: int | None
-) -> dict[str, dict[str, float]]:
-    """Of every side on one batch: `peak` and `held` in bytes; of the rivals how far they are from the capture, too:
-    `states` as a share of the largest state, `attention` in weight."""
-    ours, peak = _peak_bytes(rim.device, lambda: sides[OURS](questions))
-    tensors = (ours.slots, ours.ends, ours.question, ours.answer, ours.to_question, ours.to_memory)
-    weights = {OURS: {"peak": peak, "held": _bytes(tensors)}}
+def _weigh(device: torch.device, sides: Mapping[str, Side], questions: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of every side on one batch: `peak` in bytes, and how far it is from the first one: `states` as a share of the
+    largest state, `attention` in weight."""
+    weighed, first = {}, None
     for name, side in sides.items():
-        if name != OURS:
-            held, peak = _peak_bytes(rim.device, lambda side=side: side(questions))
-            weights[name] = {"peak": peak, "held": _bytes(held.tensors)} | _difference(rim, ours, held)
-            del held
-    return weights
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Of the storages behind the tensors, each counted once."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        held, peak = _peak_bytes(device, lambda side=side: side(questions))
+        first = first or held
+        states = [
+            _farthest(getattr(held, part), getattr(first, part)) for part in ("slots", "ends", "question", "answer")
+        ]
+        weights = [_farthest(getattr(held, part), getattr(first, part)) for part in ("to_question", "to_memory")]
+        weighed[name] = {
+            "peak": peak,
+            "states": max(states) / float(first.slots.abs().max()),
+            "attention": max(weights),
+        }
+    return weighed
 
 
 def _peak_bytes(device: torch.device, work: Callable[[], Any]) -> tuple[Any, int]:
@@ -270,30 +290,6 @@ def _peak_bytes(device: torch.device, work: Callable[[], Any]) -> tuple[Any, int
         live += change
         peak = max(peak, live)
     return result, peak
-
-
-def _difference(rim: RiM, ours: Capture, held: Held) -> dict[str, float]:
-    states = attention = 0.0
-    largest = max(float(ours.slots.abs().max()), float(ours.ends.abs().max()))
-    for n, question_ids in enumerate(ours.question_ids):
-        first, layout = len(question_ids), rim.layout
-        slots = torch.tensor(layout.slot_positions(first, ours.K))
-        ends = torch.tensor(layout.end_positions(first, ours.K))
-        queries = torch.cat([slots, ends[:, None]], dim=1).flatten()
-        for layer, stream in held.states.items():
-            own = stream[n].cpu()
-            pairs = ((ours.slots, slots), (ours.ends, ends), (ours.question, first - 1), (ours.answer, ends[-1]))
-            for kept, places in pairs:
-                states = max(states, _farthest(kept[n, layer], own[places]))
-        for layer, pattern in held.patterns.items():
-            own = pattern[n][:, queries].cpu()
-            end = first + ours.K * layout.block_length
-            for kept, part in (
-                (ours.to_question[..., :first], own[..., :first]),
-                (ours.to_memory, own[..., first:end]),
-            ):
-                attention = max(attention, _farthest(kept[n, layer - 1], part))
-    return {"states": states / largest, "attention": attention}
 
 
 def _farthest(one: torch.Tensor, other: torch.Tensor) -> float:

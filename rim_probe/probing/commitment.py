@@ -51,13 +51,14 @@ class Course:
         probability [n, R]: of the whole answer, EOS included.
         greedy [n, R]: whether greedy decoding would give exactly this answer.
         entropy [n, R]: of the first token, nats.
-        divergence [n, R]: KL of the first token's distribution at the last readout to that at this one, nats.
+        divergence [n, R]: KL of the first token's distribution at the last readout to that at this one, nats; None for
+            a chain of thought.
     """
 
     probability: np.ndarray
     greedy: np.ndarray
     entropy: np.ndarray
-    divergence: np.ndarray
+    divergence: np.ndarray | None = None
 
 
 def memory_course(rim: RiM, questions: Sequence[str], answers: Sequence[Sequence[int]], num_blocks: int) -> Course:
@@ -66,7 +67,7 @@ def memory_course(rim: RiM, questions: Sequence[str], answers: Sequence[Sequence
         pack_memory(rim.encode_question(question), rim.encoder.block_ids, [list(ids)] * num_blocks)
         for question, ids in zip(questions, answers, strict=True)
     ]
-    return _course(rim, rows, num_blocks)
+    return _read(rim, rows, num_blocks)
 
 
 def chain_course(
@@ -80,61 +81,52 @@ def chain_course(
             told = rim.encode_text(text) if text else []
             rows.append(pack_text(rim.encode_question(question) + told + rim.encoder.marker_ids, list(ids)))
         counts.append(len(chain) + 1)
-    single = _read(rim, rows, 1)
-    courses, start = [], 0
-    for count in counts:
-        part = [values[start : start + count, 0] for values in single]
-        courses.append(_finish(part[0][None], part[1][None], part[2][None]))
-        start += count
-    return courses
-
-
-def _course(rim: RiM, rows: Sequence[Row], readouts: int) -> Course:
-    return _finish(*_read(rim, rows, readouts))
-
-
-def _finish(log_probability: np.ndarray, greedy: np.ndarray, first: np.ndarray) -> Course:
-    """From [n, R], [n, R] and first-token log probabilities [n, R, V]."""
-    p = np.exp(first)
-    entropy = -np.where(p > 0, p * np.where(p > 0, first, 0), 0).sum(-1)
-    last, p_last = first[:, -1:], p[:, -1:]
-    with np.errstate(invalid="ignore"):
-        divergence = np.where(p_last > 0, p_last * (last - first), 0).sum(-1)
-    return Course(np.exp(log_probability), greedy.astype(bool), entropy, np.maximum(divergence, 0))
+    single, ends = _read(rim, rows, 1), np.cumsum(counts)
+    return [
+        Course(*(values[end - count : end].T for values in (single.probability, single.greedy, single.entropy)))
+        for end, count in zip(ends, counts, strict=True)
+    ]
 
 
 @torch.inference_mode()
-def _read(rim: RiM, rows: Sequence[Row], readouts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log probability [n, R] and greediness [n, R] of every readout, log probabilities of its first token [n, R, V]."""
+def _read(rim: RiM, rows: Sequence[Row], readouts: int) -> Course:
+    """The course of every row's R readouts; the divergence is that from the row's last one."""
     rim.model.eval()
-    found: dict[int, tuple] = {}
     vocabulary = rim.model.get_output_embeddings().weight.shape[0]
     banned = torch.tensor(rim.banned_ids, dtype=torch.long, device=rim.device)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # like lengths together pad least
     size = max(1, min(MOST_ROWS, MOST_LOGITS // (vocabulary * max(map(len, rows)))))
+    parts = []
     for start in range(0, len(order), size):
-        places = order[start : start + size]
-        batch = {
-            name: tensor.to(rim.device) for name, tensor in pad_rows([rows[i] for i in places], rim.eos_id).items()
-        }
+        padded = pad_rows([rows[i] for i in order[start : start + size]], rim.eos_id)
+        batch = {name: tensor.to(rim.device) for name, tensor in padded.items()}
         logits = rim.model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
             attention_mask=row_mask(batch["readouts"], rim.dtype),
             use_cache=False,
         ).logits
-        for row, i in enumerate(places):
-            numbers = batch["label_readouts"][row]
-            at = numbers.nonzero()[:, 0]
-            own = logits[row, at].float().index_fill(-1, banned, -math.inf).log_softmax(-1)  # [labels, V]
-            wanted, readout = batch["labels"][row, at], numbers[at] - 1
-            told = own.gather(1, wanted[:, None])[:, 0]
-            total = torch.zeros(readouts, device=own.device).index_add_(0, readout, told)
-            missed = torch.zeros(readouts, device=own.device).index_add_(0, readout, (own.argmax(1) != wanted).float())
-            begins = torch.cat([readout.new_ones(1), readout.diff()]).nonzero()[:, 0]
-            found[i] = (total.cpu(), (missed == 0).cpu(), own[begins].cpu())
-    parts = [torch.stack(part).numpy() for part in zip(*(found[i] for i in range(len(rows))), strict=True)]
-    return parts[0], parts[1], parts[2]
+        row, column = batch["label_readouts"].nonzero(as_tuple=True)
+        wanted = batch["labels"][row, column]
+        place = row * readouts + batch["label_readouts"][row, column] - 1  # rises: labels stand readout by readout
+        own = logits[row, column].float().index_fill(-1, banned, -math.inf).log_softmax(-1)  # [labels, V]
+        best, told = own.max(-1).indices, own.gather(1, wanted[:, None])[:, 0]
+        zeros = torch.zeros(len(logits) * readouts, device=own.device)
+        total, missed = zeros.index_add(0, place, told), zeros.index_add(0, place, (best != wanted).float())
+        begins = torch.cat([place.new_ones(1), place.diff()]).nonzero()[:, 0]
+        first = own[begins].unflatten(0, (-1, readouts))  # [B, R, V]
+        p, last = first.exp(), first[:, -1:]
+        entropy = torch.special.entr(p).sum(-1)
+        divergence = torch.where(last.exp() > 0, last.exp() * (last - first), 0).sum(-1).clamp(min=0)
+        found = (
+            total.exp().unflatten(0, (-1, readouts)),
+            missed.unflatten(0, (-1, readouts)) == 0,
+            entropy,
+            divergence,
+        )
+        parts.append([tensor.cpu().numpy() for tensor in found])
+    back = np.argsort(order)
+    return Course(*(np.concatenate(column)[back] for column in zip(*parts, strict=True)))
 
 
 def first_match(matches: np.ndarray) -> np.ndarray:

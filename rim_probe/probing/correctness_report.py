@@ -376,17 +376,15 @@ class Report:
         scores = self._all()
         return {name: scores[name][:, -1] for name in dict.fromkeys(names)} | {"control: random order": random}
 
-    def _areas(self) -> dict[str, Estimate]:
+    def _areas(self) -> dict[str, Estimate | float]:
         right = self.right[:, -1]
         areas = {
             name: bootstrap((selective.ranks(score), right), selective.risk_area, seed=self.seed, draws=selective.DRAWS)
             for name, score in self._abstaining().items()
         }
-        perfect = bootstrap((right.astype(int), right), selective.risk_area, seed=self.seed, draws=selective.DRAWS)
         # All right answers before all wrong ones; equal scores would be taken in together.
-        order = np.where(right, 1.0, 0.0) + np.linspace(0, 0.5, self.n)
-        value = selective.risk_area(selective.ranks(order), right)
-        return areas | {"ceiling: perfect order": Estimate(value, min(value, perfect.low), perfect.high, self.n)}
+        perfect = selective.ranks(right + np.linspace(0, 0.5, self.n))
+        return areas | {"ceiling: perfect order": selective.risk_area(perfect, right)}
 
     def _coverage_figure(self) -> Figure:
         series = []

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from rim_probe.decoding import _check_attention, _keeps_logits
+from rim_probe.decoding import check_attention, keeps_logits
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.packing import additive_mask
@@ -105,7 +105,7 @@ class Patcher:
         readouts: Sequence[int] | None = None,
         num_blocks: int | None = None,
     ):
-        _check_attention(rim)
+        check_attention(rim)
         if rim.model.training:
             rim.model.eval()
         self.rim, self.question = rim, question
@@ -247,7 +247,7 @@ class Patcher:
     def _forward(self, row: "_Row", past: int, cache: Cache) -> torch.Tensor:
         """Logits at the columns a row keeps; `past` columns are in the cache."""
         rim = self.rim
-        choose = {"logits_to_keep": row.keep} if _keeps_logits(rim.model) else {}
+        choose = {"logits_to_keep": row.keep} if keeps_logits(rim.model) else {}
         logits = rim.model(
             input_ids=row.ids[None],
             position_ids=row.positions[None],

@@ -31,7 +31,7 @@ def format_question(seen: Observation, told: Mapping[str, Any], steps: Sequence[
 
 def _nearest(block: Mapping[str, Any]) -> str:
     best = block["nearest"][0]
-    mark = "" if best.get("gold") is None else f", step {best['gold']}"
+    mark = {None: "", 0: ", not a gold step"}.get(best["gold"], f", gold step {best['gold']}")
     return f"{best['step']} ({best['cosine']:.2f}{mark})"
 
 

@@ -64,7 +64,9 @@ class Cell:
 
     def __str__(self) -> str:
         if self.block == 0:
-            return f"layer {self.layer}, {'last question token' if self.position == 'question' else 'last prompt token'}"
+            return (
+                f"layer {self.layer}, {'last question token' if self.position == 'question' else 'last prompt token'}"
+            )
         where = "all blocks" if self.block is None else f"block {self.block}"
         return f"layer {self.layer}, {where}, {self.position if isinstance(self.position, str) else f'slot {self.position}'}"
 
@@ -222,16 +224,15 @@ class Bank:
         return ranks
 
 
-def bank_map(solution: Solution, ridges: tuple[float, ...], choose: np.ndarray, texts: list[str], bank: Bank):
-    """The map for the whole bank: ridge or canonical, whichever has the higher top-1 on "choose" (a tie: ridge).
+def bank_map(
+    solution: Solution, ridge: float, choose: np.ndarray, texts: list[str], bank: Bank
+) -> tuple[str, LinearMap, float]:
+    """The map for the whole bank, its kind first and its top-1 on "choose" last: `ridge` or, if that is better, `cca`.
 
-    Returns:
-        (kind, map, top-1 on "choose").
+    Args:
+        choose, texts: states and true steps on "choose".
     """
-    best = None
-    for ridge in ridges:
-        for kind, mapped in (("ridge", solution.ridge_map(ridge)), ("cca", solution.canonical_map(ridge))):
-            top1 = share_within(bank.ranks(mapped, choose, texts), 1)
-            if best is None or top1 > best[2]:
-                best = (kind, mapped, top1)
-    return best
+    maps = {"ridge": solution.ridge_map(ridge)} | {"cca": solution.canonical_map(ridge)}
+    top1 = {kind: share_within(bank.ranks(mapped, choose, texts), 1) for kind, mapped in maps.items()}
+    kind = "cca" if top1["cca"] > top1["ridge"] else "ridge"
+    return kind, maps[kind], top1[kind]

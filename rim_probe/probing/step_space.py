@@ -16,7 +16,7 @@ Knows steps, places and linear algebra. Knows nothing of memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,11 +34,21 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class Place:
-    """Step `step` (1-based) of problem number `problem`; `candidates` are different texts, the true one first."""
+    """Step `step` (1-based) of problem number `problem`.
+
+    Attributes:
+        candidates: different texts, the true one first.
+        guests: other texts that are read here, too, because they have no place of their own.
+    """
 
     problem: int
     step: int
     candidates: tuple[str, ...]
+    guests: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.candidates + self.guests
 
 
 def distinct_steps(problems: Sequence[Problem]) -> list[str]:
@@ -95,20 +105,28 @@ def covering(problems: Sequence[Problem], rng: np.random.Generator, contexts: in
 def read_places(
     rim: RiM, problems: Sequence[Problem], places: Sequence[Place], layers: Sequence[int]
 ) -> list[np.ndarray]:
-    """Each place's candidates relative to their mean, float32 [candidates, len(layers), d]."""
+    """Each place's texts relative to the mean of its candidates, float32 [texts, len(layers), d]."""
     by_problem: dict[int, list[Place]] = {}
     for place in places:
         by_problem.setdefault(place.problem, []).append(place)
     readings = []
     for number, own in by_problem.items():
         steps = problems[number].steps
-        alternatives = {place.step: place.candidates[1:] for place in own}
+        alternatives = {place.step: place.texts[1:] for place in own}
         readings.append(
             Reading(problems[number].question, steps, tuple(alternatives.get(t + 1, ()) for t in range(len(steps))))
         )
     states = dict(zip(by_problem, read_steps(rim, readings, layers), strict=True))
     found = [states[place.problem][place.step - 1] for place in places]
-    return [held - held.mean(0) for held in found]
+    return [held - held[: len(place.candidates)].mean(0) for place, held in zip(places, found, strict=True)]
+
+
+def with_guests(places: Sequence[Place], texts: Sequence[str], rng: np.random.Generator) -> list[Place]:
+    """The places, each of `texts` that none of them has being read in `CONTEXTS` of them (or in all)."""
+    known = {text for place in places for text in place.texts}
+    guests = tuple(text for text in dict.fromkeys(texts) if text not in known)
+    chosen = set(rng.permutation(len(places))[:CONTEXTS].tolist())
+    return [replace(place, guests=guests) if i in chosen else place for i, place in enumerate(places)]
 
 
 @dataclass(frozen=True)
@@ -132,8 +150,8 @@ class StepSpace:
 
 def step_spaces(places: Sequence[Place], read: Sequence[np.ndarray], layers: Sequence[int]) -> list[StepSpace]:
     """One space per layer, from places and what `read_places` made of them at these layers."""
-    texts = {text: i for i, text in enumerate(dict.fromkeys(text for place in places for text in place.candidates))}
-    labels = np.array([texts[text] for place in places for text in place.candidates])
+    texts = {text: i for i, text in enumerate(dict.fromkeys(text for place in places for text in place.texts))}
+    labels = np.array([texts[text] for place in places for text in place.texts])
     states = np.concatenate(read)
     counts = np.bincount(labels)[:, None]
     spaces = []
@@ -187,9 +205,7 @@ def candidates_at(
     step: int, places: Sequence[Place], read: Sequence[np.ndarray], layer_index: int, space: StepSpace
 ) -> Candidates:
     """The places of step `step` in the space; places without any other candidate are left out."""
-    own = [
-        (place, held) for place, held in zip(places, read, strict=True) if place.step == step and len(held) > 1
-    ]
+    own = [(place, held) for place, held in zip(places, read, strict=True) if place.step == step and len(held) > 1]
     counts = np.array([len(held) for _, held in own], dtype=int)
     vectors = np.zeros((len(own), counts.max(initial=1), len(space.whitening)), np.float32)
     for i, (_, held) in enumerate(own):

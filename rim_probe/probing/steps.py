@@ -52,6 +52,7 @@ from rim_probe.probing.step_space import (
     places_of,
     read_places,
     step_spaces,
+    with_guests,
 )
 
 if TYPE_CHECKING:
@@ -162,12 +163,14 @@ class StepDecoder:
         return decoder
 
     def score(self, study: Study) -> Section:
-        """The report; of a restored decoder everything is fitted anew first."""
+        """The report; of a restored decoder everything is fitted anew first.
+
+        Raises:
+            RiMError: too few problems with steps in split "report".
+        """
         from rim_probe.probing.step_report import report
 
-        if self._fit is None:
-            self.__dict__.update(StepDecoder.fit(study).__dict__)
-        fitted = self._fit
+        fitted = self._fit or StepDecoder.fit(study, self.bank.texts)._fit
         numbers = [i for i, problem in enumerate(study.problems("report")) if problem.steps]
         places = places_of(study.problems("report"), numbers, self.bank.texts, study.rng("steps report"))
         read = read_places(study.models["memory"], study.problems("report"), places, [fitted.space.layer])
@@ -203,9 +206,7 @@ class StepDecoder:
         ]
         for name, role, cells in _other_sources(study):
             searched[name] = _search(study, cells, tasks, name)
-            found = {
-                task.step: max(one, key=lambda f: f.top1) for task, one in zip(tasks, searched[name], strict=True)
-            }
+            found = {task.step: max(one, key=lambda f: f.top1) for task, one in zip(tasks, searched[name], strict=True)}
             rows.append(row(name, found))
         return [*rows, row("mean slot", best, source="mean"), row("another question's memory", best, source="another")]
 
@@ -317,7 +318,152 @@ def _read(study: Study, rows: np.ndarray, chosen: np.ndarray, layers: list[int],
     rng = study.rng("steps bank")
     places = places_of(own, covering(own, rng), texts, rng, FIT_DISTRACTORS)
     if bank:
-        places += _guests(bank, set(texts), places, rng)
+        places = with_guests(places, bank, rng)
     spaces = step_spaces(places, read_places(rim, own, places, layers), layers)
     asked = places_of(study.problems("choose"), chosen.tolist(), texts, study.rng("steps choose"))
     return spaces, (asked, read_places(rim, study.problems("choose"), asked, layers)), len(places)
+
+
+def _reading_layer(study: Study, rows: np.ndarray, spaces: Sequence[StepSpace], choose) -> tuple[int, dict[int, float]]:
+    """The index of the reading layer, and for each the mean over steps of the best top-1 in a few cells: the slots of
+    the first, the middle and the last block at every other layer."""
+    blocks = sorted({1, (study.K + 1) // 2, study.K})
+    layers = _spread(study.layers[1:], MOST_LAYERS)[::-2]
+    cells = [cell for cell in _memory_cells(study, "memory") if cell.layer in layers and cell.block in blocks]
+    wide = [cell for cell in cells if cell.position == "slots"] or cells
+    by_layer = {}
+    for i, space in enumerate(spaces):
+        by_layer[i] = _tasks(study, rows, space, lambda step, i=i, space=space: candidates_at(step, *choose, i, space))
+    flat = [task for tasks in by_layer.values() for task in tasks]
+    found = _search(study, wide, flat, "reading layer")
+    tops = iter(max(one.top1 for one in own) for own in found)
+    means = {i: float(np.mean([next(tops) for _ in tasks])) for i, tasks in by_layer.items()}
+    best = max(means, key=means.get)
+    return best, {spaces[i].layer: mean for i, mean in means.items()}
+
+
+def _tasks(study: Study, rows: np.ndarray, space: StepSpace, candidates) -> list[Task]:
+    """A task for every step index that occurs often enough, up to the first that does not."""
+    problems, tasks = study.problems("fit"), []
+    while True:
+        t = len(tasks) + 1
+        own = np.array([i for i in rows if len(problems[i].steps) >= t], dtype=int)
+        if len(own) < FEWEST_FITTED:
+            break
+        asked: Candidates = candidates(t)
+        if len(asked.rows) < FEWEST_ASKED:
+            break
+        tasks.append(Task(t, own, space.matrix([problems[i].steps[t - 1] for i in own]), {"choose": asked}))
+    if not tasks:
+        raise RiMError(
+            f"The nearest step needs at least {FEWEST_FITTED} problems with steps to fit and {FEWEST_ASKED} to choose "
+            "by; give more problems with steps."
+        )
+    return tasks
+
+
+# -------------------------------------------------------------------------------------------------------------- searching
+
+
+def _memory_cells(study: Study, role: str) -> list[Cell]:
+    positions: list[int | str] = ["slots", "end"]
+    if 1 < study.M <= MOST_SINGLE_SLOTS:
+        positions += range(1, study.M + 1)
+    return [
+        Cell(role, layer, block, position)
+        for layer in _spread(study.layers, MOST_LAYERS)
+        for block in range(1, study.K + 1)
+        for position in positions
+    ]
+
+
+def _other_sources(study: Study) -> list[tuple[str, str, list[Cell]]]:
+    """Controls that have cells of their own: name, role, cells."""
+    question = [Cell("memory", layer, 0, "question") for layer in study.layers]
+    sources = [("last question token", "memory", question)]
+    if "base" in study.models:
+        sources.append(("base model, untrained memory", "base", _memory_cells(study, "base")))
+    if "direct" in study.models:
+        layers = study.capture("direct", "fit").layers
+        cells = [Cell("direct", layer, 0, position) for layer in layers for position in ("question", "answer")]
+        sources.append(("direct model, last tokens", "direct", cells))
+    return sources
+
+
+def _search(study: Study, cells: Sequence[Cell], tasks: list[Task], label: str) -> list[list[Found]]:
+    """For every task what was found in every cell, [task][cell]."""
+    found = [
+        search_cell(Regression(cell.read(study, "fit"), study.seed), cell.read(study, "choose"), cell, tasks)
+        for cell in study.progress(cells, f"steps {label}")
+    ]
+    return [list(one) for one in zip(*found, strict=True)]
+
+
+def _claims(alignment: Mapping[tuple[int, int], float], tasks: Sequence[Task]) -> dict[int, list[int]]:
+    claims = {}
+    for task in tasks:
+        own = {block: top1 for (block, step), top1 in alignment.items() if step == task.step}
+        best, n = max(own.values()), len(task.asked["choose"].rows)
+        low, _ = wilson_interval(round(best * n), n)
+        claims[task.step] = sorted(block for block, top1 in own.items() if top1 >= low)
+    return claims
+
+
+def _joint(study: Study, best: Found, task: Task) -> Found:
+    """All blocks' slots side by side at the layer of the best cell."""
+    cell = Cell("memory", best.cell.layer, None, "slots")
+    regression = Regression(cell.read(study, "fit"), study.seed, JOINT_FEATURES)
+    return search_cell(regression, cell.read(study, "choose"), cell, [task])[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- scoring
+
+
+def _solution(study: Study, found: Found, task: Task, shuffled: bool = False):
+    features = JOINT_FEATURES if found.cell.block is None else MOST_FEATURES
+    regression = Regression(found.cell.read(study, "fit"), study.seed, features)
+    targets = task.targets
+    if shuffled:
+        targets = study.rng(f"steps shuffled {task.step}").permutation(targets)
+    return regression.solve(task.fit_rows, targets)
+
+
+def _bank_map(study: Study, found: Found, task: Task, bank: Bank, shuffled: bool = False):
+    """(kind, map, top-1 on "choose") for the whole bank, and before them the solution it comes from."""
+    asked = task.asked["choose"]
+    solution = _solution(study, found, task, shuffled)
+    kind, mapped, top1 = bank_map(
+        solution, found.ridge, found.cell.read(study, "choose")[asked.rows], asked.texts, bank
+    )
+    return solution, mapped, top1
+
+
+def _scored(
+    study: Study, found: Found, task: Task, bank: Bank, *, shuffled: bool = False, source: str = "own"
+) -> Score:
+    """Ranks on "report" of one cell and task.
+
+    Args:
+        source: whose states are read: the problem's own, the "mean" over all problems with that step, or those of
+            "another" one.
+    """
+    solution, mapped, _ = _bank_map(study, found, task, bank, shuffled)
+    asked = task.asked["report"]
+    states = found.cell.read(study, "report")[asked.rows]
+    if source == "mean":
+        states = np.broadcast_to(states.mean(0), states.shape)
+    elif source == "another":
+        # A cycle through all of them in random order: nobody gets their own.
+        order = study.rng(f"steps another {task.step}").permutation(len(states))
+        other = np.empty_like(order)
+        other[order] = np.roll(order, 1)
+        states = states[other]
+    ranks = asked.ranks(solution.ridge_map(found.ridge).predict(states))
+    return Score(asked.rows, ranks, bank.ranks(mapped, states, asked.texts))
+
+
+def _gold(text: str, steps: Sequence[str] | None) -> int | None:
+    """Which gold step (1-based) the text is, 0 for none, None where none are known."""
+    if not steps:
+        return None
+    return next((t for t, step in enumerate(steps, start=1) if step == text), 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rim_probe.decoding import _keeps_logits
+from rim_probe.decoding import keeps_logits
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.hooks import edit_residual
@@ -126,7 +126,7 @@ def _one_pass(rim: RiM, clean: Patcher, target: list[int], edit: Edit) -> tuple[
 
     with edit_residual(rim, {edit.layer: patch}):
         ids = torch.tensor([prompt + target[:-1]], device=rim.device)
-        choose = {"logits_to_keep": len(target)} if _keeps_logits(rim.model) else {}
+        choose = {"logits_to_keep": len(target)} if keeps_logits(rim.model) else {}
         logits = rim.model(input_ids=ids, use_cache=False, **choose).logits[0, -len(target) :].float()
     logits[:, rim.banned_ids] = -torch.inf
     wanted = torch.tensor(target, device=logits.device)

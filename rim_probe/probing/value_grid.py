@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from rim_probe.probing.study import Study
     from rim_probe.problems import Problem
 
+SPLITS = ("fit", "choose", "report")
 QUANTITIES = ("operand 1", "operator", "operand 2", "result")
 POSITIONS = ("slots", "end")
 FIT_PROBLEMS = 3_000
 FEWEST_SEEN = 20
 FEWEST_REPORTED = 30
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # times the number of rows: features have variance 1
+CONTROL_FUNCTIONS = 5  # one alone can be lucky: their accuracies differ by ten points on rim-tiny
 MOST_FEATURES = 768  # wider states are read through their first principal components
 
 
@@ -37,8 +39,8 @@ class Target:
     Attributes:
         step: 1-based; None is the last one, whichever it is.
         classes: values, in order of frequency in "fit".
-        labels, control: split -> class index per problem, -1 where it is not scored; of the quantity and of the random
-            function of the step.
+        labels: split -> class index per problem, -1 where it is not scored.
+        control: split -> the same for `CONTROL_FUNCTIONS` random functions of the step, [functions, n].
         asked: problems of "report" that have this quantity, covered or not.
     """
 
@@ -75,13 +77,14 @@ def _target(splits: dict[str, Sequence[Problem]], step: int | None, quantity: st
     counts = {split: int((own >= 0).sum()) for split, own in labels.items()}
     if len(classes) < 2 or counts["report"] < FEWEST_REPORTED or not counts["choose"]:
         return None
-    function = _random_function(
-        told["fit"], classes, np.random.default_rng([seed, zlib.crc32(f"{quantity} {step}".encode())])
-    )
-    control = {
-        split: np.array(
-            [-1 if label < 0 else function(text) for label, (_, text) in zip(labels[split], rows, strict=True)]
+    functions = [
+        _random_function(
+            told["fit"], classes, np.random.default_rng([seed, zlib.crc32(f"{quantity} {step}".encode()), i])
         )
+        for i in range(CONTROL_FUNCTIONS)
+    ]
+    control = {
+        split: np.array([[-1 if value not in number else draw(text) for value, text in rows] for draw in functions])
         for split, rows in told.items()
     }
     return Target(step, quantity, classes, labels, control, sum(value is not None for value, _ in told["report"]))
@@ -178,40 +181,53 @@ class _Ridge:
 
 
 @dataclass
-class _Outcome:
-    """One cell, one target: on "choose" the accuracy, on "report" what was right (over scored problems)."""
+class Outcome:
+    """One cell, one target.
+
+    Attributes:
+        choose: accuracy on "choose".
+        right: what was right on "report", bool [scored problems].
+        control: of the control task, the share of the random functions that were right, [scored problems]; None where
+            it was not asked for.
+        fitted: the probe.
+    """
 
     choose: float
     right: np.ndarray
+    control: np.ndarray | None
     fitted: Fitted
 
 
-def probe_cell(held: dict[str, np.ndarray], targets: Sequence[Target], fit_rows: np.ndarray, seed: int, control: bool):
-    """Outcomes of one cell for targets of ONE group: a list of (outcome, outcome of the control task or None)."""
-    step_rows = fit_rows[np.any([target.labels["fit"][fit_rows] >= 0 for target in targets], axis=0)]
-    ridge = _Ridge(held["fit"][step_rows], seed)
-    asked = {split: np.any([target.labels[split] >= 0 for target in targets], axis=0) for split in ("choose", "report")}
-    spaces = {split: ridge.project(held[split][rows]) for split, rows in asked.items()}
+def probe_cell(held: dict[str, np.ndarray], targets: Sequence[Target], seed: int, control: bool) -> list[Outcome]:
+    """Outcomes of one cell, split -> states [n, d], for targets of ONE group."""
+    asked = {split: np.any([target.labels[split] >= 0 for target in targets], axis=0) for split in SPLITS}
+    ridge = _Ridge(held["fit"][asked["fit"]], seed)
+    spaces = {split: ridge.project(held[split][asked[split]]) for split in ("choose", "report")}
 
-    def outcome(labels: dict[str, np.ndarray], classes: int) -> _Outcome:
-        coefficients, mean = ridge.solve(labels["fit"][step_rows], classes)
-        wanted = {split: labels[split][rows] for split, rows in asked.items()}
+    def learn(labels: dict[str, np.ndarray], classes: int) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        """Accuracy on "choose", what is right on "report", coefficients and mean, all at the best strength."""
+        wanted = {split: labels[split][asked[split]] for split in SPLITS}
+        coefficients, mean = ridge.solve(wanted["fit"], classes)
 
         def right(split: str, own: np.ndarray) -> np.ndarray:
             scored = wanted[split] >= 0
             return (spaces[split][scored] @ own + mean).argmax(1) == wanted[split][scored]
 
         accuracies = [float(right("choose", own).mean()) for own in coefficients]
-        best = int(np.argmax(accuracies))
-        return _Outcome(accuracies[best], right("report", coefficients[best]), ridge.plain(coefficients[best], mean))
+        best = coefficients[int(np.argmax(accuracies))]
+        return max(accuracies), right("report", best), best, mean
 
-    return [
-        (
-            outcome(target.labels, len(target.classes)),
-            outcome(target.control, len(target.classes)) if control else None,
-        )
-        for target in targets
-    ]
+    outcomes = []
+    for target in targets:
+        classes = len(target.classes)
+        accuracy, right, *fitted = learn(target.labels, classes)
+        chance = None
+        if control:
+            draws = range(CONTROL_FUNCTIONS)
+            tasks = [{split: labels[draw] for split, labels in target.control.items()} for draw in draws]
+            chance = np.mean([learn(labels, classes)[1] for labels in tasks], axis=0)
+        outcomes.append(Outcome(accuracy, right, chance, ridge.plain(*fitted)))
+    return outcomes
 
 
 @dataclass
@@ -220,7 +236,7 @@ class Grid:
 
     Attributes:
         choose, report, control [targets, positions, layers, K]: accuracies; control is NaN where it was not asked for.
-        right, control_right: (target, position, layer, block) indices -> bool [scored problems].
+        right, control_right: (target, position, layer, block) indices -> [scored problems], see `Outcome`.
     """
 
     choose: np.ndarray
@@ -235,38 +251,39 @@ class Grid:
 
 
 def grid_of(
-    study: Study, role: str, targets: Sequence[Target], rows: np.ndarray, cells: Sequence[tuple], read, control
-):
-    """Probes every cell; `cells` are index triples and `read(split, cell)` gives their states."""
+    study: Study, label: str, targets: Sequence[Target], rows: np.ndarray, cells: Sequence[tuple], read, control: bool
+) -> Grid:
+    """Probes every cell; `cells` are index triples and `read(split, cell)` gives their states, of all problems."""
     shape = (len(targets), *(max(cell[axis] for cell in cells) + 1 for axis in range(3)))
     grid = Grid(np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan), {}, {})
     groups = list(dict.fromkeys(target.group for target in targets))
-    for cell in study.progress(cells, f"values {role}"):
-        held = {split: read(split, cell) for split in ("fit", "choose", "report")}
+    for cell in study.progress(cells, f"values {label}"):
+        held = {split: read(split, cell) for split in SPLITS}
+        held["fit"] = held["fit"][rows]
         for group in groups:
             numbers = [i for i, target in enumerate(targets) if target.group == group]
-            outcomes = probe_cell(held, [targets[i] for i in numbers], rows, study.seed, control)
-            for i, (found, chance) in zip(numbers, outcomes, strict=True):
+            outcomes = probe_cell(held, [targets[i] for i in numbers], study.seed, control)
+            for i, found in zip(numbers, outcomes, strict=True):
                 at = (i, *cell)
                 grid.choose[at], grid.report[at], grid.right[at] = found.choose, found.right.mean(), found.right
-                if chance is not None:
-                    grid.control[at], grid.control_right[at] = chance.right.mean(), chance.right
+                if found.control is not None:
+                    grid.control[at], grid.control_right[at] = found.control.mean(), found.control
     return grid
 
 
-SPLITS = ("fit", "choose", "report")
-
-
 def targets_and_rows(study: Study) -> tuple[list[Target], np.ndarray]:
-    """What is probed, and the problems of "fit" it is fitted on."""
-    targets = targets_of({split: study.problems(split) for split in SPLITS}, study.K, study.seed)
+    """What is probed, and the problems of "fit" it is fitted on: labels of "fit" are those of these problems alone."""
+    n = len(study.problems("fit"))
+    rows = np.sort(study.rng("values fit").permutation(n)[:FIT_PROBLEMS])
+    splits = {split: study.problems(split) for split in SPLITS}
+    splits["fit"] = [splits["fit"][row] for row in rows]
+    targets = targets_of(splits, study.K, study.seed)
     if not targets:
         raise RiMError(
             f"Too few problems have steps that read as equations (at least {FEWEST_REPORTED} of one kind are needed in "
             "the reported split); give more problems with steps."
         )
-    n = len(study.problems("fit"))
-    return targets, np.sort(study.rng("values fit").permutation(n)[:FIT_PROBLEMS])
+    return targets, rows
 
 
 def memory_grid(study: Study, targets: Sequence[Target], rows: np.ndarray) -> Grid:

@@ -37,7 +37,7 @@ def report(
                 len(labels) / target.asked,
                 accuracy,
                 selectivity,
-                proportion_estimate(chance),
+                mean_estimate(chance),
                 proportion_estimate(labels == 0),
                 others["question"],
                 others.get("base"),
@@ -111,7 +111,7 @@ def _by_block(study: Study, targets: Sequence[Target], grid: Grid) -> Figure:
         place, layer, _ = grid.best(i)
         where = f"layer {study.layers[layer]}, {POSITIONS[place]}"
         for name, outcomes in (("", grid.right), ("control task, ", grid.control_right)):
-            found = [proportion_estimate(outcomes[i, place, layer, block]) for block in range(study.K)]
+            found = [mean_estimate(outcomes[i, place, layer, block]) for block in range(study.K)]
             series.append(curve(f"{name}{target.name}, {where}", x, found, control=bool(name)))
     return Figure("lines", "Results of the steps by block", "block", "accuracy", {"series": series})
 

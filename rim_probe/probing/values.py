@@ -16,8 +16,9 @@ Controls:
   the type occurs, so that only a probe that memorises types can learn it; selectivity is accuracy minus its accuracy
   on that. Their types are words. A question as type would be no control: none of "report" occurs in "fit", so any
   probe would fail, however able to memorise. Here the type is the step as a whole ("3+4=7"): each quantity is a
-  function of it, steps recur across splits, and the control labels are another, random function of the step with the
-  same classes and frequencies. What beats it is laid out along the value and not along the memorised step.
+  function of it, steps recur across splits, and the control labels are other, random functions of the step with the
+  same classes and about the same frequencies (several, and their mean: one alone can be lucky). What beats them is
+  laid out along the value and not along the memorised step.
 - Majority class; the last question token (was it readable before any memory?) at its best layer; the base model's
   untrained memory at its own best cell (both best on "choose", and fitted in the same way).
 
@@ -79,7 +80,8 @@ class ValueProbes:
             for block in range(study.K):
                 cell = (POSITIONS[place], study.layers[layer])
                 held = {split: study.capture("memory", split).cell(cell[1], block + 1, cell[0]) for split in SPLITS}
-                ((outcome, _),) = probe_cell(held, [target], rows, study.seed, control=False)
+                held["fit"] = held["fit"][rows]
+                (outcome,) = probe_cell(held, [target], study.seed, control=False)
                 scored = target.labels["choose"] >= 0
                 temperatures.append(
                     _temperature(outcome.fitted, held["choose"][scored], target.labels["choose"][scored])

@@ -90,8 +90,8 @@ def judge_of(rim, bias: float, view: str = "memory", readouts: str = "none") -> 
 
 
 def test_the_states_judged_are_those_of_the_pass_that_answered(every_rim):
-    given, held = answer_observed(every_rim, QUESTION, judge_of(every_rim, 0.0))
-    assert given.value == answer(every_rim, QUESTION, "memory").value and len(given.readouts) == 1
+    given, held = answer_observed(every_rim, QUESTION, judge_of(every_rim, 0.0), max_new_tokens=3)
+    assert given.text == answer(every_rim, QUESTION, "memory", max_new_tokens=3).text and len(given.readouts) == 1
     alone = capture(every_rim, QUESTION, attention=False)
     assert held.layers == alone.layers[1:]
     for name in ("slots", "ends", "question", "answer"):
@@ -99,7 +99,7 @@ def test_the_states_judged_are_those_of_the_pass_that_answered(every_rim):
 
 
 def test_only_the_layers_a_judge_reads_are_kept(rim):
-    _, held = answer_observed(rim, QUESTION, judge_of(rim, 0.0, "both", "all"))
+    _, held = answer_observed(rim, QUESTION, judge_of(rim, 0.0, "both", "all"), max_new_tokens=3)
     assert held.layers == (1,)
 
 
@@ -134,7 +134,7 @@ def study():
 def policy(study):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adaptive, "_clock", clock)
-        yield AdaptivePolicy.fit(study, CorrectnessProbe.fit(study), timed=20)
+        return AdaptivePolicy.fit(study, CorrectnessProbe.fit(study), timed=20)
 
 
 def clock(study, judge, split, timed, *thresholds):
@@ -146,7 +146,8 @@ def clock(study, judge, split, timed, *thresholds):
     return adaptive._Clock(seconds | adaptively, cot, list(range(timed)))
 
 
-def test_the_report_compares_with_both_methods_and_every_control(study, policy):
+def test_the_report_compares_with_both_methods_and_every_control(study, policy, monkeypatch):
+    monkeypatch.setattr(adaptive, "_clock", clock)
     section = policy.score(study, timed=20)
     names = [row[0] for row in section.tables[0].rows]
     assert names[:3] == ["memory", "memory, judged (nothing sent on)", "chain of thought"]
@@ -160,7 +161,8 @@ def test_the_report_compares_with_both_methods_and_every_control(study, policy):
     assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
 
 
-def test_thresholds_come_from_the_choosing_split_alone(study, policy):
+def test_thresholds_come_from_the_choosing_split_alone(study, policy, monkeypatch):
+    monkeypatch.setattr(adaptive, "_clock", clock)
     other = JudgedStudy()
     other.models["cot"] = other.models["memory"]
     other._right["report"] = ~other._right["report"]
@@ -172,15 +174,20 @@ def test_a_restored_policy_routes_alike(study, policy):
     restored = AdaptivePolicy.restore(policy.tensors(), json.loads(json.dumps(policy.settings())))
     observation = observed(study.capture("memory", "report"), answer=study.answers("memory", "report")[0])
     told = policy.explain(observation)
-    assert restored.explain(observation) == told and {rule["rule"] for rule in told["rules"]} == {WITHIN_POINT, HALF_TIME}
+    assert restored.explain(observation) == told and {rule["rule"] for rule in told["rules"]} == {
+        WITHIN_POINT,
+        HALF_TIME,
+    }
     assert all((rule["method"] == "cot") == (told["chance_right"] < rule["threshold"]) for rule in told["rules"])
     with pytest.raises(RiMError, match="fit it anew"):
         AdaptivePolicy.restore({}, policy.settings())
 
 
-def test_the_real_clock_times_every_method_on_the_same_problems(rim, make_rim):
+def test_the_real_clock_times_every_method_on_the_same_problems(make_rim, monkeypatch):
+    monkeypatch.setattr(adaptive, "WARM_UP_QUESTIONS", 0)
     study = JudgedStudy()
-    study.models = {"memory": rim, "cot": make_rim(seed=1)}
+    rim = make_rim(context=48)  # a random model babbles until the context is full
+    study.models = {"memory": rim, "cot": make_rim(seed=1, context=48)}
     study.K = rim.layout.num_blocks
     found = adaptive._clock(study, judge_of(rim, 0.0), "report", 2, -np.inf, np.inf)
     assert set(found.seconds) == {"memory", "memory, judged", "chain of thought", "adaptive 1"}

@@ -7,15 +7,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from judged import BLOCKS, JudgedStudy
+from planted import observed
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rim_probe.errors import RiMError
 from rim_probe.probing import correctness, correctness_report, selective
-from rim_probe.probing.correctness import MEMORY, MEMORY_OWN, MEMORY_READOUTS, PROBE, PROBE_OWN, CorrectnessProbe, sample
+from rim_probe.probing.correctness import (
+    MEMORY,
+    MEMORY_OWN,
+    MEMORY_READOUTS,
+    PROBE,
+    PROBE_OWN,
+    CorrectnessProbe,
+    sample,
+)
 from rim_probe.probing.judge import cells, fit_judge, own_probability
 from rim_probe.probing.section import Section
-from judged import BLOCKS, JudgedStudy
-from planted import observed
 
 # ------------------------------------------------------------------------------------------------------------ measures
 
@@ -78,7 +86,10 @@ def test_majority_prefers_the_latest_of_equals_and_ignores_silence():
 
 def test_the_paper_probe_looks_at_its_own_block_on_the_penultimate_layer():
     views = cells("slots", (0, 1, 2, 3), 2)
-    assert [(cell.layer, cell.block, cell.position) for view in views for cell in view] == [(2, 1, "slots"), (2, 2, "slots")]
+    assert [(cell.layer, cell.block, cell.position) for view in views for cell in view] == [
+        (2, 1, "slots"),
+        (2, 2, "slots"),
+    ]
 
 
 def test_planted_correctness_is_found_and_noise_is_not():

@@ -22,7 +22,7 @@ from glassbox import (
 
 from rim_probe.decoding import answer_batch
 from rim_probe.model import RiM
-from rim_probe.probing import importance, interchange
+from rim_probe.probing import importance, interchange, steps
 from rim_probe.probing.attention import attention_shares
 from rim_probe.probing.bank import Reading, read_steps
 from rim_probe.probing.capture import capture
@@ -36,7 +36,7 @@ from rim_probe.probing.judge import fit_judge
 from rim_probe.probing.lens import VocabularyLens
 from rim_probe.probing.section import bootstrap
 from rim_probe.probing.selective import auroc, ranks
-from rim_probe.probing.study import Study
+from rim_probe.probing.study import Study, observe
 from rim_probe.probing.sweep import patching_sweep
 from rim_probe.probing.values import ValueProbes
 from rim_probe.probing.words import carried_states, carried_words
@@ -119,10 +119,10 @@ def test_ends_hold_the_result_of_their_block_and_the_question_token_holds_nothin
         assert np.ptp(held.question_cell(layer), axis=0).max() < 1e-6
 
 
-@pytest.mark.parametrize("steps", [(), ("<<1+2=3>>",), ("<<1+2=3>>", "<<3+3=6>>")])
+@pytest.mark.parametrize("before", [(), ("<<1+2=3>>",), ("<<1+2=3>>", "<<3+3=6>>")])
 @pytest.mark.parametrize("step", ["<<3+5=8>>", "<<9-2=6>>"])
-def test_an_explicit_step_is_read_at_its_last_token_wherever_it_stands(box, steps, step):
-    ids = box.rim.encode_question("what is 1 + 2 + 3 + 1 ?") + box.rim.encode_text(" ".join((*steps, step)))
+def test_an_explicit_step_is_read_at_its_last_token_wherever_it_stands(box, before, step):
+    ids = box.rim.encode_question("what is 1 + 2 + 3 + 1 ?") + box.rim.encode_text(" ".join((*before, step)))
     states = box.rim.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
     left, sign, right, result = parts(step)
     for layer in range(STEP_LAYER, LAYERS):
@@ -201,6 +201,26 @@ def study(box, untrained):
 def few_draws(monkeypatch):
     """Intervals are not what is tested here, and most of the time is theirs."""
     monkeypatch.setitem(bootstrap.__kwdefaults__, "draws", 50)
+
+
+def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, monkeypatch):
+    monkeypatch.setattr(steps, "MOST_READING_LAYERS", 2)
+    monkeypatch.setattr(steps, "MOST_SINGLE_SLOTS", 0)
+    decoder = steps.StepDecoder.fit(study)
+    section = decoder.score(study)
+    assert decoder.claims == {step: [step] for step in BLOCKS}
+    own = {row[0]: row[1].value for row in section.tables[0].rows}
+    controls = {name: top1 for name, top1 in own.items() if name.startswith("control")}
+    assert len(controls) == 5 and max(controls.values()) < 0.25
+    assert all(top1 == 1 for name, top1 in own.items() if name not in controls)
+    assert all(target.met for target in section.targets)
+    for (block, step), (cell, *_) in decoder.maps.items():
+        assert decoder.alignment[block, step] == 1 if block == step else decoder.alignment[block, step] < 0.95
+        assert block != step or cell.layer >= HELD_LAYER[block]
+    (problem,) = study.problems("report")[:1]
+    told = decoder.explain(observe(study.models["memory"], problem.question), problem.steps)
+    assert [block["nearest"][0]["step"] for block in told["blocks"]] == list(problem.steps)
+    assert all(block["match"] for block in told["blocks"])
 
 
 def test_value_probes_find_every_quantity_where_it_is_held_and_only_there(study):

@@ -75,16 +75,19 @@ def test_nothing_is_found_in_the_other_cells(section, study):
     assert others.max() < 0.35
 
 
-def test_the_control_task_is_one_random_function_of_the_step_with_the_classes_of_the_quantity(study):
+def test_the_control_task_is_a_random_function_of_the_step_with_the_classes_of_the_quantity(study):
     splits = {split: study.problems(split) for split in SIZES}
-    target = next(t for t in targets_of(splits, 2) if t.name == "operator of step 1")
-    seen = {}
+    target, again = (next(t for t in targets_of(splits, 2) if t.name == "operator of step 1") for _ in range(2))
+    functions = [{} for _ in target.control["fit"]]
     for split, problems in splits.items():
-        for problem, label in zip(problems, target.control[split], strict=True):
-            assert seen.setdefault(problem.steps[0], label) == label
-    assert set(seen.values()) == set(range(len(target.classes)))
-    again = next(t for t in targets_of(splits, 2) if t.name == target.name)
-    assert all(np.array_equal(again.control[split], target.control[split]) for split in splits)
+        np.testing.assert_array_equal(target.control[split], again.control[split])
+        for seen, labels in zip(functions, target.control[split], strict=True):
+            for problem, label in zip(problems, labels, strict=True):
+                assert seen.setdefault(problem.steps[0], label) == label
+    assert all(set(seen.values()) == {0, 1} for seen in functions)
+    assert functions[0] != functions[1]
+    for labels in target.control["fit"]:
+        assert abs(labels.mean() - target.labels["fit"].mean()) < 0.03
 
 
 def test_results_that_are_the_answer_count_for_the_last_step_alone(study):

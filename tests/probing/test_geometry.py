@@ -1,0 +1,142 @@
+"""Geometry: measures on shapes that are known, and a basis that survives being stored."""
+
+import json
+
+import numpy as np
+import pytest
+from judged import BLOCKS, JudgedStudy
+from planted import observed
+
+from rim_probe.errors import RiMError
+from rim_probe.probing import geometry
+from rim_probe.probing.geometry import (
+    DIMENSIONS,
+    DISPLACEMENT,
+    STRAIGHTNESS,
+    TOGETHER,
+    Basis,
+    Geometry,
+    measure,
+    similarity,
+)
+from rim_probe.probing.section import Section
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(geometry, "DRAWS", 40)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return JudgedStudy()
+
+
+@pytest.fixture(scope="module")
+def found(study):
+    return Geometry.fit(study)
+
+
+def test_a_straight_path_is_straight_and_as_long_as_it_is():
+    # Three blocks at 1, 2, 3 times one vector: moved by 2, mean norm 2.
+    states = np.ones((20, 1, 4)) * np.array([1.0, 2.0, 3.0])[:, None]
+    held = measure(states)
+    assert held[DISPLACEMENT].value == pytest.approx(1.0) and held[STRAIGHTNESS].value == pytest.approx(1.0)
+    assert held["share of variance between blocks"].value == pytest.approx(1.0)
+    there_and_back = measure(states[:, [0, 2, 0]])
+    assert there_and_back[DISPLACEMENT].value == 0 and there_and_back[STRAIGHTNESS].value == 0
+
+
+def test_variance_is_shared_out_between_blocks_questions_and_both():
+    rng = np.random.default_rng(0)
+    question, block, both = rng.normal(size=(200, 1, 5)), rng.normal(size=(1, 4, 5)), rng.normal(size=(200, 4, 5))
+    for states, name in (
+        (question + 0 * both, "share of variance between questions"),
+        (block + 0 * both, "share of variance between blocks"),
+        (both, TOGETHER),
+    ):
+        held = measure(states)
+        shares = [held[key].value for key in held if key.startswith("share of variance")]
+        assert sum(shares) == pytest.approx(1) and held[name].value == max(shares) > 0.7
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_participation_ratio_counts_directions(rank):
+    rng = np.random.default_rng(1)
+    axes = np.linalg.qr(rng.normal(size=(12, rank)))[0].T
+    states = rng.normal(size=(400, 2, rank)) @ axes
+    estimate = measure(states)[DIMENSIONS]
+    assert estimate.value == pytest.approx(rank, rel=0.1) and estimate.n == 400
+
+
+def test_participation_ratio_equals_the_eigenvalues():
+    states = np.random.default_rng(2).normal(size=(50, 3, 6)) * np.arange(1, 7)
+    centred = (states - states.mean(axis=0)).reshape(-1, 6)
+    eigenvalues = np.linalg.eigvalsh(centred.T @ centred)
+    assert measure(states)[DIMENSIONS].value == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
+
+
+def test_blocks_that_share_the_question_are_alike_and_other_questions_are_not():
+    rng = np.random.default_rng(3)
+    states = rng.normal(size=(300, 1, 16)) + 0.1 * rng.normal(size=(300, 4, 16)) + 5 * rng.normal(size=(1, 4, 16))
+    held = measure(states)
+    assert held["cosine between blocks, same question"].low > 0.9
+    control = held["control: cosine between blocks, other question"]
+    assert abs(control.value) < 0.05
+    matrix = similarity(states)
+    np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-6)
+    np.testing.assert_allclose(matrix, matrix.T)
+
+
+def test_a_collapsed_memory_moves_nowhere():
+    held = measure(np.ones((30, 4, 8)))
+    assert held[DISPLACEMENT].value == 0 and np.isnan(held[DIMENSIONS].value)
+
+
+def test_a_basis_finds_the_directions_of_most_variance_with_a_fixed_sign():
+    rng = np.random.default_rng(4)
+    states = rng.normal(size=(100, 5)) * np.array([0.1, 5, 0.1, 2, 0.1])
+    basis = Basis.fit(states)
+    assert basis.components[0].argmax() == 1 and basis.components[1].argmax() == 3
+    assert basis.explained[0] > 0.8 and basis.project(states).shape == (100, 3)
+    assert Basis.fit(states[:, :2]).components.shape == (3, 2)  # fewer dimensions than components
+
+
+def test_the_report_sets_trained_beside_untrained(study, found):
+    section = found.score(study)
+    table = section.tables[0]
+    assert table.header == ["measure", "trained", "untrained"] and section.n["report"] == 250
+    heat = [figure for figure in section.figures if figure.kind == "heatmap"]
+    assert [f", {name} (" in figure.title for figure, name in zip(heat, ("trained", "untrained"), strict=True)] == [
+        True
+    ] * 2
+    assert all(np.shape(figure.data["z"]) == (BLOCKS, BLOCKS) for figure in heat)
+    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
+
+
+def test_without_a_base_model_the_table_has_one_column():
+    section = Geometry.fit(study := JudgedStudy(base=False)).score(study)
+    assert section.tables[0].header == ["measure", "trained"] and "Untrained" not in section.summary
+
+
+def test_the_cloud_is_thin_and_says_right_and_steps(study, found):
+    assert len(found.cloud) == len(found.cloud_right) == len(found.cloud_steps) <= 500
+    assert found.cloud.shape[1:] == (BLOCKS, 3)
+    scatter = next(figure for figure in found.score(study).figures if figure.kind == "scatter")
+    assert sum(len(group["x"]) for group in scatter.data["groups"]) == len(found.cloud)
+
+
+def test_a_stored_geometry_draws_the_same_path(study, found):
+    observation = observed(study.capture("memory", "report"))
+    told = found.explain(observation)
+    assert np.shape(told["blocks"]) == (BLOCKS, 3) and np.shape(told["depth"]) == (2, BLOCKS, 3)
+    restored = Geometry.restore(found.tensors(), json.loads(json.dumps(found.settings())))
+    assert restored.explain(observation) == told and json.dumps(told)
+    with pytest.raises(RiMError, match="fit it anew"):
+        Geometry.restore({}, found.settings())
+
+
+def test_the_same_study_gives_the_same_geometry(found):
+    again = Geometry.fit(JudgedStudy())
+    for name, tensor in found.tensors().items():
+        np.testing.assert_array_equal(tensor, again.tensors()[name])
