@@ -314,10 +314,12 @@ def _probe(arguments: argparse.Namespace) -> int:
     from rim_probe.probing.text import format_section
     from rim_probe.probing.verdict import verdict
 
-    sources = splits_of(
+    sources, left_out = splits_of(
         {name: Source(files[name], draw(problems, arguments.limit, arguments.seed)) for name, problems in data.items()},
         arguments.seed,
     )
+    if left_out:
+        print(f"{count(left_out, 'problem', 'problems')} left out: asked in more than one file.", file=sys.stderr)
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
     silence_transformers()
     models = load_models(arguments.checkpoint, arguments.device, arguments.base)

@@ -188,8 +188,7 @@ def capture(
     states = torch.empty(len(chosen), count, kept.shape[1], config.hidden_size, dtype=rim.dtype)
     weights = None
     if attention and num_blocks > 0:
-        queries = torch.cat([slots.unflatten(1, (num_blocks, -1)), ends.unsqueeze(2)], dim=2).flatten(1)  # [n, Q]
-        weights = _Weights(rim, queries, lengths, tail)
+        weights = _Weights(rim, lengths, num_blocks)
 
     order = sorted(range(count), key=lambda i: len(prompts[i]))
     for start in range(0, count, batch_size):
@@ -222,11 +221,12 @@ class _Weights:
         to_question [A, n, H, Q, W], to_memory [A, n, H, Q, tail]: see `Capture`; layers first.
     """
 
-    def __init__(self, rim: RiM, queries: torch.Tensor, lengths: torch.Tensor, tail: int):
-        self._rim, self._queries, self._lengths, self._tail = rim, queries, lengths, tail
-        shape = (num_layers(rim), len(queries), causal_lm(rim).config.num_attention_heads, queries.shape[1])
+    def __init__(self, rim: RiM, lengths: torch.Tensor, num_blocks: int):
+        self._rim, self._lengths, self._blocks = rim, lengths, num_blocks
+        self._tail, told = num_blocks * rim.layout.block_length, num_blocks * (rim.layout.slots_per_block + 1)
+        shape = num_layers(rim), len(lengths), causal_lm(rim).config.num_attention_heads, told
         self.to_question = torch.zeros(*shape, int(lengths.max()), dtype=rim.dtype)
-        self.to_memory = torch.empty(*shape, tail, dtype=rim.dtype)
+        self.to_memory = torch.empty(*shape, self._tail, dtype=rim.dtype)
 
     def observe(self, batch: torch.Tensor) -> AbstractContextManager:
         """Keeps the weights of the pass inside the context, which is over the questions `batch` [B]."""
@@ -234,16 +234,16 @@ class _Weights:
         width = int(lengths.max())
         # Keys in the order of `Capture`, so that weights are copied once: question, padding, memory.
         question = torch.arange(width).expand(len(batch), -1)
-        columns = torch.cat(
-            [question.masked_fill(question >= lengths, -1), lengths + torch.arange(self._tail)], dim=1
-        ).to(self._rim.device)
+        rows = lengths + torch.arange(self._tail)
+        columns = torch.cat([question.masked_fill(question >= lengths, -1), rows], dim=1)
 
         def record(layer: int, weights: torch.Tensor) -> None:
-            weights = weights.to(self._rim.dtype).cpu()
-            self.to_question[layer - 1, ..., :width].index_copy_(0, batch, weights[..., :width])
-            self.to_memory[layer - 1].index_copy_(0, batch, weights[..., width:])
+            told = weights.unflatten(2, (self._blocks, -1))[:, :, :, 1:].to(self._rim.dtype).cpu().flatten(2, 3)
+            self.to_question[layer - 1, ..., :width].index_copy_(0, batch, told[..., :width])
+            self.to_memory[layer - 1].index_copy_(0, batch, told[..., width:])
 
-        return observe_attention(self._rim, self._queries[batch].to(self._rim.device), record, columns)
+        device = self._rim.device
+        return observe_attention(self._rim, rows.to(device), record, columns.to(device), width)
 
 
 def _columns(lengths: torch.Tensor, offsets: Sequence) -> torch.Tensor:

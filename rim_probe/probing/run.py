@@ -31,10 +31,12 @@ from rim_probe.probing.artifacts import (
 from rim_probe.probing.page import PAGE_FILE, write_page
 from rim_probe.probing.probes import PROBES, Workbench
 from rim_probe.probing.section import Section
-from rim_probe.probing.study import SPLITS, Study, split_problems
+from rim_probe.probing.study import HELD_OUT, SPLITS, Study, split_problems
 from rim_probe.probing.text import format_targets
 from rim_probe.problems import Problem
 from rim_probe.report import format_machine
+
+ORDER = ("fit", "choose", *HELD_OUT, "report")
 
 
 @dataclass(frozen=True)
@@ -45,29 +47,34 @@ class Source:
     problems: Sequence[Problem]
 
 
-def splits_of(given: Mapping[str, Source], seed: int) -> dict[str, Source]:
+def splits_of(given: Mapping[str, Source], seed: int) -> tuple[dict[str, Source], int]:
     """The splits of a study from files: `report` alone, which is then cut in three, or each split its own.
 
+    Returns:
+        the splits, and how many problems were left out because their question is in a split that comes before in
+        fit, choose, fit-heldout, choose-heldout, report: a probe must not be reported on what it was fitted on.
+
     Raises:
-        RiMError: one split of a pair without the other, or a question in two files.
+        RiMError: one split of a pair without the other, or a split of which nothing is left.
     """
     for first, second in (("fit", "choose"), ("fit-heldout", "choose-heldout")):
         if (first in given) != (second in given):
             raise RiMError(f"Give both --{first} and --{second}, or neither.")
-    seen: dict[str, str] = {}
-    for source in given.values():
-        for question in {problem.question for problem in source.problems}:
-            if question in seen:
-                raise RiMError(
-                    f"A question of {source.path} is also in {seen[question]} (“{question[:60]}”); a probe must not be "
-                    "reported on what it was fitted on."
-                )
-            seen[question] = source.path
-    if "fit" in given:
-        return dict(given)
-    whole = given["report"]
-    parts = split_problems(whole.problems, seed)
-    return dict(given) | {name: Source(whole.path, parts[name]) for name in SPLITS}
+    seen: set[str] = set()
+    kept: dict[str, Source] = {}
+    for name in sorted(given, key=ORDER.index):
+        source = given[name]
+        problems = [problem for problem in source.problems if problem.question not in seen]
+        if not problems:
+            raise RiMError(f"Every question of {source.path} is in a file to fit or choose on; give other problems.")
+        seen |= {problem.question for problem in problems}
+        kept[name] = Source(source.path, problems)
+    left_out = sum(len(given[name].problems) - len(kept[name].problems) for name in given)
+    if "fit" not in kept:
+        whole = kept["report"]
+        parts = split_problems(whole.problems, seed)
+        kept |= {name: Source(whole.path, parts[name]) for name in SPLITS}
+    return kept, left_out
 
 
 def run_probes(

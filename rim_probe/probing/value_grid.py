@@ -28,7 +28,7 @@ FIT_PROBLEMS = 3_000
 FEWEST_SEEN = 20
 FEWEST_REPORTED = 30
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # times the number of rows: features have variance 1
-CONTROL_FUNCTIONS = 5  # one alone can be lucky: their accuracies differ by ten points on rim-tiny
+CONTROL_FUNCTIONS = 5  # one alone can be lucky by several points
 MOST_FEATURES = 768  # wider states are read through their first principal components
 
 

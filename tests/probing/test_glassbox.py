@@ -204,8 +204,8 @@ def few_draws(monkeypatch):
 
 
 def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, monkeypatch):
-    monkeypatch.setattr(steps, "MOST_READING_LAYERS", 2)
-    monkeypatch.setattr(steps, "MOST_SINGLE_SLOTS", 0)
+    for name, less in (("FIT_PROBLEMS", 150), ("MOST_READING_LAYERS", 2), ("MOST_SINGLE_SLOTS", 0)):
+        monkeypatch.setattr(steps, name, less)
     decoder = steps.StepDecoder.fit(study)
     section = decoder.score(study)
     assert decoder.claims == {step: [step] for step in BLOCKS}

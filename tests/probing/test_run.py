@@ -10,7 +10,7 @@ from rim_probe.datasets.arithmetic import World, generate
 from rim_probe.probing import run
 from rim_probe.probing.artifacts import load_report
 from rim_probe.probing.probes import PROBES
-from rim_probe.problems import write_problems
+from rim_probe.problems import read_problems, write_problems
 
 QUICK = "geometry"  # needs no answers and no controls of its own
 QUESTION = "Ann has 3 apples. Ann buys 4 more apples. How many apples does Ann have now?"
@@ -118,10 +118,18 @@ def test_mistakes_are_told_in_one_sentence(small_checkpoint, files, tmp_path, ca
     assert "--choose" in complaint(capsys, *probe, "--data", files / "report.txt", "--fit", files / "fit.txt")
     assert "'taste'" in complaint(capsys, *probe, *three(files), "--only", "taste")
     twice = [*probe, "--data", files / "fit.txt", "--fit", files / "fit.txt", "--choose", files / "choose.txt"]
-    assert "also in" in complaint(capsys, *twice)
+    assert "other problems" in complaint(capsys, *twice)
     assert "never seen" in complaint(capsys, *probe, "--question", "How many zebras?")
     assert "outside" in complaint(capsys, *probe, "--question", QUESTION, "--steps", "3+4=7")
     assert "--output" in complaint(capsys, "probe", "owner/name", *three(files))
+
+
+def test_a_question_in_two_files_is_never_reported_on(files, tmp_path):
+    fit, report = (run.Source(name, read_problems(files / f"{name}.txt").problems) for name in ("fit", "report"))
+    mixed = run.Source("mixed", [*report.problems, *fit.problems[:5]])
+    given = {"report": mixed, "fit": fit, "choose": run.Source("c", read_problems(files / "choose.txt").problems)}
+    sources, left_out = run.splits_of(given, seed=0)
+    assert left_out == 5 and list(sources["report"].problems) == report.problems
 
 
 def test_every_probe_is_named_in_the_help():
