@@ -357,9 +357,9 @@ def _probe_question(arguments: argparse.Namespace) -> int:
         raise RiMError(f"{error}{_nearest(arguments.question, arguments.checkpoint)}") from None
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
     steps = parse_steps(arguments.steps)
-    told, missing = explain(models, seen, folder, steps)
-    print(format_question(seen, told, steps))
-    for sentence in missing:
+    told, complaints = explain(models, seen, folder, steps)
+    print(format_question(seen, told, steps), flush=True)
+    for sentence in complaints:
         print(sentence, file=sys.stderr)
     return OK
 

@@ -13,6 +13,7 @@ Knows text, rows and masks. Knows nothing of memory blocks or of what is compare
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +25,9 @@ from rim_probe.packing import additive_mask
 from rim_probe.probing.hooks import causal_lm, read_residual
 from rim_probe.problems import STEP_SEPARATOR
 
-ROW_TOKENS = 384  # attention costs the square of a row, so alternatives beyond this go into another row
-BATCH_TOKENS = 8192
+ROW_TOKENS = 256  # attention costs the square of a row, so alternatives beyond this go into another row
+BATCH_TOKENS = {"cpu": 2048}  # what its caches hold; by device
+MOST_BATCH_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Reading:
     question: str
     steps: tuple[str, ...]
     alternatives: tuple[tuple[str, ...], ...] = ()
+
+
+class _Enough(Exception):
+    """Raised by a hook where no later layer of the pass is wanted."""
 
 
 @dataclass
@@ -74,15 +80,17 @@ def read_steps(rim: RiM, readings: Sequence[Reading], layers: Sequence[int]) -> 
         ]
         for reading in readings
     ]
-    for batch in _batches(rows):
+    for batch in _batches(rows, BATCH_TOKENS.get(rim.device.type, MOST_BATCH_TOKENS)):
         states: dict[int, torch.Tensor] = {}
         columns = [(b, column) for b, (_, row) in enumerate(batch) for column, _ in row.wanted]
         at, column = (torch.tensor(values, device=rim.device) for values in zip(*columns, strict=True))
 
         def read(layer, stream, states=states, at=at, column=column):
             states[layer] = stream[at, column].float().cpu()
+            if len(states) == len(set(layers)):
+                raise _Enough
 
-        with read_residual(rim, layers, read):
+        with suppress(_Enough), read_residual(rim, layers, read):
             _pass(rim, [row for _, row in batch])
         stacked = torch.stack([states[layer] for layer in layers], dim=1).numpy()
         places = [(r, t, a) for r, row in batch for _, (t, a) in row.wanted]
@@ -128,11 +136,11 @@ def _step_ids(rim: RiM, step: str, place: int) -> list[int]:
     return rim.encode_text((STEP_SEPARATOR if place else "") + step)
 
 
-def _batches(rows: list[tuple[int, _Row]]) -> Iterable[list[tuple[int, _Row]]]:
-    """Rows of like length together, at most BATCH_TOKENS tokens with their padding (or one row)."""
+def _batches(rows: list[tuple[int, _Row]], tokens: int) -> Iterable[list[tuple[int, _Row]]]:
+    """Rows of like length together, at most `tokens` tokens with their padding (or one row)."""
     batch: list[tuple[int, _Row]] = []
     for numbered in sorted(rows, key=lambda item: (bool(item[1].segments[-1]), len(item[1].ids))):
-        if batch and (len(batch) + 1) * len(numbered[1].ids) > BATCH_TOKENS:
+        if batch and (len(batch) + 1) * len(numbered[1].ids) > tokens:
             yield batch
             batch = []
         batch.append(numbered)

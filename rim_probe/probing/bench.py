@@ -194,7 +194,7 @@ def _batch(rim: RiM, questions: Sequence[str], num_blocks: int | None) -> tuple[
     prompts = [rim.prompt_ids(question, "memory", num_blocks) for question in questions]
     length = max(map(len, prompts))
     tail = rim.layout.check_blocks(num_blocks) * rim.layout.block_length
-    ids = [prompt + [rim.eos_id] * (length - len(prompt)) for prompt in prompts]
+    ids = [prompt + [rim.encoder.eos_id] * (length - len(prompt)) for prompt in prompts]
     return torch.tensor(ids, device=rim.device), torch.tensor([len(prompt) - tail for prompt in prompts])
 
 

@@ -161,10 +161,7 @@ def _observed_sdpa(module, query, key, value, attention_mask, dropout=0.0, scali
     """`sdpa`, telling the weights of chosen queries; query [B, H, T, c], key and value [B, H_kv, S, c]."""
     observer = getattr(_observers, "current", None)
     if observer is not None:
-        weights, values = observer.weights(query, key, value, attention_mask, scaling)
-        observer.record(module.layer_idx + 1, weights)
-        if observer.plain is not None and attention_mask is None:
-            return observer.attend(query, key, value, weights, values, scaling), None
+        observer.record(module.layer_idx + 1, observer.weights(query, key, attention_mask, scaling))
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
@@ -205,10 +202,8 @@ def _observing_eager(rim: RiM) -> Iterator[None]:
 class _Observer:
     """Which attention weights are told, and to whom; see `observe_attention`."""
 
-    def __init__(self, rows: torch.Tensor, record: Callable[[int, torch.Tensor], None], columns: torch.Tensor | None, plain=None):
+    def __init__(self, rows: torch.Tensor, record: Callable[[int, torch.Tensor], None], columns: torch.Tensor | None):
         self.record = record
-        self.plain = plain
-        self._question_mask = None
         self._rows, self._columns = rows, columns
         self._keys = None if columns is None else columns.clamp(min=0)
         self._causal = 0, torch.empty(0)  # length of a pass, mask: made once for all its layers
@@ -221,32 +216,14 @@ class _Observer:
         weights = _pick(weights.transpose(2, 3), self._keys).transpose(2, 3)
         return weights.masked_fill((self._columns < 0)[:, None, None], 0)
 
-    def weights(self, query, key, value, mask, scaling):
+    def weights(self, query, key, mask, scaling) -> torch.Tensor:
         """Softmax weights of the chosen queries alone, float32 [B, H, Q, S or C]."""
         keys = key if self._keys is None else _pick(key, self._keys)
         # Heads that share a key have their queries in one matrix, so that no key is repeated.
         queries = _pick(query, self._rows).reshape(len(self._rows), key.shape[1], -1, key.shape[3])
         scores = (queries @ keys.transpose(2, 3)).float().mul_(query.shape[3] ** -0.5 if scaling is None else scaling)
         scores = scores.view(len(self._rows), query.shape[1], self._rows.shape[1], -1)
-        return scores.add_(self._mask(mask, key.shape[2])).softmax(-1), None
-
-    def attend(self, query, key, value, weights, values, scaling):
-        B, H, T, c = query.shape
-        g = key.shape[1]
-        w = self.plain
-        scale = c ** -0.5 if scaling is None else scaling
-        q = query[:, :, :w].reshape(B, g, -1, c)
-        scores = (q @ key[:, :, :w].transpose(2, 3)).float().mul_(scale).view(B, H, w, w)
-        if self._question_mask is None:
-            self._question_mask = torch.full((w, w), -torch.inf, device=query.device).triu_(1)
-        scores = scores.add_(self._question_mask).softmax(-1).to(value.dtype)
-        out = query.new_zeros(B, T, H, value.shape[3])
-        out[:, :w] = (scores.view(B, g, -1, w) @ value[:, :, :w]).view(B, H, w, -1).transpose(1, 2)
-        told = weights.to(value.dtype).view(B, g, -1, weights.shape[3]) @ _pick(value, self._keys)
-        told = told.view(B, H, self._rows.shape[1], -1).transpose(1, 2)
-        flat = (torch.arange(B, device=query.device)[:, None] * T + self._rows).flatten()
-        out.view(B * T, -1).index_copy_(0, flat, told.reshape(len(flat), -1))
-        return out
+        return scores.add_(self._mask(mask, key.shape[2])).softmax(-1)
 
     def _mask(self, mask: torch.Tensor | None, length: int) -> torch.Tensor:
         """The additive mask [B, 1, Q, S or C]: that of the model, or the causal one where it needs none."""
@@ -284,7 +261,6 @@ def observe_attention(
     rows: torch.Tensor,
     record: Callable[[int, torch.Tensor], None],
     columns: torch.Tensor | None = None,
-    plain: int | None = None,
 ) -> Iterator[None]:
     """Calls `record(layer 1..L, weights [B, H, Q, S])` for queries at columns `rows` [B, Q] of passes without cache.
 
@@ -305,7 +281,7 @@ def observe_attention(
         )
     outer = getattr(_observers, "current", None)
     with _observing_sdpa() if implementation == "sdpa" else _observing_eager(rim):
-        _observers.current = _Observer(rows, record, columns, plain)
+        _observers.current = _Observer(rows, record, columns)
         try:
             yield
         finally:

@@ -101,6 +101,8 @@ PROBES: dict[str, Probe] = {
 }
 """In the order of the report; the command line's help says what each is."""
 
+TOLD = ("steps", "lens", "values", "correctness")  # fitted probes that tell something of every block of one question
+
 
 def restore(name: str, folder: str | Path, rim: RiM) -> Any:
     """The fitted decoder that lies in `folder`.
@@ -123,15 +125,20 @@ def explain(
         steps: the question's gold steps, where they are known.
     """
     told: dict[str, Any] = {"words": _module("words").explain(models, observation)}
-    missing: list[str] = []
-    for name in ("steps", "lens", "values", "correctness"):
+    complaints: list[str] = []
+    names = [name for name in TOLD if (Path(folder) / f"{name}.json").exists()]
+    if unfitted := [name for name in TOLD if name not in names]:
+        complaints.append(
+            f"Unfitted in {folder}: {', '.join(unfitted)}; `python -m rim_probe probe CHECKPOINT --data FILE` does it."
+        )
+    for name in names:
         try:
             decoder = restore(name, folder, models["memory"])
         except ArtifactError as error:
-            missing.append(str(error))
+            complaints.append(str(error))
             continue
         told[name] = decoder.explain(observation, steps) if name == "steps" else decoder.explain(observation)
-    return told, missing
+    return told, complaints
 
 
 def _module(name: str) -> Any:

@@ -6,8 +6,9 @@ Method:
 2. Ridge regression (Hoerl and Kennard 1970) to the vectors of step t, over the problems that have one. One
    eigendecomposition serves every strength in `RIDGES`; that with the highest top-1 on "choose" is kept.
 3. For retrieval from the whole bank the ridge prediction competes on "choose" with regularised canonical correlation
-   (Hotelling 1936): both sides in the leading `CANONICAL` pairs of directions, each weighted by sqrt(rho / (1 - rho^2)),
-   the weight it has in the log-likelihood ratio of "the same step" against "any step" under a Gaussian.
+   (Hotelling 1936): both sides in the leading `CANONICAL` pairs of directions, each weighted by
+   sqrt(rho / (1 - rho^2)), which it has in the log-likelihood ratio of "the same step" against "any step" under a
+   Gaussian.
    scikit-learn's estimators solve one problem at a time; here one decomposition has to serve hundreds.
 
 Knows states, vectors and ranks. Knows nothing of models, texts or reports.
@@ -17,14 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rim_probe.probing.step_space import Candidates, ranks_of, share_within, unit
-
-if TYPE_CHECKING:
-    from rim_probe.probing.study import Study
+from rim_probe.probing.step_space import ranks_of, share_within, unit
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # per problem: features have variance 1
 MOST_FEATURES = 256
@@ -32,59 +29,6 @@ JOINT_FEATURES = 1024  # of all blocks side by side
 CANONICAL = 32
 _SHRINKAGE = 1e-3  # of the step side of the canonical correlation, of its greatest variance
 _MOST_CERTAIN = 0.99
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Where a state is read.
-
-    Attributes:
-        role: the model (see `Study`).
-        block: 1..K; 0 for the tokens before the memory, None for all blocks side by side.
-        position: slot 1..M, "end" or "slots"; of block 0 "question" (its last token) or "answer" (the last prompt token).
-    """
-
-    role: str
-    layer: int
-    block: int | None
-    position: int | str
-
-    def read(self, study: Study, split: str) -> np.ndarray:
-        """Its states, float32 [n, F]."""
-        return self.read_from(study.capture(self.role, split))
-
-    def read_from(self, held) -> np.ndarray:
-        """Its states in a `Capture` or `CaptureSet`."""
-        if self.block is None:
-            blocks = range(1, held.K + 1)
-            return np.concatenate([held.cell(self.layer, block, self.position) for block in blocks], axis=1)
-        if self.block == 0:
-            return held.question_cell(self.layer) if self.position == "question" else held.answer_cell(self.layer)
-        return held.cell(self.layer, self.block, self.position)
-
-    def __str__(self) -> str:
-        if self.block == 0:
-            return (
-                f"layer {self.layer}, {'last question token' if self.position == 'question' else 'last prompt token'}"
-            )
-        where = "all blocks" if self.block is None else f"block {self.block}"
-        return f"layer {self.layer}, {where}, {self.position if isinstance(self.position, str) else f'slot {self.position}'}"
-
-
-@dataclass(frozen=True)
-class Task:
-    """Step t as a retrieval task: what is fitted and what is asked.
-
-    Attributes:
-        step: t, 1-based.
-        fit_rows [n], targets [n, d]: problems of "fit" with that step and its vectors.
-        asked: split -> the candidates of its places.
-    """
-
-    step: int
-    fit_rows: np.ndarray
-    targets: np.ndarray
-    asked: dict[str, Candidates]
 
 
 @dataclass(frozen=True)
@@ -182,31 +126,6 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class Found:
-    """One cell and task: the best ridge on "choose" and its top-1 there."""
-
-    cell: Cell
-    ridge: float
-    top1: float
-
-
-def search_cell(regression: Regression, choose: np.ndarray, cell: Cell, tasks: list[Task]) -> list[Found]:
-    """The best ridge for each task; `choose` are the cell's states on that split."""
-    projected = regression.project(choose)
-    found = []
-    for task in tasks:
-        asked = task.asked["choose"]
-        solution = regression.solve(task.fit_rows, task.targets)
-        scored = [
-            (share_within(asked.ranks(predicted), 1), ridge)
-            for ridge, predicted in solution.predictions(projected[asked.rows])
-        ]
-        top1, ridge = max(scored)
-        found.append(Found(cell, ridge, top1))
-    return found
-
-
-@dataclass(frozen=True)
 class Bank:
     """Distinct steps to retrieve from: texts and vectors [B, d]."""
 
@@ -226,13 +145,13 @@ class Bank:
 
 def bank_map(
     solution: Solution, ridge: float, choose: np.ndarray, texts: list[str], bank: Bank
-) -> tuple[str, LinearMap, float]:
-    """The map for the whole bank, its kind first and its top-1 on "choose" last: `ridge` or, if that is better, `cca`.
+) -> tuple[LinearMap, float]:
+    """The map for the whole bank, ridge or (where that is better on "choose") canonical, and its top-1 there.
 
     Args:
         choose, texts: states and true steps on "choose".
     """
-    maps = {"ridge": solution.ridge_map(ridge)} | {"cca": solution.canonical_map(ridge)}
-    top1 = {kind: share_within(bank.ranks(mapped, choose, texts), 1) for kind, mapped in maps.items()}
-    kind = "cca" if top1["cca"] > top1["ridge"] else "ridge"
-    return kind, maps[kind], top1[kind]
+    maps = (solution.ridge_map(ridge), solution.canonical_map(ridge))
+    scored = [(share_within(bank.ranks(mapped, choose, texts), 1), mapped) for mapped in maps]
+    top1, mapped = max(scored, key=lambda one: one[0])
+    return mapped, top1

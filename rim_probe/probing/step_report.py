@@ -42,7 +42,7 @@ def report(study: Study, decoder: StepDecoder, fitted: Fit, rows: Sequence[Row])
         question="Which step of an explicit reasoning does a memory block lie nearest to, read from plain text by the "
         "same model, and is it the step that the problem needs?",
         summary=(
-            f"Among a problem's own steps and {DISTRACTORS} hard distractors the memory's nearest step is the right one "
+            f"Among a problem's own steps and {DISTRACTORS} hard distractors the memory's nearest step is right "
             f"for {_say(top)} of the steps (all blocks together {_say(own[joint.name])}); the best control, "
             f"{best.name}, reaches {_say(base)}, guessing {chance:.1%}. In the whole bank of "
             f"{len(decoder.bank.texts):,} steps it is {_say(_pooled(memory.scores.values(), n, bank=True))}. "
@@ -87,7 +87,7 @@ def report(study: Study, decoder: StepDecoder, fitted: Fit, rows: Sequence[Row])
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------------------------- numbers
 
 
 def _pooled(
@@ -144,7 +144,7 @@ def _verdict(top: Estimate, margin: Estimate) -> str:
     return f"The target is missed: {' and '.join(missed)}." if missed else "Both targets are met."
 
 
-# ---------------------------------------------------------------------------------------------------------------- tables
+# -------------------------------------------------------------------------------------------------------------- tables
 
 
 def _main_table(rows: Sequence[Row], n: int, chance: float, bank: int, in_bank: float) -> Table:
@@ -198,7 +198,7 @@ def _by_step(rows: Sequence[Row], fitted: Fit, n: int) -> Table:
         "Nearest step by index of the step",
         ["step and source", "cell", "n", "own + distractors: top-1, %", "whole bank: top-1, %"],
         cells,
-        note="Every cell is the best one on split “choose”, of the memory and of each control that has cells of its own.",
+        note="Each cell is the best one on “{chosen}”, of the memory and of each control that has its own cells.",
     )
 
 
@@ -222,7 +222,7 @@ def _by_answer(study: Study, rows: Sequence[Row], n: int) -> Table:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------------------------- figures
 
 
 def _bars(rows: Sequence[Row], own: dict[str, Estimate], chance: float) -> Figure:

@@ -1,4 +1,4 @@
-"""The space of explicit steps: where steps lie by what they say, and not by whether they are right or by their question.
+"""The space of explicit steps: they lie by what they say, not by whether they are right or what the question was.
 
 Method:
 1. A place is a step of a problem; its candidates are the step itself, the problem's other steps and hard distractors

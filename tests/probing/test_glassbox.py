@@ -22,7 +22,7 @@ from glassbox import (
 
 from rim_probe.decoding import answer_batch
 from rim_probe.model import RiM
-from rim_probe.probing import importance, interchange, steps
+from rim_probe.probing import importance, interchange, step_space, steps
 from rim_probe.probing.attention import attention_shares
 from rim_probe.probing.bank import Reading, read_steps
 from rim_probe.probing.capture import capture
@@ -204,7 +204,12 @@ def few_draws(monkeypatch):
 
 
 def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, monkeypatch):
-    for name, less in (("FIT_PROBLEMS", 150), ("MOST_READING_LAYERS", 2), ("MOST_SINGLE_SLOTS", 0)):
+    for name, less in (
+        ("FIT_PROBLEMS", 120),
+        ("CHOOSE_PROBLEMS", 40),
+        ("MOST_READING_LAYERS", 2),
+        ("MOST_SINGLE_SLOTS", 0),
+    ):
         monkeypatch.setattr(steps, name, less)
     decoder = steps.StepDecoder.fit(study)
     section = decoder.score(study)
@@ -215,12 +220,27 @@ def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, mo
     assert all(top1 == 1 for name, top1 in own.items() if name not in controls)
     assert all(target.met for target in section.targets)
     for (block, step), (cell, *_) in decoder.maps.items():
-        assert decoder.alignment[block, step] == 1 if block == step else decoder.alignment[block, step] < 0.95
+        assert (decoder.alignment[block, step] > 0.95) == (block == step)
         assert block != step or cell.layer >= HELD_LAYER[block]
     (problem,) = study.problems("report")[:1]
     told = decoder.explain(observe(study.models["memory"], problem.question), problem.steps)
     assert [block["nearest"][0]["step"] for block in told["blocks"]] == list(problem.steps)
     assert all(block["match"] for block in told["blocks"])
+
+
+@pytest.mark.xfail(strict=True, reason="the true step is the centre of its distractors, which cosine prefers to all")
+def test_to_know_the_result_alone_is_not_to_know_the_step(box):
+    """Block ends hold the result and nothing else of their step; so does this oracle."""
+    problems = box.problems(12, 40, "choose")
+    texts = step_space.distinct_steps(problems)
+    places = step_space.places_of(problems, range(len(problems)), texts, np.random.default_rng(0))
+    read = step_space.read_places(box.rim, problems, places, [STEP_LAYER])
+    (space,) = step_space.step_spaces(places, read, [STEP_LAYER])
+    vectors, results = space.matrix(texts), np.array([parts(text)[3] for text in texts])
+    for step in BLOCKS:
+        asked = step_space.candidates_at(step, places, read, 0, space)
+        known = [vectors[results == parts(text)[3]].mean(0) - vectors.mean(0) for text in asked.texts]
+        assert step_space.share_within(asked.ranks(np.stack(known)), 1) < 0.4
 
 
 def test_value_probes_find_every_quantity_where_it_is_held_and_only_there(study):

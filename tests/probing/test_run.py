@@ -110,7 +110,8 @@ def test_one_question_before_and_after_probes_are_fitted(small_checkpoint, files
     assert main(ask) == 0
     said = capsys.readouterr()
     assert "readout" in said.out and "gold steps: <<3+4=7>>" in said.out
-    assert "steps.json" in said.err and "Traceback" not in said.err  # what is missing is named, the rest is shown
+    assert "Traceback" not in said.err and "steps, lens, values, correctness" in said.err
+    # what is missing is named, the rest is shown
 
 
 def test_mistakes_are_told_in_one_sentence(small_checkpoint, files, tmp_path, capsys):
