@@ -35,7 +35,7 @@ from rim_probe.options import (
     silence_transformers,
     writable,
 )
-from rim_probe.report import count, format_answer, format_bench, format_report
+from rim_probe.report import count, format_answer, format_bench, format_probing_bench, format_report
 
 if TYPE_CHECKING:
     from rim_probe.decoding import Answer
@@ -416,9 +416,12 @@ def _add_bench(commands: Any) -> None:
         description="Measure five ratios within one run: first token of memory to direct; all readouts to the final\n"
         "one; chain of thought to memory; separate training rows to one packed row; our greedy loop to\n"
         "generate of transformers. A base model (folder or GGUF file) gets untrained memory tokens, and then\n"
-        "the numbers of generated tokens are fixed to those of the gold answers.",
+        "the numbers of generated tokens are fixed to those of the gold answers.\n"
+        "With --probing: speed and peak memory of capturing hidden states and attention, beside TransformerLens\n"
+        "(which has to be installed) and transformers, and speed of patching beside one pass per cell.",
         example="  python -m rim_probe bench\n"
-        "  python -m rim_probe bench SmolLM2-135M-Instruct.Q4_1.gguf --questions 10 --json bench.json",
+        "  python -m rim_probe bench SmolLM2-135M-Instruct.Q4_1.gguf --questions 10 --json bench.json\n"
+        "  python -m rim_probe bench --probing",
     )
     parser.add_argument(
         "checkpoint",
@@ -429,7 +432,11 @@ def _add_bench(commands: Any) -> None:
     )
     add_number(parser, "--num-blocks", "memory blocks; the targets are for 8", low=1, default=8, metavar="K")
     parser.add_argument("--data", metavar="FILE", help="problems, one a line; the procedural world's own if left out")
-    add_number(parser, "--questions", "problems timed one by one", low=1, default=30)
+    parser.add_argument(
+        "--probing", action="store_true", help="measure probing instead; its --card marks are bench-probing"
+    )
+    add_number(parser, "--questions", "problems (default: 30 timed one by one, 256 with --probing)", low=1)
+    add_number(parser, "--batch-size", "questions captured at once (--probing)", low=1, default=32)
     add_number(parser, "--train-batch", "problems in a training step", low=1, default=4)
     add_number(parser, "--train-steps", "training steps timed", low=1, default=5)
     add_seed(parser, "of the choice of problems")
@@ -439,24 +446,34 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    output, cards = writable(arguments.json), [open_card(path, "bench") for path in arguments.card]
+    mark = "bench-probing" if arguments.probing else "bench"
+    output, cards = writable(arguments.json), [open_card(path, mark) for path in arguments.card]
+    questions = arguments.questions or (256 if arguments.probing else 30)
     if arguments.data is None:
-        problems = list(generate(World(), "test", arguments.questions, arguments.seed))
+        problems = list(generate(World(), "test", questions, arguments.seed))
     else:
-        problems = draw(read_data(arguments.data).problems, arguments.questions, arguments.seed)
+        problems = draw(read_data(arguments.data).problems, questions, arguments.seed)
 
     from rim_probe.bench import load_bench_models, run_bench
 
     silence_transformers()
-    report = run_bench(
-        load_bench_models(arguments.checkpoint, arguments.device),
-        problems,
-        num_blocks=arguments.num_blocks,
-        train_batch=arguments.train_batch,
-        train_steps=arguments.train_steps,
-    )
+    models = load_bench_models(arguments.checkpoint, arguments.device)
+    if arguments.probing:
+        from rim_probe.probing.bench import run_probing_bench
+
+        report = run_probing_bench(
+            models["memory"], problems, num_blocks=arguments.num_blocks, batch_size=arguments.batch_size
+        )
+    else:
+        report = run_bench(
+            models,
+            problems,
+            num_blocks=arguments.num_blocks,
+            train_batch=arguments.train_batch,
+            train_steps=arguments.train_steps,
+        )
     report |= {"checkpoint": arguments.checkpoint, "command": arguments.command_line}
-    finish(output, report, format_bench(report), cards)
+    finish(output, report, format_probing_bench(report) if arguments.probing else format_bench(report), cards)
     return OK
 
 

@@ -1,10 +1,11 @@
 """Results as text: one answer, an evaluation, a bench; tables are Markdown, padded so that a terminal shows them too.
 
-Knows the report dicts of `evaluation.evaluate` and `bench.run_bench`, and nothing of models; imports nothing heavy.
+Knows the report dicts of `evaluation.evaluate`, `bench.run_bench` and `probing.bench.run_probing_bench`, and nothing of
+models; imports nothing heavy.
 Model cards are made from what stands here, so that no figure is ever typed by hand.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,19 +67,6 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 def format_bench(report: Mapping[str, Any]) -> str:
     """A bench report as Markdown: each ratio beside its target."""
-    rows = []
-    for entry in report["ratios"]:
-        met = {None: "", True: "met", False: "NOT MET"}[entry["met"]]
-        rows.append(
-            [
-                entry["what"],
-                str(entry["n"]),
-                *(_side(entry[side]) for side in ("first", "second")),
-                _spread(entry["ratio"]) if entry["ratio"] else "none",
-                entry["target"] or "",
-                met,
-            ]
-        )
     same, asked = report["generate_same_tokens"], report["problems"]
     notes = [
         "Medians with quartiles; the two sides of a ratio were measured in turn within one run.",
@@ -88,9 +76,50 @@ def format_bench(report: Mapping[str, Any]) -> str:
     ]
     if len(set(report["models"].values())) == 1:
         notes.append("One model served memory, chain of thought and direct.")
+    return _ratios(report, ("first, ms", "second, ms"), _side, notes)
+
+
+def format_probing_bench(report: Mapping[str, Any]) -> str:
+    """A bench of probing as Markdown: each ratio of speed or memory beside its target."""
+    states, weights = (max(d[kind] for d in report["differences"].values()) for kind in ("states", "attention"))
+    questions, size, blocks, sweep = (report[key] for key in ("questions", "batch_size", "num_blocks", "sweep"))
+    on_gpu = "" if report["machine"]["device"] == "cpu" else " as far as it lies on the GPU"
+    notes = [
+        "Medians with quartiles; the sides were measured in turn within one run, n times (per batch, and per question "
+        "for patching).",
+        f"States and attention of {questions} questions with {blocks} memory blocks in batches of {size}; "
+        "every side goes from text to the same tensors.",
+        f"Largest difference to our capture: {states:.0e} of the largest state, {weights:.0e} in attention weight.",
+        f"Peak memory of one batch: the tensors alive at once beyond the weights, with what is captured{on_gpu}.",
+        f"Patching fills {sweep['layers']} x {sweep['blocks']} cells (layers x blocks) per question; "
+        f"largest difference of a log probability: {sweep['difference']:.0e}.",
+    ]
+    return _ratios(report, ("first", "second"), lambda side, entry: f"{_spread(side['value'])} {entry['unit']}", notes)
+
+
+def _ratios(
+    report: Mapping[str, Any],
+    columns: tuple[str, str],
+    side: Callable[[Mapping[str, Any], Mapping[str, Any]], str],
+    notes: Sequence[str],
+) -> str:
+    """Where a bench comes from, its ratios as a table, notes; `side` words one side of an entry."""
+    rows = []
+    for entry in report["ratios"]:
+        met = {None: "", True: "met", False: "NOT MET"}[entry["met"]]
+        rows.append(
+            [
+                entry["what"],
+                str(entry["n"]),
+                *(side(entry[place], entry) for place in ("first", "second")),
+                _spread(entry["ratio"]) if entry["ratio"] else "none",
+                entry["target"] or "",
+                met,
+            ]
+        )
     parts = [
         f"`{report['checkpoint']}`; {report['date'][:10]}; {format_machine(report['machine'])}.\n`{report['command']}`",
-        table(["first / second", "n", "first, ms", "second, ms", "ratio", "target", ""], rows),
+        table(["first / second", "n", *columns, "ratio", "target", ""], rows),
         "\n".join(f"- {note}" for note in notes),
     ]
     return "\n\n".join(parts) + "\n"
@@ -228,7 +257,7 @@ def _p_value(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
 
 
-def _side(side: Mapping[str, Any]) -> str:
+def _side(side: Mapping[str, Any], _: Mapping[str, Any]) -> str:
     """One side of a bench ratio: its times and, where it generates, the median number of tokens."""
     if side["ms"] is None:
         return f"{side['name']}: none"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
@@ -73,6 +74,7 @@ def distractors(
     return found
 
 
+@lru_cache(maxsize=2**14)  # the variants of one step come up again with the next
 def meaning(step: str) -> tuple:
     """Equal for steps that say the same: numbers by value, summands and factors in any order, spaces aside."""
     equation = read_equation(step)

@@ -22,6 +22,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -38,15 +39,11 @@ from rim_probe.problems import Problem
 
 PROBING_BENCH_FORMAT = "rim-probe-bench-probing/1"
 ROUNDS = 3  # of all batches
-SWEEPS = 3
-OURS, EVERYTHING, FILTERED, TRANSFORMERS = (
-    "capture",
-    "run_with_cache",
-    "run_with_cache with a names filter",
-    "output_hidden_states + output_attentions",
-)
+SWEEPS = 3  # questions patched
+OURS = "capture"
+EVERYTHING, FILTERED, TRANSFORMERS = "TransformerLens, everything", "TransformerLens, filtered", "transformers, eager"
+SWEEP, CELLS = "batched sweep", "one pass per cell"
 MIB = 2**20
-
 
 Side = Callable[[Sequence[str]], Capture]
 
@@ -69,6 +66,7 @@ def run_probing_bench(
     Raises:
         RiMError: TransformerLens is not installed or lacks the architecture; a question that cannot be asked.
     """
+    rim = RiM(rim.model, rim.tokenizer, rim.layout, rim.name)  # one of `load_bench_models` may never end an answer
     sides = _sides(rim, num_blocks)
     questions = sorted((problem.question for problem in problems), key=lambda q: len(rim.encode_question(q)))
     batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
@@ -77,27 +75,13 @@ def run_probing_bench(
         turns = in_turns(timed, batches * ROUNDS, batches[:1], "capture", "batch", progress)
         weighed = [_weigh(rim.device, sides, batch) for batch in batches]
     swept, sweeps = _sweeps(rim, problems, num_blocks, progress)
-    seconds = {name: [turn[name].total for turn in turns] for name in sides}
-    peaks = {name: [weights[name]["peak"] for weights in weighed] for name in sides}
-    rows = [
-        _ratio(f"speed: {OURS} / {rival}", OURS, rival, seconds[rival], seconds[OURS], goal)
-        for rival, goal in ((EVERYTHING, ">= 3"), (FILTERED, ">= 1"), (TRANSFORMERS, None))
-    ] + [
-        _ratio(f"peak memory: {rival} / {OURS}", rival, OURS, peaks[rival], peaks[OURS], goal)
-        for rival, goal in ((EVERYTHING, ">= 5"), (FILTERED, None), (TRANSFORMERS, None))
-    ]
-    cells = f"{swept['layers']} x {swept['blocks']}"
-    one, all_at_once = ([turn[name].total for turn in sweeps] for name in ("one pass per cell", "batched sweep"))
-    rows.append(
-        _ratio(
-            f"speed: batched sweep / one pass per cell ({cells} cells)",
-            "batched sweep",
-            "one pass per cell",
-            one,
-            all_at_once,
-            ">= 5",
-        )
-    )
+
+    rates = {
+        name: [len(batch) / turn[name].total for batch, turn in zip(batches * ROUNDS, turns, strict=True)]
+        for name in sides
+    }
+    peaks = {name: [weights[name]["peak"] / MIB for weights in weighed] for name in sides}
+    cells = {name: [swept["layers"] * swept["blocks"] / turn[name].total for turn in sweeps] for name in (SWEEP, CELLS)}
     return {
         "format": PROBING_BENCH_FORMAT,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -106,44 +90,46 @@ def run_probing_bench(
         "num_blocks": rim.layout.check_blocks(num_blocks),
         "questions": len(questions),
         "batch_size": batch_size,
-        "sides": [
-            {
-                "name": name,
-                "questions_per_second": spread(
-                    [len(batch) / s for batch, s in zip(batches * ROUNDS, seconds[name], strict=True)]
-                ),
-                "peak_mib": spread([peak / MIB for peak in peaks[name]]),
-                "difference": {kind: max(w[name][kind] for w in weighed) for kind in ("states", "attention")},
-            }
+        "differences": {
+            name: {kind: max(weights[name][kind] for weights in weighed) for kind in ("states", "attention")}
             for name in sides
+            if name != OURS
+        },
+        "sweep": swept,
+        "ratios": [
+            _ratio("speed", "questions/s", rates, OURS, EVERYTHING, ">= 3"),
+            _ratio("speed", "questions/s", rates, OURS, FILTERED, ">= 1"),
+            _ratio("speed", "questions/s", rates, OURS, TRANSFORMERS, None),
+            _ratio("peak memory", "MiB", peaks, EVERYTHING, OURS, ">= 5"),
+            _ratio("peak memory", "MiB", peaks, FILTERED, OURS, None),
+            _ratio("peak memory", "MiB", peaks, TRANSFORMERS, OURS, None),
+            _ratio("speed", "cells/s", cells, SWEEP, CELLS, ">= 5"),
         ],
-        "sweep": swept | {"seconds": {"batched sweep": spread(all_at_once), "one pass per cell": spread(one)}},
-        "ratios": rows,
     }
 
 
 def _machine(rim: RiM) -> dict[str, Any]:
-    from importlib.metadata import version
-
     machine = describe_machine(rim.device)
     machine["versions"]["transformer-lens"] = version("transformer-lens")
     return machine
 
 
 def _ratio(
-    what: str, first: str, second: str, above: Sequence[float], below: Sequence[float], target: str | None
+    what: str, unit: str, measured: Mapping[str, Sequence[float]], first: str, second: str, target: str | None
 ) -> dict[str, Any]:
-    """One line of the report: the ratio above / below per turn, judged by its median (targets are `>=`)."""
-    ratio = spread([a / b for a, b in zip(above, below, strict=True)])
-    met = None if target is None else ratio["median"] >= float(target.removeprefix(">= "))
+    """One line of the report: first / second, formed per turn and judged by its median (targets are lower bounds)."""
+    ratio = spread([a / b for a, b in zip(measured[first], measured[second], strict=True)])
     return {
-        "what": what,
-        "first": first,
-        "second": second,
-        "n": len(above),
-        "ratio": ratio,
+        "what": f"{what}: {first} / {second}",
+        "unit": unit,
         "target": target,
-        "met": met,
+        "met": None if target is None else ratio["median"] >= float(target.removeprefix(">= ")),
+        "n": len(measured[first]),
+        "ratio": ratio,
+        **{
+            side: {"name": name, "value": spread(measured[name])}
+            for side, name in (("first", first), ("second", second))
+        },
     }
 
 
@@ -194,7 +180,7 @@ def _batch(rim: RiM, questions: Sequence[str], num_blocks: int | None) -> tuple[
     prompts = [rim.prompt_ids(question, "memory", num_blocks) for question in questions]
     length = max(map(len, prompts))
     tail = rim.layout.check_blocks(num_blocks) * rim.layout.block_length
-    ids = [prompt + [rim.encoder.eos_id] * (length - len(prompt)) for prompt in prompts]
+    ids = [prompt + [rim.eos_id] * (length - len(prompt)) for prompt in prompts]
     return torch.tensor(ids, device=rim.device), torch.tensor([len(prompt) - tail for prompt in prompts])
 
 
@@ -302,17 +288,17 @@ def _farthest(one: torch.Tensor, other: torch.Tensor) -> float:
 def _sweeps(
     rim: RiM, problems: Sequence[Problem], num_blocks: int | None, progress: bool
 ) -> tuple[dict[str, Any], list[dict[str, Timing]]]:
-    """Every side on the first questions, each patched with states of the next one, following its own answer."""
-    given: dict[str, list[Sweep]] = {"batched sweep": [], "one pass per cell": []}
+    """What was swept, and the turns: each of the first questions patched with states of the next one, following its
+    own answer."""
+    given: dict[str, list[Sweep]] = {SWEEP: [], CELLS: []}
 
-    def side(name: str, sweep: Callable[..., Sweep]) -> Callable[[tuple[Problem, Problem, bool]], Timing]:
-        def measure(pair):
-            problem, source, whole = pair
-            part = {} if whole else {"layers": [1], "blocks": [1]}
+    def side(name: str, sweep: Callable[..., Sweep]) -> Callable[[Any], Timing]:
+        def measure(item):
+            problem, source, part = item
             start = time.perf_counter()
             found = sweep(rim, problem.question, source.question, [problem.answer], num_blocks=num_blocks, **part)
-            seconds = time.perf_counter() - start
-            if whole:
+            seconds = time.perf_counter() - start  # the figures are numpy's by now, so the device has finished
+            if not part:
                 given[name].append(found)
             return Timing(seconds)
 
@@ -320,20 +306,17 @@ def _sweeps(
 
     pairs = [(problem, problems[(i + 1) % len(problems)]) for i, problem in enumerate(problems[:SWEEPS])]
     turns = in_turns(
-        {
-            "batched sweep": side("batched sweep", patching_sweep),
-            "one pass per cell": side("one pass per cell", patching_naive),
-        },
-        [(*pair, True) for pair in pairs],
-        [(*pairs[0], False)],
+        {SWEEP: side(SWEEP, patching_sweep), CELLS: side(CELLS, patching_naive)},
+        [(*pair, {}) for pair in pairs],
+        [(*pairs[0], {"layers": [1], "blocks": [1]})],
         "sweep",
         "question",
         progress,
     )
-    couples = list(zip(*given.values(), strict=True))
+    couples = list(zip(given[SWEEP], given[CELLS], strict=True))
     return {
         "layers": len(couples[0][0].layers),
         "blocks": len(couples[0][0].blocks),
         "questions": len(couples),
-        "difference": max(float(abs(a.log_probability - b.log_probability).max()) for a, b in couples),
+        "difference": max(float(abs(one.log_probability - other.log_probability).max()) for one, other in couples),
     }, turns

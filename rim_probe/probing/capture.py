@@ -195,11 +195,12 @@ def capture(
     order = sorted(range(count), key=lambda i: len(prompts[i]))
     for start in range(0, count, batch_size):
         batch = torch.tensor(order[start : start + batch_size])
-        places = kept[batch].to(rim.device)
+        length = max(len(prompts[i]) for i in batch)
+        rows = (torch.arange(len(batch))[:, None] * length + kept[batch]).flatten().to(rim.device)
 
-        def read(layer, stream, batch=batch, places=places):
-            rows = torch.arange(len(batch), device=stream.device)[:, None]
-            states[chosen.index(layer)].index_copy_(0, batch, stream[rows, places].cpu())
+        def read(layer, stream, batch=batch, rows=rows):
+            picked = stream.flatten(0, 1).index_select(0, rows).cpu()
+            states[chosen.index(layer)].index_copy_(0, batch, picked.view(len(batch), *states.shape[2:]))
 
         with read_residual(rim, chosen, read), weights.observe(batch) if weights else nullcontext():
             _pass(rim, [prompts[i] for i in batch])
@@ -240,7 +241,7 @@ class _Weights:
         ).to(self._rim.device)
 
         def record(layer: int, weights: torch.Tensor) -> None:
-            weights = weights.to(self._rim.dtype).cpu()
+            weights = weights.to(self.to_memory.dtype).cpu()
             self.to_question[layer - 1, ..., :width].index_copy_(0, batch, weights[..., :width])
             self.to_memory[layer - 1].index_copy_(0, batch, weights[..., width:])
 

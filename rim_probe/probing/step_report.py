@@ -16,7 +16,8 @@ from rim_probe.probing.step_maps import CANONICAL, RIDGES
 from rim_probe.probing.step_space import CONTEXTS, DISTRACTORS, SHRINKAGE, share_within
 
 if TYPE_CHECKING:
-    from rim_probe.probing.steps import Fit, Row, Score, StepDecoder
+    from rim_probe.probing.step_search import Fit, Row, Score
+    from rim_probe.probing.steps import StepDecoder
     from rim_probe.probing.study import Study
 
 GOAL, MARGIN = 0.9, 0.3
@@ -24,17 +25,17 @@ LARGE_BANK = 5_000
 _SEVERAL_DIGITS = re.compile(r"\d{2}")
 
 
-def report(study: Study, decoder: StepDecoder, fitted: Fit, rows: Sequence[Row]) -> Section:
+def report(study: Study, decoder: StepDecoder, fit: Fit, rows: Sequence[Row]) -> Section:
     """The section; `rows` begin with the memory's best cell and all its blocks together."""
     n = len(study.problems("report"))
     memory, joint, controls = rows[0], rows[1], [row for row in rows if row.control]
     own = {row.name: _pooled(row.scores.values(), n) for row in rows}
     best = max(controls, key=lambda row: own[row.name].value)
-    chance = float(np.mean(np.concatenate([task.asked["report"].chance for task in fitted.tasks])))
+    chance = float(np.mean(np.concatenate([task.asked["report"].chance for task in fit.tasks])))
     margin = _margin(memory, best, n)
     in_bank = np.concatenate([~np.isnan(score.bank_ranks) for score in memory.scores.values()])
-    searched = {name: sum(map(len, found)) for name, found in fitted.searched.items()}
-    cells = len(fitted.searched["memory"][0])
+    searched = {name: sum(map(len, found)) for name, found in fit.searched.items()}
+    cells = len(fit.searched["memory"][0])
     top, base = own[memory.name], own[best.name]
     return Section(
         name="steps",
@@ -49,29 +50,29 @@ def report(study: Study, decoder: StepDecoder, fitted: Fit, rows: Sequence[Row])
             + _verdict(top, margin)
         ),
         n={
-            "fit": len(fitted.tasks[0].fit_rows),
-            "choose": len(fitted.tasks[0].asked["choose"].rows),
+            "fit": len(fit.tasks[0].fit_rows),
+            "choose": len(fit.tasks[0].asked["choose"].rows),
             "report": len(memory.scores[min(memory.scores)].rows),
         },
         settings={
             "reading layer of the steps": decoder.reading_layer,
-            "top-1 on “choose” while the reading layer was chosen": {str(k): v for k, v in fitted.reading.items()},
+            "top-1 on “choose” while the reading layer was chosen": {str(k): v for k, v in fit.reading.items()},
             "cells of the memory (layers x blocks x positions)": cells,
             "fits searched (cells x steps)": searched,
             "ridges": list(RIDGES),
             "canonical pairs": CANONICAL,
             "bank": len(decoder.bank.texts),
-            "contexts per step of the bank": f"up to {CONTEXTS}, {fitted.places_read:,} places in all",
+            "contexts per step of the bank": f"up to {CONTEXTS}, {fit.places_read:,} places in all",
             "shrinkage of the whitening": SHRINKAGE,
             "steps of “report” that are in the bank": float(in_bank.mean()),
             "seed": study.seed,
         },
         tables=[
             _main_table(rows, n, chance, len(decoder.bank.texts), float(in_bank.mean())),
-            _by_step(rows, fitted, n),
+            _by_step(rows, fit, n),
             _by_answer(study, [memory, joint, best], n),
         ],
-        figures=[_bars(rows, own, chance), _alignment(study, fitted), *_layers(study, fitted)],
+        figures=[_bars(rows, own, chance), _alignment(study, fit), *_layers(study, fit)],
         targets=[
             Target(f"top-1 among own steps and {DISTRACTORS} hard distractors", ">= 90 %", top, top.value >= GOAL),
             Target(f"top-1 above the best control ({best.name})", ">= 30 points", margin, margin.value >= MARGIN),
@@ -178,9 +179,9 @@ def _main_table(rows: Sequence[Row], n: int, chance: float, bank: int, in_bank: 
     )
 
 
-def _by_step(rows: Sequence[Row], fitted: Fit, n: int) -> Table:
+def _by_step(rows: Sequence[Row], fit: Fit, n: int) -> Table:
     cells = []
-    for task in fitted.tasks:
+    for task in fit.tasks:
         chance = float(task.asked["report"].chance.mean())
         for row in rows:
             score = [row.scores[task.step]]
@@ -198,7 +199,7 @@ def _by_step(rows: Sequence[Row], fitted: Fit, n: int) -> Table:
         "Nearest step by index of the step",
         ["step and source", "cell", "n", "own + distractors: top-1, %", "whole bank: top-1, %"],
         cells,
-        note="Each cell is the best one on “{chosen}”, of the memory and of each control that has its own cells.",
+        note="Each cell is the best one on “choose”, of the memory and of each control that has its own cells.",
     )
 
 
@@ -241,11 +242,11 @@ def _bars(rows: Sequence[Row], own: dict[str, Estimate], chance: float) -> Figur
     return Figure("bars", "Own steps and distractors", "read from", "top-1, %", {"bars": bars}, note)
 
 
-def _alignment(study: Study, fitted: Fit) -> Figure:
-    steps, blocks = [task.step for task in fitted.tasks], range(1, study.K + 1)
-    values = [[share_within(fitted.alignment[block, step].ranks, 1) for step in steps] for block in blocks]
-    counts = ", ".join(f"step {task.step}: n = {len(task.asked['report'].rows):,}" for task in fitted.tasks)
-    chance = float(np.mean([task.asked["report"].chance.mean() for task in fitted.tasks]))
+def _alignment(study: Study, fit: Fit) -> Figure:
+    steps, blocks = [task.step for task in fit.tasks], range(1, study.K + 1)
+    values = [[share_within(fit.alignment[block, step].ranks, 1) for step in steps] for block in blocks]
+    counts = ", ".join(f"step {task.step}: n = {len(task.asked['report'].rows):,}" for task in fit.tasks)
+    chance = float(np.mean([task.asked["report"].chance.mean() for task in fit.tasks]))
     return Figure(
         "heatmap",
         "Which block lies nearest to which step",
@@ -266,10 +267,10 @@ def _alignment(study: Study, fitted: Fit) -> Figure:
     )
 
 
-def _layers(study: Study, fitted: Fit) -> list[Figure]:
+def _layers(study: Study, fit: Fit) -> list[Figure]:
     """Per step the best position of every block and layer, on “choose”: where the search went."""
     figures = []
-    for task, found in zip(fitted.tasks, fitted.searched["memory"], strict=False):
+    for task, found in zip(fit.tasks, fit.searched["memory"], strict=False):
         layers = sorted({one.cell.layer for one in found})
         best: dict[tuple[int, int], float] = {}
         for one in found:

@@ -1,7 +1,7 @@
 """The search for explicit steps in the cells of a study: which parts are read, what is fitted where, how it is scored.
 
 Method, for `steps`, which tells what it is for:
-1. The steps of "fit" and "choose" are read at several layers; the reading layer is that with the best cells among a few.
+1. The steps of "fit" and "choose" are read at several layers; the one that a few cells do best with is chosen.
 2. Every cell of a source (the memory, or a control) is fitted for every step index; cell and ridge are the best on
    "choose".
 3. A fitted cell is scored on "report", with its own states or those of a control.
@@ -18,15 +18,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rim_probe.errors import RiMError
-from rim_probe.probing.step_maps import Bank, LinearMap, Regression, Solution, bank_map
+from rim_probe.probing.step_maps import (
+    JOINT_FEATURES,
+    MOST_FEATURES,
+    Bank,
+    LinearMap,
+    Regression,
+    Solution,
+    bank_map,
+)
 from rim_probe.probing.step_space import (
     FIT_DISTRACTORS,
     Candidates,
-    Place,
     StepSpace,
     candidates_at,
     covering,
     distinct_steps,
+    draw_references,
     places_of,
     read_places,
     step_spaces,
@@ -128,21 +136,6 @@ class Found:
         return float(self.hits.mean())
 
 
-def search_cell(regression: Regression, choose: np.ndarray, cell: Cell, tasks: list[Task]) -> list[Found]:
-    """The best ridge for each task; `choose` are the cell's states on that split."""
-    projected = regression.project(choose)
-    found = []
-    for task in tasks:
-        asked = task.asked["choose"]
-        solution = regression.solve(task.fit_rows, task.targets)
-        scored = [
-            Found(cell, ridge, asked.ranks(predicted) <= 0)
-            for ridge, predicted in solution.predictions(projected[asked.rows])
-        ]
-        found.append(max(scored, key=lambda one: one.top1))
-    return found
-
-
 @dataclass(frozen=True)
 class Score:
     """One row of the report for one step index: ranks of the true step at places of "report".
@@ -170,206 +163,168 @@ class Row:
 
 @dataclass
 class Fit:
-    """What fitting leaves behind for the report (and not for the screen)."""
+    """What was read and searched.
+
+    Attributes:
+        tasks: one per step index, from 1 on.
+        space: the steps at the chosen reading layer.
+        searched: source -> what was found, [task][cell].
+        best: (block, step) -> the block's best cell for it.
+        reading: reading layer -> mean top-1 on "choose" while it was chosen.
+        places_read: places of "fit" whose steps were read.
+        alignment: (block, step) -> what `best` scores on "report"; filled in when it is scored.
+    """
 
     tasks: list[Task]
     space: StepSpace
-    searched: dict[str, list[list[Found]]]  # source -> [task][cell]
-    reading: dict[int, float]  # reading layer -> mean top-1 on "choose" while it was chosen
+    searched: dict[str, list[list[Found]]]
+    best: dict[tuple[int, int], Found]
+    reading: dict[int, float]
     places_read: int
-    alignment: dict[tuple[int, int], Score] = field(default_factory=dict)  # (block, step)
-
-
-# --------------------------------------------------------------------------------------------------- one question
-
-    def explain(self, observation: Observation, steps: Sequence[str] | None = None) -> dict[str, Any]:
-        """Nearest explicit steps of every block.
-
-        Args:
-            steps: the question's gold steps, where they are known.
-
-        Returns:
-            `bank`: how many steps it was retrieved from; `blocks`, one dict per block: `block`; `step`, the index it is
-            decoded for (the one that the block lies nearest to beside the other blocks); `cell`; `accuracy`, how often
-            this was right on split "choose"; `nearest`, the `SHOWN` nearest steps with `step`, `cosine` and `gold`
-            (the 1-based gold step it equals, 0 for none, None where no gold steps are known); `match`, whether the
-            nearest one is the gold step of that index (None without it); `others`, the same for the other indices.
-        """
-        decodes: dict[int, list[dict[str, Any]]] = {}
-        for (block, t), (cell, mapped, accuracy) in sorted(self.maps.items()):
-            cosines = mapped.cosines(cell.read_from(observation.capture), self.bank.vectors)[0]
-            nearest = [
-                {"step": self.bank.texts[i], "cosine": float(cosines[i]), "gold": _gold(self.bank.texts[i], steps)}
-                for i in np.argsort(-cosines, kind="stable")[:SHOWN]
-            ]
-            gold = steps[t - 1] if steps and t <= len(steps) else None
-            match = None if gold is None else nearest[0]["step"] == gold
-            decode = {"step": t, "cell": str(cell), "accuracy": accuracy, "nearest": nearest, "match": match}
-            decodes.setdefault(block, []).append(decode)
-        blocks = []
-        for block, own in decodes.items():
-            headline = own.pop(next(i for i, one in enumerate(own) if one["step"] == self.headline(block)))
-            blocks.append({"block": block, **headline, "others": own})
-        return {"bank": len(self.bank.texts), "reading_layer": self.reading_layer, "blocks": blocks}
-
-    def headline(self, block: int) -> int:
-        """The step that block lies nearest to: where it falls least short of the best block; ties: the earlier step."""
-        steps = sorted(step for own, step in self.maps if own == block)
-
-        def shortfall(step: int) -> float:
-            return max(top1 for (_, t), top1 in self.alignment.items() if t == step) - self.alignment[block, step]
-
-        return min(steps, key=shortfall)
-
-    # ------------------------------------------------------------------------------------------------------- artifacts
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """What `restore` needs, in half precision: the bank's vectors, one map per block and step."""
-        arrays = {"bank": self.bank.vectors}
-        for (block, step), (_, mapped, _) in self.maps.items():
-            for name in ("weights", "bias", "keys", "origin"):
-                arrays[f"{block}.{step}.{name}"] = getattr(mapped, name)
-        return {name: array.astype(np.float16) for name, array in arrays.items()}
-
-    def settings(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "texts": list(self.bank.texts),
-            "reading_layer": self.reading_layer,
-            "claims": {str(step): blocks for step, blocks in self.claims.items()},
-            "maps": [
-                {
-                    "block": block,
-                    "step": step,
-                    "layer": cell.layer,
-                    "position": cell.position,
-                    "accuracy": accuracy,
-                    "alignment": self.alignment[block, step],
-                }
-                for (block, step), (cell, _, accuracy) in self.maps.items()
-            ],
-        }
-
-    @classmethod
-    def restore(cls, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> StepDecoder:
-        """A decoder from `tensors` and `settings`; its decodes are those of the decoder as saved."""
-        arrays = {name: np.asarray(array, dtype=np.float32) for name, array in tensors.items()}
-        maps, alignment = {}, {}
-        for one in settings["maps"]:
-            at = (one["block"], one["step"])
-            parts = (arrays[f"{at[0]}.{at[1]}.{name}"] for name in ("weights", "bias", "keys", "origin"))
-            cell = Cell("memory", one["layer"], one["block"], one["position"])
-            maps[at], alignment[at] = (cell, LinearMap(*parts), one["accuracy"]), one["alignment"]
-        claims = {int(step): list(blocks) for step, blocks in settings["claims"].items()}
-        bank = Bank(tuple(settings["texts"]), arrays["bank"])
-        return cls(bank, maps, claims, alignment, settings["reading_layer"])
+    alignment: dict[tuple[int, int], Score] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def drawn(study: Study, part: str, count: int) -> np.ndarray:
+def search_memory(study: Study, bank: Sequence[str] | None) -> Fit:
+    """Reads the steps, chooses the reading layer, and searches the memory's cells for every step index.
+
+    Args:
+        bank: steps that need a vector besides those of "fit".
+
+    Raises:
+        RiMError: too few problems with steps.
+    """
+    rim, rng = study.models["memory"], study.rng("steps")
+    layers = _spread(study.layers[1:], MOST_READING_LAYERS)
+    problems, rows = problems_of(study, "fit"), _drawn(study, "fit", FIT_PROBLEMS)
+    own = [problems[i] for i in rows]
+    texts = distinct_steps(own)
+    places = places_of(own, covering(own, rng), texts, rng, FIT_DISTRACTORS)
+    if bank is not None:
+        places = with_guests(places, bank, rng)
+    references = draw_references(texts, rng)
+    spaces = (
+        step_spaces(places, read_places(rim, own, places, references, layers), references, layers) if places else []
+    )
+
+    problems = problems_of(study, "choose")
+    asked = places_of(problems, _drawn(study, "choose", CHOOSE_PROBLEMS).tolist(), texts, rng)
+    read = read_places(rim, problems, asked, references, layers)
+    by_layer = [
+        _tasks(study, rows, space, lambda step, i=i, space=space: candidates_at(step, asked, read, i, space))
+        for i, space in enumerate(spaces)
+    ]
+    if not by_layer or not by_layer[0]:
+        raise RiMError(
+            f"The nearest step needs at least {FEWEST_FITTED} problems with steps to fit and {FEWEST_ASKED} to choose "
+            "by; give more problems with steps."
+        )
+    reading = _reading_layers(study, by_layer)
+    index = int(np.argmax(reading))
+    tasks = by_layer[index]
+    searched = search(study, memory_cells(study, "memory"), tasks, "memory")
+    best = {
+        (block, task.step): max((one for one in found if one.cell.block == block), key=lambda one: one.top1)
+        for task, found in zip(tasks, searched, strict=True)
+        for block in range(1, study.K + 1)
+    }
+    told = dict(zip(layers, reading, strict=True))
+    return Fit(tasks, spaces[index], {"memory": searched}, best, told, len(places))
+
+
+def _drawn(study: Study, part: str, count: int) -> np.ndarray:
     """At most `count` problems of a part that have steps, by number."""
     numbers = np.array([i for i, problem in enumerate(problems_of(study, part)) if problem.steps], dtype=int)
     return np.sort(study.rng(f"steps {part}").permutation(numbers)[:count])
 
 
-def spread(values: Sequence[int], most: int) -> list[int]:
+def _spread(values: Sequence[int], most: int) -> list[int]:
     """At most `most` of the values, evenly spread, first and last among them."""
     places = np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)
     return [values[i] for i in dict.fromkeys(places.tolist())]
 
 
-def read(study: Study, rows: np.ndarray, chosen: np.ndarray, layers: list[int], bank: Sequence[str] | None):
-    """Spaces by reading layer, (places, readings) of "choose", and how many places of "fit" were read."""
-    rim, problems = study.models["memory"], problems_of(study, "fit")
-    own = [problems[i] for i in rows]
-    texts = distinct_steps(own)
-    rng = study.rng("steps bank")
-    places = places_of(own, covering(own, rng), texts, rng, FIT_DISTRACTORS)
-    if bank:
-        places = with_guests(places, bank, rng)
-    spaces = step_spaces(places, read_places(rim, own, places, layers), layers)
-    asked = places_of(problems_of(study, "choose"), chosen.tolist(), texts, study.rng("steps choose"))
-    return spaces, (asked, read_places(rim, problems_of(study, "choose"), asked, layers)), len(places)
-
-
-def reading_layer(study: Study, rows: np.ndarray, spaces: Sequence[StepSpace], choose) -> tuple[int, dict[int, float]]:
-    """The index of the reading layer, and for each the mean over steps of the best top-1 in a few cells: the slots of
-    the first, the middle and the last block at every other layer."""
-    blocks = sorted({1, (study.K + 1) // 2, study.K})
-    layers = spread(study.layers[1:], MOST_LAYERS)[::-2]
-    cells = [cell for cell in memory_cells(study, "memory") if cell.layer in layers and cell.block in blocks]
-    wide = [cell for cell in cells if cell.position == "slots"] or cells
-    by_layer = {}
-    for i, space in enumerate(spaces):
-        by_layer[i] = tasks(study, rows, space, lambda step, i=i, space=space: candidates_at(step, *choose, i, space))
-    flat = [task for tasks in by_layer.values() for task in tasks]
-    found = search(study, wide, flat, "reading layer")
-    tops = iter(max(one.top1 for one in own) for own in found)
-    means = {i: float(np.mean([next(tops) for _ in tasks])) for i, tasks in by_layer.items()}
-    best = max(means, key=means.get)
-    return best, {spaces[i].layer: mean for i, mean in means.items()}
-
-
-def tasks(study: Study, rows: np.ndarray, space: StepSpace, candidates) -> list[Task]:
+def _tasks(study: Study, rows: np.ndarray, space: StepSpace, candidates: Callable[[int], Candidates]) -> list[Task]:
     """A task for every step index that occurs often enough, up to the first that does not."""
     problems, tasks = problems_of(study, "fit"), []
     while True:
-        t = len(tasks) + 1
-        own = np.array([i for i in rows if len(problems[i].steps) >= t], dtype=int)
-        if len(own) < FEWEST_FITTED:
-            break
-        asked: Candidates = candidates(t)
-        if len(asked.rows) < FEWEST_ASKED:
-            break
-        tasks.append(Task(t, own, space.matrix([problems[i].steps[t - 1] for i in own]), {"choose": asked}))
-    if not tasks:
-        raise RiMError(
-            f"The nearest step needs at least {FEWEST_FITTED} problems with steps to fit and {FEWEST_ASKED} to choose "
-            "by; give more problems with steps."
-        )
-    return tasks
+        step = len(tasks) + 1
+        own = np.array([i for i in rows if len(problems[i].steps) >= step], dtype=int)
+        asked = candidates(step)
+        if len(own) < FEWEST_FITTED or len(asked.rows) < FEWEST_ASKED:
+            return tasks
+        targets = space.matrix([problems[i].steps[step - 1] for i in own])
+        tasks.append(Task(step, own, targets, {"choose": asked}))
 
 
-# ----------------------------------------------------------------------------------------------------------- searching
+def _reading_layers(study: Study, by_layer: list[list[Task]]) -> list[float]:
+    """For every reading layer the mean over steps of the best top-1 in a few cells: the slots of the first, the middle
+    and the last block at every other layer."""
+    layers = _spread(study.layers[1:], MOST_LAYERS)[::-2]
+    blocks = sorted({1, (study.K + 1) // 2, study.K})
+    cells = [Cell("memory", layer, block, "slots") for layer in layers for block in blocks]
+    found = iter(search(study, cells, [task for tasks in by_layer for task in tasks], "reading layer"))
+    return [float(np.mean([max(one.top1 for one in next(found)) for _ in tasks])) for tasks in by_layer]
+
+
+# ---------------------------------------------------------------------------------------------------------- searching
 
 
 def memory_cells(study: Study, role: str) -> list[Cell]:
+    """Every cell of a role's memory that is searched."""
     positions: list[int | str] = ["slots", "end"]
     if 1 < study.M <= MOST_SINGLE_SLOTS:
         positions += range(1, study.M + 1)
     return [
         Cell(role, layer, block, position)
-        for layer in spread(study.layers, MOST_LAYERS)
+        for layer in _spread(study.layers, MOST_LAYERS)
         for block in range(1, study.K + 1)
         for position in positions
     ]
 
 
-def other_sources(study: Study) -> list[tuple[str, list[Cell]]]:
-    """Controls that have cells of their own: name, cells."""
-    question = [Cell("memory", layer, 0, "question") for layer in study.layers]
-    sources = [("last question token", question)]
+def other_sources(study: Study) -> dict[str, list[Cell]]:
+    """Controls that have cells of their own, by name."""
+    sources = {"last question token": [Cell("memory", layer, 0, "question") for layer in study.layers]}
     if "base" in study.models:
-        sources.append(("base model, untrained memory", memory_cells(study, "base")))
+        sources["base model, untrained memory"] = memory_cells(study, "base")
     if "direct" in study.models:
         layers = study.capture("direct", "fit").layers
-        cells = [Cell("direct", layer, 0, position) for layer in layers for position in ("question", "answer")]
-        sources.append(("direct model, last tokens", cells))
+        sources["direct model, last tokens"] = [
+            Cell("direct", layer, 0, position) for layer in layers for position in ("question", "answer")
+        ]
     return sources
 
 
 def search(study: Study, cells: Sequence[Cell], tasks: list[Task], label: str) -> list[list[Found]]:
     """For every task what was found in every cell, [task][cell]."""
-    found = [
-        search_cell(Regression(cell.read(study, "fit"), study.seed), cell.read(study, "choose"), cell, tasks)
-        for cell in study.progress(cells, f"steps {label}")
-    ]
+    found = [_search_cell(study, cell, tasks, MOST_FEATURES) for cell in study.progress(cells, f"steps: {label}")]
     return [list(one) for one in zip(*found, strict=True)]
 
 
-def claims(best: Mapping[tuple[int, int], Found]) -> dict[int, list[int]]:
+def side_by_side(study: Study, best: Found, task: Task) -> Found:
+    """All blocks' slots at once, at the layer of the best cell."""
+    return _search_cell(study, Cell("memory", best.cell.layer, None, "slots"), [task], JOINT_FEATURES)[0]
+
+
+def _search_cell(study: Study, cell: Cell, tasks: list[Task], features: int) -> list[Found]:
+    regression = Regression(cell.read(study, "fit"), study.seed, features)
+    projected = regression.project(cell.read(study, "choose"))
+    found = []
+    for task in tasks:
+        asked = task.asked["choose"]
+        solution = regression.solve(task.fit_rows, task.targets)
+        scored = [
+            Found(cell, ridge, asked.ranks(predicted) <= 0)
+            for ridge, predicted in solution.predictions(projected[asked.rows])
+        ]
+        found.append(max(scored, key=lambda one: one.top1))
+    return found
+
+
+def claimed(best: Mapping[tuple[int, int], Found]) -> dict[int, list[int]]:
     """Step -> blocks that are as near as the nearest one, noise aside; `best` by (block, step)."""
     claims = {}
     for step in sorted({step for _, step in best}):
@@ -380,18 +335,32 @@ def claims(best: Mapping[tuple[int, int], Found]) -> dict[int, list[int]]:
     return claims
 
 
-def joint(study: Study, best: Found, task: Task) -> Found:
-    """All blocks' slots side by side at the layer of the best cell."""
-    cell = Cell("memory", best.cell.layer, None, "slots")
-    regression = Regression(cell.read(study, "fit"), study.seed, JOINT_FEATURES)
-    return search_cell(regression, cell.read(study, "choose"), cell, [task])[0]
+# ------------------------------------------------------------------------------------------------------------ scoring
 
 
-# ------------------------------------------------------------------------------------------------------------- scoring
+def read_report(study: Study, fit: Fit, texts: Sequence[str]) -> None:
+    """Gives the tasks their places of "report"; those that are asked too seldom are dropped.
+
+    Raises:
+        RiMError: none is left.
+    """
+    problems = study.problems("report")
+    numbers = [i for i, problem in enumerate(problems) if problem.steps]
+    places = places_of(problems, numbers, texts, study.rng("steps report"))
+    read = read_places(study.models["memory"], problems, places, fit.space.references, [fit.space.layer])
+    for task in fit.tasks:
+        task.asked["report"] = candidates_at(task.step, places, read, 0, fit.space)
+    fit.tasks = [task for task in fit.tasks if len(task.asked["report"].rows) >= FEWEST_ASKED]
+    if not fit.tasks:
+        raise RiMError(
+            f"Fewer than {FEWEST_ASKED} problems of the reported split have steps; give more problems with steps."
+        )
 
 
-def _solution(study: Study, found: Found, task: Task, fitted: str):
-    """The regression of a cell and task.
+def retrieval(
+    study: Study, found: Found, task: Task, bank: Bank, fitted: str = "all"
+) -> tuple[Solution, LinearMap, float]:
+    """A found cell fitted again: its regression, its map for the whole bank, and that map's top-1 on "choose".
 
     Args:
         fitted: on "all" problems, with their steps "shuffled" among them, or on those of split "fit alone".
@@ -404,30 +373,23 @@ def _solution(study: Study, found: Found, task: Task, fitted: str):
     if fitted == "fit alone":
         own = rows < len(study.problems("fit"))
         rows, targets = rows[own], targets[own]
-    return regression.solve(rows, targets)
-
-
-def bank_map(study: Study, found: Found, task: Task, bank: Bank, fitted: str = "all"):
-    """(kind, map, top-1 on "choose") for the whole bank, and before them the solution it comes from."""
+    solution = regression.solve(rows, targets)
     asked = task.asked["choose"]
-    solution = _solution(study, found, task, fitted)
-    kind, mapped, top1 = bank_map(
-        solution, found.ridge, found.cell.read(study, "choose")[asked.rows], asked.texts, bank
-    )
-    return solution, mapped, top1
+    states = found.cell.read(study, "choose")[asked.rows]
+    return solution, *bank_map(solution, found.ridge, states, asked.texts, bank)
 
 
-def scored(
+def score_cell(
     study: Study, found: Found, task: Task, bank: Bank, *, fitted: str = "all", source: str = "own"
 ) -> Score:
     """Ranks on "report" of one cell and task.
 
     Args:
-        fitted: see `_solution`.
+        fitted: see `retrieval`.
         source: whose states are read: the problem's own, the "mean" over all problems with that step, or those of
             "another" one.
     """
-    solution, mapped, _ = bank_map(study, found, task, bank, fitted)
+    solution, mapped, _ = retrieval(study, found, task, bank, fitted)
     asked = task.asked["report"]
     states = found.cell.read(study, "report")[asked.rows]
     if source == "mean":

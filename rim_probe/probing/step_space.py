@@ -3,12 +3,15 @@
 Method:
 1. A place is a step of a problem; its candidates are the step itself, the problem's other steps and hard distractors
    (`equations.distractors`), all read in the same context: the question and the true steps before (`bank`).
-2. A model that reads "3+4=8", or a step that does not belong here, knows that it is wrong. That is no knowledge of any
-   memory, but it lies in the representation, and the context does, too. Therefore every candidate is taken relative to
-   the mean of its place, and a step is represented by the mean over all places it was read in, as the true step and as
-   a wrong one alike.
-3. These differences are whitened with their covariance over places of split "fit", slightly shrunk towards a multiple
-   of the identity (for which `SHRINKAGE` of the mean variance suffices: there are many more readings than dimensions).
+2. What a model makes of a step also depends on the context. Therefore `REFERENCES` steps, the same everywhere, are read
+   in every place, and each candidate is taken relative to their mean. (Not relative to the mean of the candidates:
+   all hard distractors are made from the true step, which is the middle of them and would lie near zero; who knows any
+   part of it could then tell it from the others.)
+3. A model that reads "3+4=8", or a step that does not belong here, knows that it is wrong. That is no knowledge of any
+   memory. Therefore a step is represented by the mean over all places it was read in, as the true step and as a wrong
+   one alike.
+4. These vectors are whitened with their covariance over places of split "fit", slightly shrunk towards a multiple of
+   the identity (for which `SHRINKAGE` of the mean variance suffices: there are many more readings than dimensions).
 
 Knows steps, places and linear algebra. Knows nothing of memory.
 """
@@ -26,7 +29,8 @@ from rim_probe.probing.bank import Reading, read_steps
 from rim_probe.problems import Problem
 
 DISTRACTORS = 20
-FIT_DISTRACTORS = 10  # enough to tell what a place has in common
+FIT_DISTRACTORS = 10
+REFERENCES = 8
 CONTEXTS = 12  # readings of each distinct step in its true place, where the data has them
 SHRINKAGE = 3e-4
 _TINY = 1e-9
@@ -102,29 +106,39 @@ def covering(problems: Sequence[Problem], rng: np.random.Generator, contexts: in
     return chosen
 
 
+def draw_references(texts: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
+    """The steps that are read in every place."""
+    return tuple(texts[i] for i in rng.permutation(len(texts))[:REFERENCES])
+
+
 def read_places(
-    rim: RiM, problems: Sequence[Problem], places: Sequence[Place], layers: Sequence[int]
+    rim: RiM, problems: Sequence[Problem], places: Sequence[Place], references: Sequence[str], layers: Sequence[int]
 ) -> list[np.ndarray]:
-    """Each place's texts relative to the mean of its candidates, float32 [texts, len(layers), d]."""
+    """Each place's texts relative to the mean of the references read there, float32 [texts, len(layers), d]."""
     by_problem: dict[int, list[Place]] = {}
     for place in places:
         by_problem.setdefault(place.problem, []).append(place)
     readings = []
     for number, own in by_problem.items():
         steps = problems[number].steps
-        alternatives = {place.step: place.texts[1:] for place in own}
+        alternatives = {place.step: (*place.texts[1:], *references) for place in own}
         readings.append(
             Reading(problems[number].question, steps, tuple(alternatives.get(t + 1, ()) for t in range(len(steps))))
         )
     states = dict(zip(by_problem, read_steps(rim, readings, layers), strict=True))
-    found = [states[place.problem][place.step - 1] for place in places]
-    return [held - held[: len(place.candidates)].mean(0) for place, held in zip(places, found, strict=True)]
+    found = []
+    for place in places:
+        held, count = states[place.problem][place.step - 1], len(place.texts)
+        found.append(held[:count] - held[count:].mean(0))
+    return found
 
 
 def with_guests(places: Sequence[Place], texts: Sequence[str], rng: np.random.Generator) -> list[Place]:
     """The places, each of `texts` that none of them has being read in `CONTEXTS` of them (or in all)."""
     known = {text for place in places for text in place.texts}
     guests = tuple(text for text in dict.fromkeys(texts) if text not in known)
+    if not guests:
+        return list(places)
     chosen = set(rng.permutation(len(places))[:CONTEXTS].tolist())
     return [replace(place, guests=guests) if i in chosen else place for i, place in enumerate(places)]
 
@@ -135,11 +149,13 @@ class StepSpace:
 
     Attributes:
         layer: where steps are read.
-        whitening [d, d]: from differences within a place to the space.
+        references: the steps that every reading is relative to.
+        whitening [d, d]: from readings to the space.
         vectors: text -> its vector [d].
     """
 
     layer: int
+    references: tuple[str, ...]
     whitening: np.ndarray
     vectors: Mapping[str, np.ndarray]
 
@@ -148,7 +164,9 @@ class StepSpace:
         return np.stack([self.vectors[text] for text in texts])
 
 
-def step_spaces(places: Sequence[Place], read: Sequence[np.ndarray], layers: Sequence[int]) -> list[StepSpace]:
+def step_spaces(
+    places: Sequence[Place], read: Sequence[np.ndarray], references: tuple[str, ...], layers: Sequence[int]
+) -> list[StepSpace]:
     """One space per layer, from places and what `read_places` made of them at these layers."""
     texts = {text: i for i, text in enumerate(dict.fromkeys(text for place in places for text in place.texts))}
     labels = np.array([texts[text] for place in places for text in place.texts])
@@ -160,12 +178,15 @@ def step_spaces(places: Sequence[Place], read: Sequence[np.ndarray], layers: Seq
         whitening = _whitening(own)
         means = np.zeros((len(texts), own.shape[1]), np.float32)
         np.add.at(means, labels, own)
-        spaces.append(StepSpace(layer, whitening, dict(zip(texts, means / counts @ whitening, strict=True))))
+        spaces.append(
+            StepSpace(layer, references, whitening, dict(zip(texts, means / counts @ whitening, strict=True)))
+        )
     return spaces
 
 
 def _whitening(states: np.ndarray) -> np.ndarray:
-    covariance = (states.T @ states).astype(np.float64) / len(states)
+    centred = states - states.mean(0)
+    covariance = (centred.T @ centred).astype(np.float64) / len(states)
     # A layer where the last token knows nothing yet has no variance at all.
     covariance += (SHRINKAGE * np.trace(covariance) / len(covariance) + _TINY) * np.eye(len(covariance))
     values, vectors = np.linalg.eigh(covariance)

@@ -5,16 +5,17 @@ Method:
    out in a whitened space (`step_space`). The bank is every distinct step of split "fit", or a list of the user's.
 2. For each step index t and each cell (layer, block, position) a linear map from the cell's states to the vectors of
    step t is fitted on "fit" (`step_maps`). The reading layer, the cell, the strength and the kind of map are chosen on
-   "choose", the first three by top-1 among the problem's own steps and 20 hard distractors.
+   "choose", the first three by top-1 among the problem's own steps and 20 hard distractors. Splits `fit-heldout` and
+   `choose-heldout`, where a study has them, serve for that as well (`step_search.splits_of`).
 3. "report" scores them: among own steps and distractors, read in the problem's own context, and in the whole bank.
    Block k is claimed to hold step t where its best cell is within noise of the best block's on "choose": the 95 %
    interval of the difference, place by place, holds zero.
 4. For one question each block is decoded with its maps: nearest steps of the bank with their cosines.
 
-Controls, in the same table, each with cells and strength of its own choosing: a map fitted on shuffled problems; the
-base model's untrained memory; the mean slot (every question gets the mean of the states, so that only what is common to
-all questions is left); another question's memory; the last question token (was the step readable before any memory?);
-the matched direct model.
+Controls, in the same table: the last question token (was the step readable before any memory?), the base model's
+untrained memory and the matched direct model, each at the best cell of its own; at the memory's best cell a map fitted
+on shuffled problems, the mean slot (every question gets the mean of the states, so that only what all questions have in
+common is left), and another question's memory.
 
 Knows what is compared with what. Knows nothing of tokens, and of models only their roles.
 """
@@ -22,39 +23,29 @@ Knows what is compared with what. Knows nothing of tokens, and of models only th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rim_probe.errors import RiMError
 from rim_probe.probing.section import Section
-from rim_probe.probing.step_maps import (
-    JOINT_FEATURES,
-    MOST_FEATURES,
-    Bank,
+from rim_probe.probing.step_maps import Bank, LinearMap
+from rim_probe.probing.step_search import (
     Cell,
+    Fit,
     Found,
-    LinearMap,
-    Regression,
-    Task,
-    bank_map,
+    Row,
+    claimed,
+    other_sources,
     problems_of,
-    search_cell,
+    read_report,
+    retrieval,
+    score_cell,
+    search,
+    search_memory,
+    side_by_side,
     splits_of,
 )
-from rim_probe.probing.step_space import (
-    FIT_DISTRACTORS,
-    Candidates,
-    StepSpace,
-    candidates_at,
-    covering,
-    distinct_steps,
-    places_of,
-    read_places,
-    step_spaces,
-    with_guests,
-)
+from rim_probe.probing.step_space import distinct_steps
 
 if TYPE_CHECKING:
     from rim_probe.probing.study import Observation, Study
@@ -89,7 +80,7 @@ class StepDecoder:
 
     @classmethod
     def fit(cls, study: Study, bank: Sequence[str] | None = None) -> StepDecoder:
-        """Fits every cell and chooses by split "choose".
+        """Searches every cell and chooses by "choose".
 
         Args:
             bank: steps to retrieve from instead of the distinct steps of "fit".
@@ -97,27 +88,18 @@ class StepDecoder:
         Raises:
             RiMError: too few problems with steps.
         """
-        rows = _drawn(study, "fit", FIT_PROBLEMS)
-        chosen = _drawn(study, "choose", CHOOSE_PROBLEMS)
-        layers = _spread(study.layers[1:], MOST_READING_LAYERS)
-        spaces, choose, places_read = _read(study, rows, chosen, layers, bank)
-        index, reading = _reading_layer(study, rows, spaces, choose)
-        space = spaces[index]
-        tasks = _tasks(study, rows, space, lambda step: candidates_at(step, *choose, index, space))
-        searched = {"memory": _search(study, _memory_cells(study, "memory"), tasks, "memory")}
-
-        best = {
-            (block, task.step): max((f for f in found if f.cell.block == block), key=lambda f: f.top1)
-            for task, found in zip(tasks, searched["memory"], strict=True)
-            for block in range(1, study.K + 1)
+        fit = search_memory(study, bank)
+        texts = tuple(dict.fromkeys(distinct_steps(problems_of(study, "fit")) if bank is None else bank))
+        texts = tuple(text for text in texts if text in fit.space.vectors)
+        held = Bank(texts, fit.space.matrix(texts))
+        by_step = {task.step: task for task in fit.tasks}
+        maps = {
+            (block, step): (found.cell, *retrieval(study, found, by_step[step], held)[1:])
+            for (block, step), found in fit.best.items()
         }
-        alignment = {at: found.top1 for at, found in best.items()}
-        texts = distinct_steps([problems_of(study, "fit")[i] for i in rows]) if bank is None else list(dict.fromkeys(bank))
-        held = Bank(tuple(texts), space.matrix(texts))
-        by_step = {task.step: task for task in tasks}
-        maps = {at: (found.cell, *_bank_map(study, found, by_step[at[1]], held)[1:]) for at, found in best.items()}
-        decoder = cls(held, maps, _claims(best), alignment, space.layer)
-        decoder._fit = Fit(tasks, space, searched, reading, places_read)
+        alignment = {at: found.top1 for at, found in fit.best.items()}
+        decoder = cls(held, maps, claimed(fit.best), alignment, fit.space.layer)
+        decoder._fit = fit
         return decoder
 
     def score(self, study: Study) -> Section:
@@ -128,47 +110,126 @@ class StepDecoder:
         """
         from rim_probe.probing.step_report import report
 
-        fitted = self._fit or StepDecoder.fit(study, self.bank.texts)._fit
-        numbers = [i for i, problem in enumerate(study.problems("report")) if problem.steps]
-        places = places_of(study.problems("report"), numbers, self.bank.texts, study.rng("steps report"))
-        read = read_places(study.models["memory"], study.problems("report"), places, [fitted.space.layer])
-        for task in fitted.tasks:
-            task.asked["report"] = candidates_at(task.step, places, read, 0, fitted.space)
-        fitted.tasks = [task for task in fitted.tasks if len(task.asked["report"].rows) >= FEWEST_ASKED]
-        if not fitted.tasks:
-            raise RiMError(
-                f"Fewer than {FEWEST_ASKED} problems of the reported split have steps; give more problems with steps."
-            )
-        rows = self._rows(study, fitted)
-        for (block, step), (cell, *_) in self.maps.items():
-            task = next((task for task in fitted.tasks if task.step == step), None)
-            if task is not None:
-                ridge = next(f.ridge for f in fitted.searched["memory"][step - 1] if f.cell == cell)
-                found = Found(cell, ridge, self.alignment[block, step])
-                fitted.alignment[block, step] = _scored(study, found, task, self.bank)
-        return report(study, self, fitted, rows)
+        fit = self._fit or StepDecoder.fit(study, self.bank.texts)._fit
+        read_report(study, fit, self.bank.texts)
+        rows = self._rows(study, fit)
+        by_step = {task.step: task for task in fit.tasks}
+        for (block, step), found in fit.best.items():
+            if step in by_step:
+                fit.alignment[block, step] = score_cell(study, found, by_step[step], self.bank)
+        return report(study, self, fit, rows)
 
-    def _rows(self, study: Study, fitted: Fit) -> list[Row]:
-        tasks, searched = fitted.tasks, fitted.searched
-        best = {task.step: max(searched["memory"][task.step - 1], key=lambda f: f.top1) for task in tasks}
-        joint = {task.step: _joint(study, best[task.step], task) for task in tasks}
+    def _rows(self, study: Study, fit: Fit) -> list[Row]:
+        best = {task.step: _nearest(found) for task, found in zip(fit.tasks, fit.searched["memory"], strict=False)}
+        together = {task.step: side_by_side(study, best[task.step], task) for task in fit.tasks}
 
-        def row(name: str, found: Mapping[int, Found], control: bool = True, **how: Any) -> Row:
-            scores = {task.step: _scored(study, found[task.step], task, self.bank, **how) for task in tasks}
+        def row(name: str, found: Mapping[int, Found], control: bool = True, **how: str) -> Row:
+            scores = {task.step: score_cell(study, found[task.step], task, self.bank, **how) for task in fit.tasks}
             return Row(name, control, {step: str(one.cell) for step, one in found.items()}, scores)
 
         rows = [
             row("memory, best cell", best, control=False),
-            row("memory, all blocks side by side", joint, control=False),
+            row("memory, all blocks side by side", together, control=False),
         ]
         if len(splits_of(study, "fit")) > 1:
             rows.append(row("memory, best cell, fitted on “fit” alone", best, control=False, fitted="fit alone"))
         rows.append(row("shuffled pairing", best, fitted="shuffled"))
-        for name, cells in _other_sources(study):
-            searched[name] = _search(study, cells, tasks, name)
-            found = {task.step: max(one, key=lambda f: f.top1) for task, one in zip(tasks, searched[name], strict=True)}
-            rows.append(row(name, found))
+        for name, cells in other_sources(study).items():
+            fit.searched[name] = search(study, cells, fit.tasks, name)
+            own = {task.step: _nearest(found) for task, found in zip(fit.tasks, fit.searched[name], strict=True)}
+            rows.append(row(name, own))
         return [*rows, row("mean slot", best, source="mean"), row("another question's memory", best, source="another")]
+
+    # --------------------------------------------------------------------------------------------------- one question
+
+    def explain(self, observation: Observation, steps: Sequence[str] | None = None) -> dict[str, Any]:
+        """Nearest explicit steps of every block.
+
+        Args:
+            steps: the question's gold steps, where they are known.
+
+        Returns:
+            `bank`: how many steps it was retrieved from; `blocks`, one dict per block: `block`; `step`, the index it is
+            decoded for (the one that the block lies nearest to beside the other blocks); `cell`; `accuracy`, how often
+            this was right on split "choose"; `nearest`, the `SHOWN` nearest steps with `step`, `cosine` and `gold`
+            (the 1-based gold step it equals, 0 for none, None where no gold steps are known); `match`, whether the
+            nearest one is the gold step of that index (None without it); `others`, the same for the other indices.
+        """
+        decodes: dict[int, list[dict[str, Any]]] = {}
+        for (block, t), (cell, mapped, accuracy) in sorted(self.maps.items(), key=lambda item: item[0]):
+            if block > observation.capture.K:
+                break
+            cosines = mapped.cosines(cell.read_from(observation.capture), self.bank.vectors)[0]
+            nearest = [
+                {"step": self.bank.texts[i], "cosine": float(cosines[i]), "gold": _gold(self.bank.texts[i], steps)}
+                for i in np.argsort(-cosines, kind="stable")[:SHOWN]
+            ]
+            gold = steps[t - 1] if steps and t <= len(steps) else None
+            match = None if gold is None else nearest[0]["step"] == gold
+            decode = {"step": t, "cell": str(cell), "accuracy": accuracy, "nearest": nearest, "match": match}
+            decodes.setdefault(block, []).append(decode)
+        blocks = []
+        for block, own in decodes.items():
+            headline = own.pop(next(i for i, one in enumerate(own) if one["step"] == self.headline(block)))
+            blocks.append({"block": block, **headline, "others": own})
+        return {"bank": len(self.bank.texts), "reading_layer": self.reading_layer, "blocks": blocks}
+
+    def headline(self, block: int) -> int:
+        """The step that a block lies nearest to: where it falls least short of the best block, then where it is nearest
+        in itself, then the earlier one."""
+        steps = sorted(step for own, step in self.maps if own == block)
+
+        def shortfall(step: int) -> tuple[float, float]:
+            own = self.alignment[block, step]
+            return max(top1 for (_, t), top1 in self.alignment.items() if t == step) - own, -own
+
+        return min(steps, key=shortfall)
+
+    # ------------------------------------------------------------------------------------------------------- artifacts
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What `restore` needs: the bank's vectors, one map per block and step."""
+        arrays = {"bank": self.bank.vectors}
+        for (block, step), (_, mapped, _) in self.maps.items():
+            for name in ("weights", "bias", "keys", "origin"):
+                arrays[f"{block}.{step}.{name}"] = getattr(mapped, name)
+        return arrays
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "texts": list(self.bank.texts),
+            "reading_layer": self.reading_layer,
+            "claims": {str(step): blocks for step, blocks in self.claims.items()},
+            "maps": [
+                {
+                    "block": block,
+                    "step": step,
+                    "layer": cell.layer,
+                    "position": cell.position,
+                    "accuracy": accuracy,
+                    "alignment": self.alignment[block, step],
+                }
+                for (block, step), (cell, _, accuracy) in self.maps.items()
+            ],
+        }
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> StepDecoder:
+        """A decoder from `tensors` and `settings`; its decodes are those of the decoder as saved."""
+        maps, alignment = {}, {}
+        for one in settings["maps"]:
+            at = (one["block"], one["step"])
+            parts = (tensors[f"{at[0]}.{at[1]}.{name}"] for name in ("weights", "bias", "keys", "origin"))
+            cell = Cell("memory", one["layer"], one["block"], one["position"])
+            maps[at], alignment[at] = (cell, LinearMap(*parts), one["accuracy"]), one["alignment"]
+        claims = {int(step): list(blocks) for step, blocks in settings["claims"].items()}
+        bank = Bank(tuple(settings["texts"]), tensors["bank"])
+        return cls(bank, maps, claims, alignment, settings["reading_layer"])
+
+
+def _nearest(found: Sequence[Found]) -> Found:
+    return max(found, key=lambda one: one.top1)
 
 
 def _gold(text: str, steps: Sequence[str] | None) -> int | None:

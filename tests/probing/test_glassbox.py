@@ -22,7 +22,7 @@ from glassbox import (
 
 from rim_probe.decoding import answer_batch
 from rim_probe.model import RiM
-from rim_probe.probing import importance, interchange, step_space, steps
+from rim_probe.probing import importance, interchange, step_search, step_space, steps
 from rim_probe.probing.attention import attention_shares
 from rim_probe.probing.bank import Reading, read_steps
 from rim_probe.probing.capture import capture
@@ -204,23 +204,19 @@ def few_draws(monkeypatch):
 
 
 def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, monkeypatch):
-    for name, less in (
-        ("FIT_PROBLEMS", 120),
-        ("CHOOSE_PROBLEMS", 40),
-        ("MOST_READING_LAYERS", 2),
-        ("MOST_SINGLE_SLOTS", 0),
-    ):
-        monkeypatch.setattr(steps, name, less)
+    less = {"FIT_PROBLEMS": 120, "CHOOSE_PROBLEMS": 40, "MOST_READING_LAYERS": 2, "MOST_SINGLE_SLOTS": 0}
+    for name, count in (less | {"MOST_LAYERS": 5}).items():  # 0, 2, 4, 6, 8
+        monkeypatch.setattr(step_search, name, count)
     decoder = steps.StepDecoder.fit(study)
     section = decoder.score(study)
     assert decoder.claims == {step: [step] for step in BLOCKS}
     own = {row[0]: row[1].value for row in section.tables[0].rows}
     controls = {name: top1 for name, top1 in own.items() if name.startswith("control")}
-    assert len(controls) == 5 and max(controls.values()) < 0.25
+    assert len(controls) == 5 and max(controls.values()) < 0.15
     assert all(top1 == 1 for name, top1 in own.items() if name not in controls)
     assert all(target.met for target in section.targets)
     for (block, step), (cell, *_) in decoder.maps.items():
-        assert (decoder.alignment[block, step] > 0.95) == (block == step)
+        assert decoder.alignment[block, step] > 0.9 if block == step else decoder.alignment[block, step] < 0.5
         assert block != step or cell.layer >= HELD_LAYER[block]
     (problem,) = study.problems("report")[:1]
     told = decoder.explain(observe(study.models["memory"], problem.question), problem.steps)
@@ -228,19 +224,21 @@ def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, mo
     assert all(block["match"] for block in told["blocks"])
 
 
-@pytest.mark.xfail(strict=True, reason="the true step is the centre of its distractors, which cosine prefers to all")
-def test_to_know_the_result_alone_is_not_to_know_the_step(box):
-    """Block ends hold the result and nothing else of their step; so does this oracle."""
-    problems = box.problems(12, 40, "choose")
+@pytest.mark.parametrize("part", range(4))
+def test_to_know_one_part_of_a_step_is_not_to_know_the_step(box, part):
+    """Block ends hold the result and nothing else of their step; hard distractors must tell that from the step."""
+    problems, rng = box.problems(12, 40, "choose"), np.random.default_rng(0)
     texts = step_space.distinct_steps(problems)
-    places = step_space.places_of(problems, range(len(problems)), texts, np.random.default_rng(0))
-    read = step_space.read_places(box.rim, problems, places, [STEP_LAYER])
-    (space,) = step_space.step_spaces(places, read, [STEP_LAYER])
-    vectors, results = space.matrix(texts), np.array([parts(text)[3] for text in texts])
+    references = step_space.draw_references(texts, rng)
+    places = step_space.places_of(problems, range(len(problems)), texts, rng)
+    read = step_space.read_places(box.rim, problems, places, references, [STEP_LAYER])
+    (space,) = step_space.step_spaces(places, read, references, [STEP_LAYER])
+    vectors = space.matrix(texts) - space.matrix(texts).mean(0)
     for step in BLOCKS:
         asked = step_space.candidates_at(step, places, read, 0, space)
-        known = [vectors[results == parts(text)[3]].mean(0) - vectors.mean(0) for text in asked.texts]
-        assert step_space.share_within(asked.ranks(np.stack(known)), 1) < 0.4
+        known = [[parts(text)[part] == parts(own)[part] for text in texts] for own in asked.texts]
+        oracle = np.stack([vectors[rows].mean(0) for rows in known])
+        assert step_space.share_within(asked.ranks(oracle), 1) < 0.6  # 7 of 20 distractors keep the result
 
 
 def test_value_probes_find_every_quantity_where_it_is_held_and_only_there(study):
