@@ -302,6 +302,8 @@ def _add_probe(commands: Any) -> None:
 def _probe(arguments: argparse.Namespace) -> int:
     if arguments.question is not None:
         return _probe_question(arguments)
+    if arguments.card and arguments.only:
+        raise RiMError("--card tells of every probe; leave out --only.")
     cards = [open_card(path, "probe") for path in arguments.card]
     files = {
         name: getattr(arguments, "data" if name == "report" else name.replace("-", "_"))
@@ -309,7 +311,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     }
     data = {name: read_data(path).problems for name, path in files.items() if path is not None}
 
-    from rim_probe.probing.run import Source, default_folder, run_probes, splits_of, summarise
+    from rim_probe.probing.run import NotRun, Source, default_folder, run_probes, splits_of, summarise
     from rim_probe.probing.study import load_models
     from rim_probe.probing.text import format_section
     from rim_probe.probing.verdict import verdict
@@ -324,7 +326,6 @@ def _probe(arguments: argparse.Namespace) -> int:
     silence_transformers()
     models = load_models(arguments.checkpoint, arguments.device, arguments.base)
     print(verdict(models["memory"]), end="\n\n", flush=True)
-    sections = []
     for section in run_probes(
         models,
         sources,
@@ -334,8 +335,10 @@ def _probe(arguments: argparse.Namespace) -> int:
         num_blocks=arguments.num_blocks,
         seed=arguments.seed,
     ):
-        sections.append(section)
-        print(format_section(section), flush=True)
+        if isinstance(section, NotRun):
+            print(f"{section.name} was not run: {section.reason}", file=sys.stderr)
+        else:
+            print(format_section(section), flush=True)
     for write in cards:
         write(summarise(folder))
     print(f"Report: {folder / 'report.html'}")
@@ -343,6 +346,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 def _probe_question(arguments: argparse.Namespace) -> int:
+    from rim_probe.equations import read_equation
     from rim_probe.probing.probes import explain
     from rim_probe.probing.question import format_question
     from rim_probe.probing.run import default_folder
@@ -357,6 +361,9 @@ def _probe_question(arguments: argparse.Namespace) -> int:
         raise RiMError(f"{error}{_nearest(arguments.question, arguments.checkpoint)}") from None
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
     steps = parse_steps(arguments.steps)
+    for step in steps:
+        if read_equation(step) is None:
+            print(f"{step} is no equation such as <<3+4=7>>; it is compared as text.", file=sys.stderr)
     told, complaints = explain(models, seen, folder, steps)
     print(format_question(seen, told, steps), flush=True)
     for sentence in complaints:

@@ -3,12 +3,15 @@
 Method:
 1. From `capture` with attention, per problem, layer and head: the mass that slots and block ends send to the question's
    numbers, to its other tokens and to each block. Rows of one kind in one block are averaged; nothing else is.
-2. Heads are ranked by knockout (`heads`): as readers of memory (silenced where the answer is spoken) and as writers
-   (silenced at the slots), by the fall of the gold answer's log probability on the choosing split.
+2. Heads are ranked by knockout (`heads`): silenced where the answer is spoken ("reader") and at the slots ("writer"),
+   by the fall of the gold answer's log probability on the choosing split. A silent head loses all that it reads there,
+   be it from memory or from the question: knockout alone does not show that memory is read.
 3. On the report split: the m heads at the top silenced together, against m heads at random; and the rank correlation of
    attention share (reader: mass on memory; writer: mass on the question's numbers) with the effect of knockout, head by
    head. Attention that explained the answer would correlate with it (cf. Jain & Wallace 2019).
-4. Controls: the base model's attention before RiM training, and even attention over all visible tokens.
+4. What shows it: on the report split the answer's attention, in all heads and layers, is cut from memory alone, from
+   the question alone, and from both.
+5. Controls: the base model's attention before RiM training, and even attention over all visible tokens.
 
 Knows attention weights and names every aggregation. Knows nothing of what blocks hold.
 """
@@ -22,9 +25,10 @@ import numpy as np
 
 from rim_probe.model import RiM
 from rim_probe.probing.capture import Capture, capture
-from rim_probe.probing.heads import GoldScorer, Head, Role, num_heads
+from rim_probe.probing.curves import mean_estimate
+from rim_probe.probing.heads import GoldScorer, GoldScores, Head, Part, Role, fitting, num_heads
 from rim_probe.probing.hooks import num_layers
-from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap
+from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap, proportion_estimate
 from rim_probe.probing.study import Observation, Study
 from rim_probe.problems import Problem
 
@@ -34,6 +38,7 @@ RANDOM_SETS = 5
 CAPTURE_BATCH = 32
 DRAWS = 500
 PER_HEAD_NUMBERS = 200_000  # above that many weights `explain` gives means over heads only
+_AT: dict[Role, str] = {"reader": "heads at the answer", "writer": "heads at the slots"}
 _NUMBER = re.compile(r"\d")
 
 
@@ -93,14 +98,16 @@ def explain(observation: Observation) -> dict[str, Any]:
         {"tokens" [W], "numbers" [W] bool, "layers" A, "heads" H, "aggregation": what was averaged,
         "slots_to_tokens" {"mean over heads" [A][K][W], "max over heads" [A][K][W], "per head" [A][H][K][W], or None
         where that would be very many numbers}, "answer_to_blocks" [A][H][K], "answer_to_tokens" [A][H][W] or None,
-        "slots_to_blocks" {"mean over heads" [A][K][K]}}.
+        "slots_to_blocks" {"mean over heads" [A][K][K]} (to a block's begin, slots and end together), "slots_to_slots"
+        the same to its slots alone}.
     """
     held = observation.capture
     to_question, to_memory = (tensor[0].float().numpy() for tensor in (held.to_question, held.to_memory))
     blocks, slots = held.K, held.M
     layers, heads, _, width = to_question.shape
     rows = to_question.reshape(layers, heads, blocks, slots + 1, width)
-    on_blocks = to_memory.reshape(layers, heads, blocks, slots + 1, blocks, -1).sum(axis=-1)
+    by_token = to_memory.reshape(layers, heads, blocks, slots + 1, blocks, slots + 2)
+    on_blocks, on_slots = by_token.sum(axis=-1), by_token[..., 1:-1].sum(axis=-1)
     from_slots = rows[..., :slots, :].mean(axis=3)  # [A, H, K, W]
     small = from_slots.size <= PER_HEAD_NUMBERS
     return {
@@ -108,7 +115,8 @@ def explain(observation: Observation) -> dict[str, Any]:
         "numbers": number_tokens(observation.tokens).tolist(),
         "layers": layers,
         "heads": heads,
-        "aggregation": f"mean over the {slots} slots of a block; over heads as named",
+        "aggregation": f"mean over the {slots} slots of a block; over heads as named; a block is "
+        "its begin, slots and end together",
         "slots_to_tokens": {
             "mean over heads": _rounded(from_slots.mean(axis=1)),
             "max over heads": _rounded(from_slots.max(axis=1)),
@@ -117,6 +125,7 @@ def explain(observation: Observation) -> dict[str, Any]:
         "answer_to_blocks": _rounded(on_blocks[:, :, -1, -1]),
         "answer_to_tokens": _rounded(rows[:, :, -1, -1]) if small else None,
         "slots_to_blocks": {"mean over heads": _rounded(on_blocks[..., :slots, :].mean(axis=(1, 3)))},
+        "slots_to_slots": {"mean over heads": _rounded(on_slots[..., :slots, :].mean(axis=(1, 3)))},
     }
 
 
@@ -126,7 +135,8 @@ def explain(observation: Observation) -> dict[str, Any]:
 def score(study: Study, *, problems: int = PROBLEMS) -> Section:
     """Shares, knockout and their relation on the report split; heads are ranked on the choosing split."""
     rim = study.models["memory"]
-    picked = {split: _some(study, split, problems) for split in ("choose", "report")}
+    drawn = {split: _some(study, split, problems) for split in ("choose", "report")}
+    picked = {split: fitting(rim, some, study.K) for split, some in drawn.items()}
     questions = [problem.question for problem in picked["report"]]
     shares = {
         role: attention_shares(study.models[role], questions, study.K)
@@ -137,6 +147,7 @@ def score(study: Study, *, problems: int = PROBLEMS) -> Section:
         (layer, head) for layer in range(1, num_layers(rim) + 1) for head in range(1, num_heads(rim) + 1)
     ]
     knockouts = {role: _Knockout.measure(study, picked, heads, role) for role in ("reader", "writer")}
+    cuts = _cuts(GoldScorer(rim, picked["report"], study.K))
     attended = {
         "reader": shares["memory"].ends[:, :, :, -1, 2:].sum(axis=-1),
         "writer": shares["memory"].slots[..., 0].mean(axis=-1),
@@ -150,17 +161,20 @@ def score(study: Study, *, problems: int = PROBLEMS) -> Section:
         title="Attention to memory",
         question="Where do the memory slots and the answer attend, and do the heads that attend most to memory matter "
         "most for the answer?",
-        summary=_summary(shares, knockouts, relation),
+        summary=_summary(shares, cuts, knockouts, relation),
         n={"choose": len(picked["choose"]), "report": len(questions)},
         settings={
             "heads": len(heads),
-            "knockout": "output set to zero; reader: at the last end token and the answer; writer: at all slots",
+            "knockout": "a head's whole output set to zero, whatever it reads; reader: at the last end token and the "
+            "answer; writer: at all slots",
+            "left out, too long": sum(len(drawn[split]) - len(picked[split]) for split in drawn),
             "ranked by": f"fall of the gold answer's log probability on choose (n = {len(picked['choose'])})",
             "searched": f"{2 * len(heads)} cells (heads x roles)",
             "random sets": RANDOM_SETS,
         },
         tables=[
             _share_table(shares, study.seed),
+            _cut_table(cuts),
             *(_top_table(role, found, study.seed) for role, found in knockouts.items()),
             _relation_table(relation, heads, attended, knockouts),
         ],
@@ -186,6 +200,11 @@ def score(study: Study, *, problems: int = PROBLEMS) -> Section:
             for role, found in knockouts.items()
         },
     )
+
+
+def _cuts(scorer: GoldScorer) -> dict[tuple[Part, ...], GoldScores]:
+    """Scores by what the answer may not attend to; () is the clean pass."""
+    return {cut: scorer.scores(cut=cut) for cut in ((), ("memory",), ("question",), ("memory", "question"))}
 
 
 @dataclass(frozen=True)
@@ -277,6 +296,24 @@ def _share_table(shares: Mapping[str, Shares], seed: int) -> Table:
     )
 
 
+def _cut_table(cuts: Mapping[tuple[Part, ...], GoldScores]) -> Table:
+    clean = cuts[()]
+    rows: list[list] = []
+    for cut, found in cuts.items():
+        change = mean_estimate(found.log_probability - clean.log_probability) if cut else None
+        rows.append([" and ".join(cut) or "nothing (clean)", proportion_estimate(found.says), change])
+    paired = cuts["memory",].log_probability - cuts["question",].log_probability
+    rows.append(["difference: memory less question", None, mean_estimate(paired)])
+    return Table(
+        f"The answer's attention cut, all heads and layers (report, n = {len(clean.says)})",
+        ["cut from", "right", "change of log p(gold)"],
+        rows,
+        note="The last end token and the answer's own tokens may not attend to the question, or to the memory tokens "
+        "before the last end token; all other rows are as before, so that memory still holds what it read of the "
+        "question.",
+    )
+
+
 def _top_table(role: Role, found: _Knockout, seed: int) -> Table:
     rows: list[list] = []
     for size, (fall, says) in found.top.items():
@@ -293,7 +330,7 @@ def _top_table(role: Role, found: _Knockout, seed: int) -> Table:
             ]
         )
     return Table(
-        f"Top {role}s of memory silenced together, against as many heads at random (report, n = {len(found.clean)})",
+        f"Top {_AT[role]} silenced together, against as many heads at random (report, n = {len(found.clean)})",
         [
             "heads (layer.head)",
             "fall of log p(gold)",
@@ -304,7 +341,7 @@ def _top_table(role: Role, found: _Knockout, seed: int) -> Table:
         ],
         rows,
         note=f"Without knockout {found.clean.mean():.1%} are right. Random: mean of {RANDOM_SETS} sets of as many "
-        "heads, drawn from all.",
+        "heads, drawn from all. A silent head's whole output there is gone, whatever it reads: memory or the question.",
     )
 
 
@@ -319,13 +356,13 @@ def _relation_table(
         most = attended[role].mean(axis=0).reshape(-1).argmax()
         layer, head = heads[most]
         place = 1 + knockouts[role].ranking.index(heads[most])
-        rows.append([role, estimate, f"{layer}.{head}", place])
+        rows.append([_AT[role], estimate, f"{layer}.{head}", place])
     return Table(
         f"Attention is not explanation: share against effect over {len(heads)} heads",
-        ["role", "Spearman's rho (95 % over problems)", "head that attends most", "its rank by knockout"],
+        ["silenced", "Spearman's rho (95 % over problems)", "head that attends most", "its rank by knockout"],
         rows,
-        note="Share: mean attention to all blocks from the last end token (reader), to the question's numbers from the "
-        "slots (writer). Heads are few, so the interval, which is over problems, says nothing about other models.",
+        note="Share: mean attention to all blocks from the last end token (heads at the answer), to the question's "
+        "numbers from the slots (heads at the slots). Heads are few, so the interval, which is over problems, says nothing about other models.",
     )
 
 
@@ -380,7 +417,7 @@ def _knockout_figure(role: Role, found: _Knockout, heads: Sequence[Head]) -> Fig
     bound = float(np.abs(effect).max()) or 1.0
     return Figure(
         "heatmap",
-        f"Fall of the gold answer's log probability without a head as {role} (report, n = {len(found.clean)})",
+        f"Fall of the gold answer's log probability, {_AT[role]} silenced one by one (report, n = {len(found.clean)})",
         "head",
         "layer",
         {
@@ -406,14 +443,23 @@ def _scatter(role: Role, attended: np.ndarray, found: _Knockout, heads: Sequence
     }
     return Figure(
         "scatter",
-        f"Attention share against the effect of knockout, heads as {role}s (report, n = {len(found.clean)})",
+        f"Attention share against the effect of knockout, {_AT[role]} (report, n = {len(found.clean)})",
         f"mean attention {what}",
         "fall of log p(gold), nats",
         {"groups": [group]},
     )
 
 
-def _summary(shares: Mapping[str, Shares], knockouts: Mapping[str, _Knockout], relation: Mapping[str, Estimate]) -> str:
+def _summary(
+    shares: Mapping[str, Shares],
+    cuts: Mapping[tuple[Part, ...], GoldScores],
+    knockouts: Mapping[str, _Knockout],
+    relation: Mapping[str, Estimate],
+) -> str:
+    def right(cut: tuple[Part, ...]) -> str:
+        found = proportion_estimate(cuts[cut].says)
+        return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
+
     def on_memory(role: str) -> float:
         return float(shares[role].ends[:, :, :, -1, 2:].sum(axis=-1).mean())
 
@@ -421,14 +467,19 @@ def _summary(shares: Mapping[str, Shares], knockouts: Mapping[str, _Knockout], r
     text += "heads"
     text += f"; untrained {on_memory('base'):.0%}" if "base" in shares else ""
     text += f"; even attention {float(shares['memory'].even[:, 2:].sum(axis=1).mean()):.0%}). "
+    text += (
+        f"With the answer's attention to memory cut {right(('memory',))} are right, with that to the question cut "
+        f"{right(('question',))}, with both cut {right(('memory', 'question'))} (clean {right(())}). "
+    )
     for role, found in knockouts.items():
         size = max(found.top, default=0)
         if size:
             text += (
-                f"Without the top {size} {role}s {found.top[size][1].mean():.1%} are right, without {size} random "
-                f"heads {found.random[size][1].mean():.1%} (clean {found.clean.mean():.1%}). "
+                f"With the whole output of the top {size} {_AT[role]} silenced {found.top[size][1].mean():.1%} are "
+                f"right, of {size} random heads {found.random[size][1].mean():.1%}. "
             )
-    said = ", ".join(f"{estimate.value:.2f} for {role}s" for role, estimate in relation.items())
+    text += "A silenced head loses what it reads from the question, too. "
+    said = ", ".join(f"{estimate.value:.2f} for {_AT[role]}" for role, estimate in relation.items())
     return text + f"Attention share and effect of knockout correlate over heads with Spearman's rho {said}."
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from rim_probe.decoding import Answer, answer
+from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.packing import Row, pack_memory, pack_text, pad_rows, row_mask
 from rim_probe.probing.curves import curve, mean_estimate
@@ -208,7 +209,11 @@ def chain_of(rim: RiM, given: Answer) -> tuple[tuple[str, ...], list[int]] | Non
 
 
 def score(study: Study) -> Section:
-    """The courses of split "report"; nothing is fitted or chosen."""
+    """The courses of split "report"; nothing is fitted or chosen.
+
+    Raises:
+        RiMError: no answer of the memory model is complete.
+    """
     rim, everything = study.models["memory"], study.problems("report")
     given = study.answers("memory", "report")
     gold_ids = [rim.encoder.answer_ids(problem.answer) for problem in everything]
@@ -217,6 +222,11 @@ def score(study: Study) -> Section:
         for i, problem in enumerate(everything)
         if _complete(rim, given[i]) and _fits(study, problem.question, max(len(gold_ids[i]), len(given[i].token_ids)))
     ]
+    if not kept:
+        raise RiMError(
+            "No answer of this model ends by itself within its context, so there is none to follow; train the model, or "
+            "give shorter questions."
+        )
     problems = [everything[i] for i in kept]
     questions = [problem.question for problem in problems]
     gold = [gold_ids[i] for i in kept]

@@ -1,11 +1,13 @@
-"""Knocking out attention heads: what the answer loses when a head is silent for chosen tokens.
+"""Knocking out attention: what the answer loses when a head is silent, or when it may not look at memory.
 
 Method:
 1. A head's output at a row is set to zero where it enters the attention's output projection; every other row, head and
    layer computes as before. (Zero, not the mean: what is measured is the head's whole contribution there.)
-2. A head as a reader of memory is silenced at the rows that speak the answer (the last block's end token and the answer
-   itself), as a writer of memory at the slots.
-3. The effect is the change of the gold answer's log probability (all its tokens, EOS included, banned ids ruled out),
+2. A head is silenced at the answer (role "reader": the last block's end token and the answer itself) or at the slots
+   (role "writer"). Either takes away all that the head reads there, from memory and from the question alike.
+3. What is read from where is told apart by cuts: in every layer and head, the rows that speak the answer may not attend
+   to memory (all of its tokens but the last end token, which is such a row itself), or not to the question.
+4. The effect is the change of the gold answer's log probability (all its tokens, EOS included, banned ids ruled out),
    and whether greedy decoding still says exactly the gold answer, both by teacher forcing in one pass per batch.
 
 Knows projections and rows. Knows nothing of attention weights.
@@ -23,10 +25,12 @@ from torch import nn
 
 from rim_probe.errors import CheckpointError, RiMError
 from rim_probe.model import RiM
+from rim_probe.packing import additive_mask
 from rim_probe.probing.hooks import causal_lm, decoder_layers
 from rim_probe.problems import Problem
 
 Role = Literal["reader", "writer"]
+Part = Literal["memory", "question"]
 Head = tuple[int, int]  # decoder layer 1..L, head 1..H
 BATCH = 64
 _ATTENTIONS = ("self_attn", "attn", "attention")
@@ -97,27 +101,37 @@ class GoldScores:
     says: np.ndarray
 
 
+def fitting(rim: RiM, problems: Sequence[Problem], num_blocks: int | None = None) -> list[Problem]:
+    """The problems whose question, memory and gold answer fit into the model's context together."""
+    memory = rim.layout.check_blocks(num_blocks) * rim.layout.block_length
+
+    def length(problem: Problem) -> int:
+        return len(rim.encoder.question_ids(problem.question)) + len(rim.encoder.answer_ids(problem.answer)) - 1
+
+    return [problem for problem in problems if length(problem) + memory <= rim.max_length]
+
+
 class GoldScorer:
     """Gold answers of n problems behind K memory blocks, packed once and scored under any number of knockouts.
 
     Args:
-        problems: problems with an answer; those that leave no room for it are refused.
+        problems: problems with an answer; those that leave no room for it are left out.
+
+    Attributes:
+        problems: the n problems that are scored.
 
     Raises:
-        RiMError: a question that cannot be asked, or an answer that does not fit into the context.
+        RiMError: a question that cannot be asked, or no problem that fits into the context.
     """
 
     def __init__(self, rim: RiM, problems: Sequence[Problem], num_blocks: int | None = None):
-        self.rim, self.n = rim, len(problems)
+        problems = fitting(rim, problems, num_blocks)
+        if not problems:
+            raise RiMError(f"No question fits into {rim.max_length} tokens with its answer; give shorter problems.")
+        self.rim, self.problems, self.n = rim, problems, len(problems)
         blocks, layout = rim.layout.check_blocks(num_blocks), rim.layout
         prompts = [rim.prompt_ids(problem.question, "memory", num_blocks) for problem in problems]
         answers = [rim.encoder.answer_ids(problem.answer) for problem in problems]
-        longest = max((len(p) + len(a) - 1 for p, a in zip(prompts, answers, strict=True)), default=0)
-        if longest > rim.max_length:
-            raise RiMError(
-                f"A question and its answer need {longest} tokens, but this model reads {rim.max_length}; "
-                "leave that problem out."
-            )
         order = sorted(range(self.n), key=lambda i: len(prompts[i]))
         self._batches = []
         for start in range(0, self.n, BATCH):
@@ -125,7 +139,7 @@ class GoldScorer:
             length = max(len(prompts[i]) + len(answers[i]) - 1 for i in batch)
             ids = torch.full((len(batch), length), rim.eos_id)
             labels = torch.full((len(batch), length), -1)
-            slots = torch.zeros((len(batch), length), dtype=torch.bool)
+            slots, question, memory = (torch.zeros((len(batch), length), dtype=torch.bool) for _ in range(3))
             for row, i in enumerate(batch):
                 prompt, answer = prompts[i], answers[i]
                 text = prompt + answer[:-1]
@@ -133,19 +147,23 @@ class GoldScorer:
                 labels[row, len(prompt) - 1 : len(text)] = torch.tensor(answer)
                 place = len(prompt) - blocks * layout.block_length
                 slots[row, torch.tensor(layout.slot_positions(place, blocks)).flatten().long()] = True
-            self._batches.append((batch, ids.to(rim.device), labels.to(rim.device), slots.to(rim.device)))
+                question[row, :place] = True
+                memory[row, place : len(prompt) - 1] = True
+            tensors = (tensor.to(rim.device) for tensor in (ids, labels, slots, question, memory))
+            self._batches.append((batch, *tensors))
         self._banned = torch.tensor(rim.banned_ids, dtype=torch.long, device=rim.device)
 
     @torch.inference_mode()
-    def scores(self, heads: Sequence[Head] = (), role: Role = "reader") -> GoldScores:
-        """Scores with `heads` silent at the rows of a role (step 2)."""
+    def scores(self, heads: Sequence[Head] = (), role: Role = "reader", cut: Sequence[Part] = ()) -> GoldScores:
+        """Scores with `heads` silent at the rows of a role (step 2), and the answer's attention `cut` (step 3)."""
         log_probability, says = np.zeros(self.n), np.zeros(self.n, dtype=bool)
         model = causal_lm(self.rim)
-        for batch, ids, labels, slots in self._batches:
+        for batch, ids, labels, slots, question, memory in self._batches:
             wanted = labels >= 0
             with silence(self.rim, heads, wanted if role == "reader" else slots):
                 # Causal text with its padding on the right needs no mask: no token sees what stands after it.
-                states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+                masked = self._cut(wanted, [{"memory": memory, "question": question}[part] for part in cut])
+                states = model.base_model(input_ids=ids, use_cache=False, **masked).last_hidden_state
             logits = model.get_output_embeddings()(states[wanted]).float()
             logits = logits.index_fill(-1, self._banned, -torch.inf).log_softmax(-1)
             gold = labels[wanted]
@@ -156,6 +174,18 @@ class GoldScorer:
             log_probability[batch] = total.cpu().numpy()
             says[batch] = (missed == 0).cpu().numpy()
         return GoldScores(log_probability, says)
+
+    def _cut(self, rows: torch.Tensor, columns: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inputs of a pass in which `rows` see none of `columns` (both bool [B, T]); {} without columns."""
+        if not columns:
+            return {}
+        check_attention(self.rim)
+        length = rows.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=rows.device).tril()
+        hidden = rows[:, :, None] & torch.stack(list(columns)).any(0)[:, None, :]
+        # OPT would count positions from the mask.
+        positions = torch.arange(length, device=rows.device).expand(len(rows), -1)
+        return {"attention_mask": additive_mask(causal & ~hidden, self.rim.dtype), "position_ids": positions}
 
     def each_head(self, heads: Iterable[Head], role: Role) -> Mapping[Head, GoldScores]:
         """The scores with each of `heads` silenced alone."""

@@ -7,7 +7,9 @@ Method (interchange intervention: Geiger et al. 2021, arXiv:2106.02997):
 2. The states of the blocks claimed to hold step t are taken from the partner's run, the question stays. Success: the
    model now says exactly the answer that the equations give with the partner's result of step t.
 3. The token where the answer is read is never swapped: it would carry the partner's answer over whatever the blocks
-   hold. Swapped at every layer, it is the positive control (the instrument can change an answer).
+   hold. Swapped at one middle layer, chosen on `choose`, it is the positive control: the layers after it still read the
+   problem's own question and blocks, so that it may fail. At all layers it succeeds by construction, the last layer
+   being what the answer is read from: that row shows no more than that the hook writes.
 4. What is swapped (the claimed blocks, all from the claimed ones on, all), at which layer (one, or all), which
    positions (slots, or the whole block) and which readout is looked at, is chosen on the split `choose` among cells of
    claimed blocks, and reported on `report`; so is, apart, the best joint swap.
@@ -16,6 +18,7 @@ Method (interchange intervention: Geiger et al. 2021, arXiv:2106.02997):
    changes, whose result is the predicted one by right. (With one changed number every later block may succeed by right:
    what follows from the change is what it should hold. That control is shown, too.)
 6. Further controls on the same pairs: the claimed blocks from a random other problem (same prediction).
+7. The same search on the stage-1 model, where there is one: its blocks were trained to state the steps.
 
 Knows pairs, swaps and their outcomes. Knows nothing of how claims are found (see the nearest-step decoder) and how the
 result is told (see `interchange_report`).
@@ -47,6 +50,7 @@ FAMILIES = {
     "all": "all blocks",
 }
 POSITIONS = {"slots": "slots", "block": "whole block but the token where the answer is read"}
+READ_TOKEN = "read token"  # the family of the positive control: the end token of the readout's own block
 OWN, PREDICTED, PARTNER = range(3)  # the answers followed: the index of what was said
 
 
@@ -70,6 +74,15 @@ class Swap(NamedTuple):
     layer: int | None
     positions: str
     readout: int
+
+
+class Outcome(NamedTuple):
+    """What a swap came to: the problem's index in its split, the step the changed number enters at, and whether its own,
+    the predicted, the partner's answer was said (bool [3])."""
+
+    index: int
+    step: int
+    said: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -116,15 +129,33 @@ def score(
         split: _pairs(study, split, claims, bounds, limit)
         for split, limit in (("choose", choose_pairs), ("report", report_pairs))
     }
-    cells = _cells(study)
-    searched = _search(study, rim, pairs["choose"], claims, cells)
+    cells, controls = _cells(study), _control_cells(study)
+    searched = _search(study, rim, pairs["choose"], claims, [*cells, *controls])
+    control = {cell: searched.pop(cell) for cell in controls}
     chosen = best(searched, [cell for cell in cells if cell.family == "claimed"])
     joint = best(searched, [cell for cell in cells if cell.family != "claimed"])
-    outcomes, heat = _report(study, rim, pairs["report"], claims, chosen, joint, heatmap_pairs)
+    read = best(control, [cell for cell in controls if cell.readout == chosen.readout])
+    outcomes, heat = _report(study, rim, pairs["report"], claims, (chosen, joint, read), heatmap_pairs)
     outcomes |= _strict(study, rim, claims, bounds, chosen, report_pairs)
-    counts = {f"{split} pairs": len(found) for split, found in pairs.items()}
-    layers = cells_layers(study)
-    results = Results(claims, layers, study.K, counts, searched, chosen, joint, outcomes, heat)
+    stage1 = {}
+    if "stage1" in study.models:
+        found = _search(study, study.models["stage1"], pairs["choose"], claims, cells)
+        if any(estimate.n for estimate in found.values()):
+            stage1 = {cell: found[cell] for cell in _best_of_kinds(found)}
+    results = Results(
+        claims=claims,
+        layers=cells_layers(study),
+        num_blocks=study.K,
+        counts={f"{split} pairs": len(found) for split, found in pairs.items()},
+        searched=searched,
+        best_of_kinds=_best_of_kinds(searched),
+        stage1=stage1,
+        chosen=chosen,
+        joint=joint,
+        read=read,
+        outcomes=outcomes,
+        heat=heat,
+    )
     return section(results, study.seed)
 
 
@@ -206,8 +237,13 @@ def swapped(clean: Patcher, swaps: Sequence[Swap], memories: Sequence[torch.Tens
 
 
 def _spell(cell: Cell, blocks: Sequence[int], last: int) -> Swap:
-    whole = {"claimed": blocks, "from": range(blocks[0], last + 1), "all": range(1, last + 1)}[cell.family]
-    return Swap(tuple(whole), cell.layer, cell.positions, cell.readout)
+    whole = {
+        "claimed": blocks,
+        "from": range(blocks[0], last + 1),
+        "all": range(1, last + 1),
+        READ_TOKEN: (cell.readout,),
+    }
+    return Swap(tuple(whole[cell.family]), cell.layer, cell.positions, cell.readout)
 
 
 def cells_layers(study: Study) -> list[int | None]:
@@ -223,6 +259,13 @@ def _cells(study: Study) -> list[Cell]:
         for positions in POSITIONS
         for readout in range(1, study.K + 1)
     ]
+
+
+def _control_cells(study: Study) -> list[Cell]:
+    """The token where the answer is read, at one layer of the middle third: many layers are left to overrule it."""
+    last = study.layers[-1]
+    middle = range(max(1, last // 3), max(1, 2 * last // 3) + 1)
+    return [Cell(READ_TOKEN, layer, "end", readout) for layer in middle for readout in range(1, study.K + 1)]
 
 
 def _search(study, rim, pairs, claims, cells) -> dict[Cell, Estimate]:
@@ -246,6 +289,14 @@ def best(searched: Mapping[Cell, Estimate], cells: Sequence[Cell]) -> Cell:
     return max(fit, key=lambda cell: (searched[cell].value, searched[cell].n, cell.readout))
 
 
+def _best_of_kinds(searched: Mapping[Cell, Estimate]) -> list[Cell]:
+    """The best cell of every choice of blocks and positions, single layers and all layers apart."""
+    kinds: dict[tuple, list[Cell]] = {}
+    for cell in searched:
+        kinds.setdefault((cell.family, cell.layer is None, cell.positions), []).append(cell)
+    return [best(searched, cells) for cells in kinds.values()]
+
+
 @dataclass(frozen=True)
 class Results:
     """All that the report is made of.
@@ -254,9 +305,10 @@ class Results:
         layers: the single layers and None for all of them, as in the cells.
         counts: pairs by split, before the filter on right answers.
         searched: success on `choose` of every cell.
-        chosen, joint: the cells chosen there.
-        outcomes: swap -> one entry per pair: its step, and whether its own, the predicted, the partner's answer was
-            said.
+        best_of_kinds: the best cell there of every choice of blocks and positions, one layer and all layers apart.
+        stage1: such cells of the stage-1 model with their success; empty without one that is right in some pair.
+        chosen, joint, read: the cells chosen there; `read` is the positive control's.
+        outcomes: swap -> one entry per pair.
         heat: (step, block, layer) -> successes of single blocks.
     """
 
@@ -265,15 +317,19 @@ class Results:
     num_blocks: int
     counts: Mapping[str, int]
     searched: Mapping[Cell, Estimate]
+    best_of_kinds: Sequence[Cell]
+    stage1: Mapping[Cell, Estimate]
     chosen: Cell
     joint: Cell
-    outcomes: Mapping[str, list[tuple[int, np.ndarray]]]
+    read: Cell
+    outcomes: Mapping[str, list[Outcome]]
     heat: Mapping[tuple[int, int, int | None], list[bool]]
 
 
-def _report(study, rim, pairs, claims, chosen, joint, heatmap_pairs):
+def _report(study, rim, pairs, claims, cells, heatmap_pairs):
     """The outcomes of every swap at the chosen cells on `report`, and the heat maps of single blocks."""
-    outcomes: dict[str, list] = {}
+    chosen, joint, read = cells
+    outcomes: dict[str, list[Outcome]] = {}
     heat: dict[tuple[int, int, int | None], list[bool]] = {}
     problems = study.problems("report")
     grid = [(block, layer) for block in range(1, study.K + 1) for layer in cells_layers(study)]
@@ -292,13 +348,14 @@ def _report(study, rim, pairs, claims, chosen, joint, heatmap_pairs):
             "other positions": (swap._replace(positions=other), donor),
             "all layers": (swap._replace(layer=None), donor),
             "joint": (_spell(joint, claims[step], study.K), donor),
-            "read token": (Swap((chosen.readout,), None, "end", chosen.readout), donor),
+            "read token": (_spell(read, claims[step], study.K), donor),
+            "read token, all layers": (_spell(read._replace(layer=None), claims[step], study.K), donor),
         }
         asked = {name: entry for name, entry in swaps.items() if entry[0] and run.right[entry[0].readout - 1]}
         if asked:
             said = swapped(run.clean, *zip(*asked.values(), strict=True))
             for name, row in zip(asked, said, strict=True):
-                outcomes.setdefault(name, []).append((step, row))
+                outcomes.setdefault(name, []).append(Outcome(run.pair.index, step, row))
         if run.right[chosen.readout - 1] and drawn < heatmap_pairs:
             drawn += 1
             singles = [Swap((block,), layer, chosen.positions, chosen.readout) for block, layer in grid]
@@ -308,9 +365,9 @@ def _report(study, rim, pairs, claims, chosen, joint, heatmap_pairs):
     return outcomes, heat
 
 
-def _strict(study, rim, claims, bounds, chosen, limit) -> dict[str, list[tuple[int, np.ndarray]]]:
+def _strict(study, rim, claims, bounds, chosen, limit) -> dict[str, list[Outcome]]:
     """The chosen swap, and the wrong blocks, with partners that differ in two numbers."""
-    outcomes: dict[str, list] = {}
+    outcomes: dict[str, list[Outcome]] = {}
     pairs = _pairs(study, "report", claims, bounds, limit, two_numbers=True)
     for run in _runs(study, rim, pairs, "interchange strict"):
         partner = run.pair.partner
@@ -322,7 +379,7 @@ def _strict(study, rim, claims, bounds, chosen, limit) -> dict[str, list[tuple[i
         swaps = {"strict": swap} | ({"wrong": swap._replace(blocks=wrong)} if wrong else {})
         said = swapped(run.clean, list(swaps.values()), [run.donor.memory] * len(swaps))
         for name, row in zip(swaps, said, strict=True):
-            outcomes.setdefault(name, []).append((partner.step, row))
+            outcomes.setdefault(name, []).append(Outcome(run.pair.index, partner.step, row))
     return outcomes
 
 

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rim_probe.probing.curves import mean_estimate
 from rim_probe.probing.section import Estimate, Figure, Section, Table, Target, proportion_estimate
 
 if TYPE_CHECKING:
-    from rim_probe.probing.interchange import Cell, Results
+    from rim_probe.probing.interchange import Outcome, Results
 
+GOAL_CLAIMED, GOAL_WRONG = 0.7, 0.1
+INSTRUMENT_FLOOR = 0.5  # the positive control's lower bound from which a failed swap says something of the blocks
 _OWN, _PREDICTED, _PARTNER = range(3)
 _POSITIONS = {"slots": "slots", "block": "whole block but the token where the answer is read"}
 
@@ -22,7 +25,7 @@ def section(results: "Results", seed: int) -> Section:
     chosen, joint, outcomes = results.chosen, results.joint, results.outcomes
     other = _POSITIONS["block" if chosen.positions == "slots" else "slots"]
     labels = {
-        "claimed": f"the partner's ({chosen})",
+        "claimed": f"the partner's, one number changed ({chosen})",
         "random": "control: the same of a random other problem",
         "strict": "strict: the partner differs in a later number, too",
         "wrong": "control, strict: as many blocks not claimed",
@@ -30,17 +33,23 @@ def section(results: "Results", seed: int) -> Section:
         "other positions": f"the partner's, {other}",
         "all layers": "the partner's, all layers",
         "joint": f"best joint swap ({joint})",
-        "read token": "positive control: the token where the answer is read, all layers",
+        "read token": f"positive control: the token where the answer is read, layer {results.read.layer} alone",
+        "read token, all layers": "by construction: the token where the answer is read, all layers (shows that the hook "
+        "writes)",
     }
-    said = {name: np.array([row for _, row in outcomes.get(name, [])], dtype=bool).reshape(-1, 3) for name in labels}
+    said = {name: np.array([row.said for row in outcomes.get(name, [])], dtype=bool).reshape(-1, 3) for name in labels}
     gave = {name: proportion_estimate(rows[:, _PREDICTED]) for name, rows in said.items()}
     kept = {name: proportion_estimate(rows[:, _OWN]) for name, rows in said.items()}
     copied = {name: proportion_estimate(rows[:, _PARTNER]) for name, rows in said.items()}
     main, strict, wrong = gave["claimed"], gave["strict"], gave["wrong"]
+    compared = {
+        "one number changed": _paired(outcomes.get("claimed", []), outcomes.get("wrong, one number", [])),
+        "strict: a second, later number changed": _paired(outcomes.get("strict", []), outcomes.get("wrong", [])),
+    }
     by_step = [
         [
             f"step {t}, blocks {', '.join(map(str, blocks))}",
-            proportion_estimate(bool(row[_PREDICTED]) for step, row in outcomes.get("claimed", []) if step == t),
+            proportion_estimate(bool(row.said[_PREDICTED]) for row in outcomes.get("claimed", []) if row.step == t),
         ]
         for t, blocks in sorted(results.claims.items())
     ]
@@ -52,12 +61,20 @@ def section(results: "Results", seed: int) -> Section:
             note="Pairs whose problems are both answered right at that readout. The token where the answer is read is "
             "left alone, except in the positive control. With one number changed it is the partner's answer.",
         ),
+        Table(
+            "Claimed blocks against as many blocks not claimed, on the same pairs",
+            ["pairs", "claimed: predicted answer, %", "not claimed, %", "difference, %", "n"],
+            [[label, *found, found[0].n] for label, found in compared.items()],
+            note="Pairs in which both were swapped. With one number changed blocks not claimed may succeed by right: what "
+            "follows from the change is what they should hold. Interval of the difference: bootstrap over problems.",
+        ),
         Table("Success by step", ["the changed number enters at", "the predicted answer, %"], by_step),
         Table(
             "Success on the split choose, the best cell of each kind",
             ["cell", "the predicted answer, %", "pairs"],
-            [[str(cell), results.searched[cell], results.searched[cell].n] for cell in _best_of_kinds(results)],
-            note=f"{len(results.searched)} cells were searched.",
+            [[str(cell), results.searched[cell], results.searched[cell].n] for cell in results.best_of_kinds]
+            + [[f"stage-1 model: {cell}", estimate, estimate.n] for cell, estimate in results.stage1.items()],
+            note=f"{len(results.searched)} cells of each model were searched.",
         ),
     ]
     bars = [
@@ -69,22 +86,35 @@ def section(results: "Results", seed: int) -> Section:
             "control": "control" in label,
         }
         for name, label in labels.items()
-        if gave[name].n
+        if gave[name].n and name != "read token, all layers"
     ]
     figures = [
         Figure("bars", "Swaps that give the predicted answer", "swapped", "share of pairs", {"bars": bars}),
         *(_heatmap(results, t) for t in sorted(results.claims)),
     ]
     targets = [
-        Target("interchange success, claimed blocks at the best cell", ">= 70 %", main, bool(main.value >= 0.7)),
-        Target("interchange success, blocks not claimed (strict)", "<= 10 %", wrong, bool(wrong.value <= 0.1)),
+        Target(
+            "interchange success, claimed blocks at the best cell, pairs that differ in one number",
+            f">= {GOAL_CLAIMED:.0%}".replace("%", " %"),
+            main,
+            bool(main.value >= GOAL_CLAIMED),
+        ),
+        Target(
+            "interchange success, blocks not claimed, strict pairs (a second, later number differs)",
+            f"<= {GOAL_WRONG:.0%}".replace("%", " %"),
+            wrong,
+            bool(wrong.value <= GOAL_WRONG),
+        ),
     ]
+    missed = {target.what: _missed_by(target) for target in targets if not target.met}
     return Section(
         name="interchange",
         title="Interchange test",
         question="If a block is taken from a problem that differs in one number, does the model then give the answer "
         "that the problem's own equations predict?",
-        summary=_summary(gave, kept["claimed"]),
+        summary=" ".join(
+            [*_summary(results, gave, kept, copied), *_against(compared), *_missed(results, gave["claimed"])]
+        ),
         n={
             **results.counts,
             "report pairs answered right": main.n,
@@ -96,6 +126,8 @@ def section(results: "Results", seed: int) -> Section:
             "joint cell": str(joint),
             "cells searched": len(results.searched),
             "chosen on": "choose",
+            "positive control": f"read token, layer {results.read.layer}",
+            **({"targets missed by": missed, "tried": _tried(results)} if missed else {}),
             "seed": seed,
         },
         tables=tables,
@@ -109,34 +141,77 @@ def section(results: "Results", seed: int) -> Section:
     )
 
 
-def _summary(gave: Mapping[str, Estimate], kept: Estimate) -> str:
-    main = gave["claimed"]
-    text = (
-        f"With the claimed blocks taken from the partner, the model gave the predicted answer in {_share(main)} of "
-        f"{main.n} pairs (95 % interval {main.low:.1%} to {main.high:.1%}) and kept its own in {_share(kept)}. "
-        f"Strict test {_share(gave['strict'])}, against {_share(gave['wrong'])} for blocks not claimed and "
-        f"{_share(gave['random'])} for the blocks of a random problem; best joint swap {_share(gave['joint'])}."
-    )
+def _summary(results: "Results", gave: Mapping[str, Estimate], kept: Mapping, copied: Mapping) -> list[str]:
+    main, strict, read = gave["claimed"], gave["strict"], gave["read token"]
+    text = [
+        f"With the claimed blocks taken from a partner that differs in one number, the model gave the predicted answer "
+        f"in {_told(main)} of {main.n} pairs and simply kept its own in {_share(kept['claimed'])}; with the blocks of "
+        f"a random problem it gave it in {_share(gave['random'])}, at the best joint swap in {_share(gave['joint'])}.",
+        f"Strict pairs (a second number differs, so that copying fails): {_told(strict)} of {strict.n}, its own answer "
+        f"kept in {_share(kept['strict'])}, the partner's own answer copied in {_share(copied['strict'])}; blocks not "
+        f"claimed {_told(gave['wrong'])}, copied {_share(copied['wrong'])}.",
+    ]
     if main.n and main.high < 0.5 and not gave["joint"].high >= 0.5:
-        text += (
-            f" Swapping the token where the answer is read gave it in {_share(gave['read token'])}, so the instrument "
-            "can change an answer: the model does not compute it from what these blocks hold."
-        )
+        control = f"The token where the answer is read, swapped at layer {results.read.layer} alone, gave it in "
+        if read.n and read.low > INSTRUMENT_FLOOR:
+            verdict = (
+                "so the instrument can change an answer: the model does not compute it from what these blocks hold."
+            )
+        else:
+            verdict = (
+                f"not surely above {INSTRUMENT_FLOOR:.0%}, so the test is inconclusive: it may be too weak to see."
+            )
+        text.append(f"{control}{_told(read)}, {verdict}")
     return text
+
+
+def _paired(claimed: Sequence["Outcome"], wrong: Sequence["Outcome"]) -> tuple[Estimate, Estimate, Estimate]:
+    """Success of both swaps and their difference, over the pairs in which both were made."""
+    success = [{row.index: bool(row.said[_PREDICTED]) for row in rows} for rows in (claimed, wrong)]
+    both = [index for index in success[0] if index in success[1]]
+    first, second = (np.array([found[index] for index in both], dtype=bool) for found in success)
+    return proportion_estimate(first), proportion_estimate(second), mean_estimate(first.astype(float) - second)
+
+
+def _against(compared: Mapping[str, tuple[Estimate, Estimate, Estimate]]) -> list[str]:
+    told = [
+        f"{100 * difference.value:+.1f} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f}, "
+        f"{difference.n} pairs; {label})"
+        for label, (*_, difference) in compared.items()
+        if difference.n
+    ]
+    return [f"Claimed minus not claimed blocks on the same pairs: {', '.join(told)}."] if told else []
+
+
+def _missed_by(target: Target) -> str:
+    goal = GOAL_CLAIMED if target.goal.startswith(">") else GOAL_WRONG
+    return f"{100 * abs(target.value.value - goal):.1f} points" if target.value.n else "not defined"
+
+
+def _tried(results: "Results") -> str:
+    text = (
+        f"{len(results.searched)} cells: one layer or all layers; the claimed blocks, all from the first claimed on, or "
+        f"all blocks; slots or whole block; readout after block 1 to {results.num_blocks}"
+    )
+    if results.stage1:
+        cell, most = max(results.stage1.items(), key=lambda entry: entry[1].value)
+        text += f"; the stage-1 model likewise (best on choose {_share(most)} of {most.n} pairs: {cell})"
+    return text
+
+
+def _missed(results: "Results", main: Estimate) -> list[str]:
+    if not main.n or main.value >= GOAL_CLAIMED:
+        return []
+    by = 100 * (GOAL_CLAIMED - main.value)
+    return [f"The target of {GOAL_CLAIMED:.0%} is missed by {by:.1f} points. Tried: {_tried(results)}."]
+
+
+def _told(estimate: Estimate) -> str:
+    return f"{_share(estimate)} (95 % interval {estimate.low:.1%} to {estimate.high:.1%})"
 
 
 def _share(estimate: Estimate) -> str:
     return f"{estimate.value:.1%}" if estimate.n else "not defined"
-
-
-def _best_of_kinds(results: "Results") -> list["Cell"]:
-    """The best cell of every choice of blocks and positions, single layers and all layers apart."""
-    from rim_probe.probing.interchange import best
-
-    kinds: dict[tuple, list[Cell]] = {}
-    for cell in results.searched:
-        kinds.setdefault((cell.family, cell.layer is None, cell.positions), []).append(cell)
-    return [best(results.searched, cells) for cells in kinds.values()]
 
 
 def _heatmap(results: "Results", step: int) -> Figure:

@@ -27,13 +27,21 @@ def report(
     wanted, layers = items(study), study.layers
     cells = len(layers) * study.K * (study.M + 1)
     rows, best = [], {}
+    # Without such a step on either split there is no cell to choose, or nothing to read in it.
+    defined = [
+        not (np.isnan(chosen_on.rank[..., column, 0, :]).all() or np.isnan(found.rank[..., column, 0, :]).all())
+        for column in range(len(wanted))
+    ]
     for column, item in enumerate(wanted):
         for which, name in enumerate(LENSES):
+            if not defined[column]:
+                rows.append([f"{item.label}, {name} lens", "not defined", *[None] * 7])
+                continue
             cell = _best_cell(chosen_on.rank[which, ..., column, :, :])
             at = (which, *cell, column)
             gold = _mrr(found.rank[at][0])
             best[item.label, name] = (cell, gold)
-            base = others["base"].rank[0][cell][column, 0] if "base" in others and name == "logit" else None
+            base = others["base"].rank[0][cell][column, 0] if "base" in others else None
             rows.append(
                 [
                     f"{item.label}, {name} lens",
@@ -58,13 +66,14 @@ def report(
             "control: another problem's result, MRR",
             "control: the step's operand, MRR",
             "control: last question token, MRR",
-            "control: base model, MRR",
+            "control: base model (its logit lens), MRR",
         ],
         rows,
         note=f"The cell is the best of {cells} (layers x blocks x positions) on split “choose”, by the lead of the "
         f"gold result over another problem's. MRR: mean reciprocal rank among {_vocabulary(lens.rim):,} tokens. "
-        f"Results are looked for by their first token; {_single_share(lens.rim, study):.1%} of them are one token. A "
-        "result equal to the answer counts only as the last step's. The base model is read by its logit lens alone.",
+        f"Results are looked for by their first token; {_single_share(lens.rim, study)} of them are one token. A "
+        "result equal to the answer counts only as the last step's. The base model is read by its logit lens alone, at the same cell: the tuned "
+        "lens has no control of its own on the base model.",
     )
     faithful = Table(
         "KL to the model's own distribution at the same position, nats",
@@ -81,7 +90,7 @@ def report(
         title="Vocabulary lens",
         question="Which words does the model's own head read in the memory slots, layer by layer, and is the result of "
         "an explicit step among them?",
-        summary=_summary(study, wanted, best, rows, found),
+        summary=_summary(study, wanted, rows, content.header, found),
         n={"fit": study.capture("memory", "fit").num_questions, "choose": chosen_on.kl.shape[-1]}
         | {"report": found.kl.shape[-1]},
         settings={
@@ -93,11 +102,15 @@ def report(
             },
         },
         tables=[content, faithful],
-        figures=[_faithfulness(study, found), *_by_layer(study, wanted, best, found), *_heatmaps(study, wanted, found)],
+        figures=[
+            _faithfulness(study, found),
+            *_by_layer(study, wanted, best, found),
+            *_heatmaps(study, wanted, best, found),
+        ],
         data={
             "mrr": {
                 item.label: {
-                    name: np.nanmean(1 / found.rank[which, ..., column, 0, :], axis=-1).tolist()
+                    name: _nanmean(1 / found.rank[which, ..., column, 0, :]).tolist()
                     for which, name in enumerate(LENSES)
                 }
                 for column, item in enumerate(wanted)
@@ -106,19 +119,36 @@ def report(
     )
 
 
-def _summary(study: Study, wanted: Sequence[Item], best: dict, rows: list, found: Reading) -> str:
-    parts = []
+def _summary(study: Study, wanted: Sequence[Item], rows: list, header: list[str], found: Reading) -> str:
+    parts, based = [], False
     for index, item in enumerate(wanted):
-        row = rows[2 * index + LENSES.index("tuned")]
-        parts.append(
-            f"the {item.label} at {row[1]}: MRR {row[2].value:.2f}, on top for {row[3].value:.0%} "
-            f"(another problem's {row[5].value:.2f}, the step's operand {row[6].value:.2f}, "
-            f"at the last question token {row[7].value:.2f})"
-        )
+        pair = rows[len(LENSES) * index : len(LENSES) * (index + 1)]
+        row = pair[LENSES.index("tuned")]
+        gold = row[2]
+        if gold is None:
+            parts.append(f"The {item.label} is not defined: no problem states such a step.")
+            continue
+        controls = [
+            (title.removeprefix("control: ").removesuffix(", MRR"), estimate)
+            for title, estimate in zip(header[5:], row[5:], strict=True)
+            if estimate is not None and estimate.n
+        ]
+        if (at_logit := pair[LENSES.index("logit")])[-1] is not None:
+            based = True
+            controls.append((f"base model (its logit lens) at {at_logit[1]}", at_logit[-1]))
+        text = f"The tuned lens reads the {item.label} at {row[1]}: MRR {_told(gold)}, on top for {row[3].value:.0%}"
+        if controls:
+            name, strongest = max(controls, key=lambda control: control[1].value)
+            highest = max(control.high for _, control in controls)
+            verdict = "above every control" if gold.low > highest else "not surely above its controls"
+            text += f"; strongest control: {name}, {_told(strongest)}; {verdict}"
+        parts.append(text + ".")
+    if based:
+        parts.append("The tuned lens has no control of its own on the base model, which is read by its logit lens.")
     middle = len(study.layers) // 2
     logit, tuned = (found.kl[which, middle].mean() for which in range(len(LENSES)))
     return (
-        f"The tuned lens reads {'; '.join(parts)}. At layer {study.layers[middle]} its KL to the model's own words is "
+        f"{' '.join(parts)} At layer {study.layers[middle]} its KL to the model's own words is "
         f"{tuned:.2f} nats, that of the logit lens {logit:.2f}, of a lens blind to the question "
         f"{found.cell_kl.mean():.2f}."
     )
@@ -138,6 +168,8 @@ def _by_layer(study: Study, wanted: Sequence[Item], best: dict, found: Reading) 
     """MRR of each item by layer, at the block and position of its best cell under the tuned lens."""
     figures, x = [], list(study.layers)
     for column, item in enumerate(wanted):
+        if (item.label, "tuned") not in best:
+            continue
         (_, block, place), _ = best[item.label, "tuned"]
         series = []
         for which, name in enumerate(LENSES):
@@ -153,14 +185,16 @@ def _by_layer(study: Study, wanted: Sequence[Item], best: dict, found: Reading) 
     return figures
 
 
-def _heatmaps(study: Study, wanted: Sequence[Item], found: Reading) -> list[Figure]:
+def _heatmaps(study: Study, wanted: Sequence[Item], best: dict, found: Reading) -> list[Figure]:
     figures, P = [], study.M + 1
     x = [_position_name(block, place, study.M) for block in range(study.K) for place in range(P)]
     for column, item in enumerate(wanted):
         for which, name in enumerate(LENSES):
+            if (item.label, name) not in best:
+                continue
             reciprocal = 1 / found.rank[which, ..., column, :, :]  # [layers, K, P, targets, n]
-            mean = np.nanmean(reciprocal, axis=-1).reshape(len(study.layers), -1, len(TARGETS))
-            chance = np.nanmean(found.probability[which, ..., column, 0, :], axis=-1).reshape(mean.shape[:2])
+            mean = _nanmean(reciprocal).reshape(len(study.layers), -1, len(TARGETS))
+            chance = _nanmean(found.probability[which, ..., column, 0, :]).reshape(mean.shape[:2])
             hover = [
                 [
                     f"MRR {gold:.3f}, probability {p:.3f}; another problem's {shuffled:.3f}, operand {operand:.3f}"
@@ -179,7 +213,7 @@ def _heatmaps(study: Study, wanted: Sequence[Item], found: Reading) -> list[Figu
                 "high": 1.0,
                 "diverging": False,
             }
-            control = float(np.nanmean(mean[..., 1]))
+            control = float(_nanmean(mean[..., 1].ravel()))
             note = f"n = {count} problems of “report”; another problem's result has {control:.2f} on the whole."
             figures.append(
                 Figure("heatmap", f"{item.label.capitalize()}, {name} lens", "position", "layer", data, note)
@@ -190,9 +224,20 @@ def _heatmaps(study: Study, wanted: Sequence[Item], found: Reading) -> list[Figu
 def _best_cell(ranks: np.ndarray) -> tuple[int, int, int]:
     """(layer, block, position) indices in ranks [layers, K, P, targets, n] where the gold result leads another
     problem's by most, in mean reciprocal rank."""
-    mean = np.nanmean(1 / ranks, axis=-1)
-    lead = mean[..., TARGETS.index("gold")] - mean[..., TARGETS.index("shuffled")]
+    mean = _nanmean(1 / ranks)
+    lead = mean[..., TARGETS.index("gold")] - np.nan_to_num(mean[..., TARGETS.index("shuffled")])
     return tuple(int(i) for i in np.unravel_index(np.argmax(lead), lead.shape))
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of what is not NaN; NaN, without a warning, where nothing is."""
+    there = ~np.isnan(values)
+    count = there.sum(-1)
+    return np.where(count, np.where(there, values, 0).sum(-1) / np.maximum(count, 1), np.nan)
+
+
+def _told(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def _mrr(ranks: np.ndarray) -> Estimate:
@@ -215,7 +260,7 @@ def _vocabulary(rim: RiM) -> int:
     return rim.model.get_output_embeddings().weight.shape[0]
 
 
-def _single_share(rim: RiM, study: Study) -> float:
+def _single_share(rim: RiM, study: Study) -> str:
     steps = [read_equation(step) for problem in study.problems("report") for step in problem.steps]
     lengths = [len(rim.encode_text(step.result.text)) for step in steps if step is not None]
-    return float(np.mean([length == 1 for length in lengths])) if lengths else float("nan")
+    return f"{np.mean([length == 1 for length in lengths]):.1%}" if lengths else "none"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rim_probe.errors import ArtifactError
+from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.artifacts import is_done, load_artifact
 from rim_probe.probing.section import Section
@@ -134,10 +134,9 @@ def explain(
     for name in names:
         try:
             decoder = restore(name, folder, models["memory"])
-        except ArtifactError as error:
+            told[name] = decoder.explain(observation, steps) if name == "steps" else decoder.explain(observation)
+        except RiMError as error:  # another checkpoint's, damaged, or fitted for another number of blocks
             complaints.append(str(error))
-            continue
-        told[name] = decoder.explain(observation, steps) if name == "steps" else decoder.explain(observation)
     return told, complaints
 
 

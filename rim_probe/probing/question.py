@@ -3,7 +3,7 @@
 Knows what `probes.explain` gives and how a table is printed. Knows no model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rim_probe.probing.study import Observation
@@ -12,21 +12,26 @@ from rim_probe.report import format_answer, table
 
 def format_question(seen: Observation, told: Mapping[str, Any], steps: Sequence[str]) -> str:
     """A row for every block: its readout, nearest explicit step, own words, values, the chance that it is right."""
-    columns: dict[str, list[str]] = {"block": [str(readout.block) for readout in seen.answer.readouts]}
-    columns["readout (probability)"] = [f"{r.text.strip()} ({r.probability:.2f})" for r in seen.answer.readouts]
-    if "correctness" in told:
-        columns["chance right"] = [f"{block['chance_right']:.2f}" for block in told["correctness"]["blocks"]]
-    if "steps" in told:
-        columns["nearest step (cosine)"] = [_nearest(block) for block in told["steps"]["blocks"]]
-    words = told["words"]["blocks"]
-    for key, title in (("stage1", "stage-1 model says"), ("carried", "stage-1 model with these slots says")):
-        if any(block[key] is not None for block in words):
-            columns[title] = [block[key] or "" for block in words]
-    if "values" in told:
-        columns["values read"] = [_values(block) for block in told["values"]["blocks"]]
-    rows = [list(cells) for cells in zip(*columns.values(), strict=True)]
+    columns: dict[str, dict[int, str]] = {
+        "readout (probability)": {r.block: f"{r.text.strip()} ({r.probability:.2f})" for r in seen.answer.readouts}
+    }
+
+    def add(title: str, probe: str, say: Callable[[Mapping[str, Any]], str | None]) -> None:
+        cells = {block["block"]: say(block) for block in told.get(probe, {"blocks": []})["blocks"]}
+        if any(cells.values()):
+            columns[title] = {block: text or "" for block, text in cells.items()}
+
+    add("chance right", "correctness", lambda block: f"{block['chance_right']:.2f}")
+    add("nearest step (cosine)", "steps", _nearest)
+    add("stage-1 model says", "words", lambda block: block["stage1"])
+    add("with these slots it says", "words", lambda block: block["carried"])
+    add("results read (how often right)", "values", lambda block: _values(block, len(steps)))
+    # A probe may have been fitted for fewer blocks than were asked for.
+    rows = [[str(k), *(cells.get(k, "") for cells in columns.values())] for k in range(1, seen.capture.K + 1)]
     known = f"\ngold steps: {' '.join(steps)}" if steps else ""
-    return f"{seen.question}{known}\n\n{table(list(columns), rows)}\n\n{format_answer(seen.answer).splitlines()[-1]}"
+    return (
+        f"{seen.question}{known}\n\n{table(['block', *columns], rows)}\n\n{format_answer(seen.answer).splitlines()[-1]}"
+    )
 
 
 def _nearest(block: Mapping[str, Any]) -> str:
@@ -35,7 +40,11 @@ def _nearest(block: Mapping[str, Any]) -> str:
     return f"{best['step']} ({best['cosine']:.2f}{mark})"
 
 
-def _values(block: Mapping[str, Any]) -> str:
-    """The results alone, by step: the operands would crowd the line."""
+def _values(block: Mapping[str, Any], steps: int) -> str:
+    """The results alone, since the operands would crowd the line, and of the steps there are, where that is known."""
     results = [value for value in block["values"] if value["quantity"] == "result"]
-    return ", ".join(f"r{value['step']}={value['value']} ({value['confidence']:.2f})" for value in results)
+    shown = [value for value in results if value["step"] is None or not steps or value["step"] <= steps]
+    return ", ".join(
+        f"{'last' if value['step'] is None else value['step']}: {value['value']} ({value['accuracy']:.0%})"
+        for value in shown
+    )

@@ -29,7 +29,7 @@ from rim_probe.probing.artifacts import (
     save_report,
 )
 from rim_probe.probing.page import PAGE_FILE, write_page
-from rim_probe.probing.probes import PROBES, Workbench
+from rim_probe.probing.probes import PROBES, Result, Workbench
 from rim_probe.probing.section import Section
 from rim_probe.probing.study import HELD_OUT, SPLITS, Study, split_problems
 from rim_probe.probing.text import format_targets
@@ -45,6 +45,14 @@ class Source:
 
     path: str
     problems: Sequence[Problem]
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A probe that could not be run, and the sentence that says why."""
+
+    name: str
+    reason: str
 
 
 def splits_of(given: Mapping[str, Source], seed: int) -> tuple[dict[str, Source], int]:
@@ -87,8 +95,8 @@ def run_probes(
     num_blocks: int | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Iterator[Section]:
-    """Runs the probes asked for and yields each one's report as soon as it is saved.
+) -> Iterator[Section | NotRun]:
+    """Runs the probes asked for and yields each one's report as soon as it is saved, or why it was not run.
 
     Args:
         models: by role, as `study.load_models` gives them.
@@ -110,9 +118,15 @@ def run_probes(
     problems = {name: source.problems for name, source in sources.items()}
     with Study(models, problems, num_blocks=num_blocks, seed=seed, folder=work, progress=progress) as study:
         workbench = Workbench(study, folder, keys)
+        failed: dict[str, str] = {}
         for name in wanted:
             if not is_done(folder, name, keys[name]):
-                result = PROBES[name].run(workbench)
+                try:
+                    result = _run(name, workbench, failed)
+                except RiMError as error:  # such as no cot model, or no problem with steps: the others can still run
+                    failed[name] = str(error)
+                    yield NotRun(name, failed[name])
+                    continue
                 save_artifact(
                     folder,
                     name,
@@ -122,9 +136,18 @@ def run_probes(
                     key=keys[name],
                     section=result.section,
                 )
-            _report(folder, keys, provenance)
+            _report(folder, keys, provenance | {"not_run": failed})
             yield load_section(folder, name)
     shutil.rmtree(work, ignore_errors=True)
+    if len(failed) == len(wanted):
+        raise RiMError("No probe could be run on these problems and this checkpoint; the reasons stand above.")
+
+
+def _run(name: str, workbench: Workbench, failed: Mapping[str, str]) -> Result:
+    for need in PROBES[name].needs:
+        if need in failed:
+            raise RiMError(f"It builds on the probe {need}, which was not run.")
+    return PROBES[name].run(workbench)
 
 
 def default_folder(checkpoint: str | Path) -> Path:

@@ -1,32 +1,36 @@
-"""Linear maps from hidden states to the space of steps, fitted in closed form in every cell.
+"""Linear maps from hidden states to the space of steps, fitted in closed form, and retrieval through them.
 
 Method:
 1. States of a cell are standardised; those wider than `MOST_FEATURES` are read through their leading principal
    components.
 2. Ridge regression (Hoerl and Kennard 1970) to the vectors of step t, over the problems that have one. One
-   eigendecomposition serves every strength in `RIDGES`; that with the highest top-1 on "choose" is kept.
-3. For retrieval from the whole bank the ridge prediction competes on "choose" with regularised canonical correlation
-   (Hotelling 1936): both sides in the leading `CANONICAL` pairs of directions, each weighted by
-   sqrt(rho / (1 - rho^2)), which it has in the log-likelihood ratio of "the same step" against "any step" under a
-   Gaussian.
-   scikit-learn's estimators solve one problem at a time; here one decomposition has to serve hundreds.
+   eigendecomposition serves every strength in `RIDGES`. scikit-learn's estimators solve one problem at a time; here
+   one decomposition has to serve hundreds.
+3. The whole bank is searched by cosine with the ridge prediction, or with regularised canonical correlation (Hotelling
+   1936): both sides in the leading `CANONICAL` pairs of directions, each weighted by sqrt(rho / (1 - rho^2)), which it
+   has in the log-likelihood ratio of "the same step" against "any step" under a Gaussian.
+4. Other candidates than the bank's are compared with the ridge prediction, or with what it recalls from the bank: the
+   mean of the bank's steps weighted by softmax(sharpness * cosine), one update of a modern Hopfield network (Ramsauer
+   et al. 2020, arXiv:2008.02217). That brings in what all steps of the bank share, as that equations hold.
+Which of 3 and of 4 is used is chosen on "choose".
 
-Knows states, vectors and ranks. Knows nothing of models, texts or reports.
+Knows states, vectors and ranks. Knows nothing of models, studies or reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rim_probe.probing.step_space import ranks_of, share_within, unit
+from rim_probe.probing.step_space import Candidates, ranks_of, share_within, unit
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # per problem: features have variance 1
 MOST_FEATURES = 256
 JOINT_FEATURES = 1024  # of all blocks side by side
 CANONICAL = 32
+SHARPNESSES = (16.0, 64.0)
 _SHRINKAGE = 1e-3  # of the step side of the canonical correlation, of its greatest variance
 _MOST_CERTAIN = 0.99
 
@@ -132,7 +136,7 @@ class Bank:
     texts: tuple[str, ...]
     vectors: np.ndarray
 
-    def ranks(self, mapped: LinearMap, states: np.ndarray, texts: list[str]) -> np.ndarray:
+    def ranks(self, mapped: LinearMap, states: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """The rank of each state's true step, [n]; NaN where the bank lacks it."""
         number = {text: i for i, text in enumerate(self.texts)}
         own = np.array([number.get(text, -1) for text in texts])
@@ -142,16 +146,60 @@ class Bank:
             ranks[known] = ranks_of(cosines, cosines[np.arange(len(cosines)), own[known]])
         return ranks
 
+    def recalled(self, mapped: LinearMap, states: np.ndarray, sharpness: float) -> np.ndarray:
+        """What states recall from the bank, [n, d]."""
+        cosines = mapped.cosines(states, self.vectors)
+        weights = np.exp(sharpness * (cosines - cosines.max(1, keepdims=True)))
+        return weights / weights.sum(1, keepdims=True) @ self.vectors
 
-def bank_map(
-    solution: Solution, ridge: float, choose: np.ndarray, texts: list[str], bank: Bank
-) -> tuple[LinearMap, float]:
-    """The map for the whole bank, ridge or (where that is better on "choose") canonical, and its top-1 there.
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How one cell's states find steps.
+
+    Attributes:
+        ridge: the ridge prediction.
+        mapped, kind: the map for the whole bank, "ridge" or "cca".
+        bank: the steps it was chosen with.
+        sharpness: of what is recalled from that bank for other candidates; None for the ridge prediction itself.
+        hits: bool [places of "choose"], whether the nearest candidate is the true step.
+        bank_top1: top-1 in the whole bank on "choose".
+    """
+
+    ridge: LinearMap
+    mapped: LinearMap
+    kind: str
+    bank: Bank
+    sharpness: float | None
+    hits: np.ndarray
+    bank_top1: float
+
+    @property
+    def top1(self) -> float:
+        return float(self.hits.mean())
+
+    def predicted(self, states: np.ndarray) -> np.ndarray:
+        """What candidates are compared with, [n, d]."""
+        if self.sharpness is None:
+            return self.ridge.predict(states)
+        return self.bank.recalled(self.mapped, states, self.sharpness)
+
+
+def choose_retrieval(
+    solution: Solution, strength: float, states: np.ndarray, asked: Candidates, bank: Bank
+) -> Retrieval:
+    """The best retrieval on "choose"; of equals the simpler one.
 
     Args:
-        choose, texts: states and true steps on "choose".
+        states, asked: of "choose", place by place.
     """
-    maps = (solution.ridge_map(ridge), solution.canonical_map(ridge))
-    scored = [(share_within(bank.ranks(mapped, choose, texts), 1), mapped) for mapped in maps]
-    top1, mapped = max(scored, key=lambda one: one[0])
-    return mapped, top1
+    ridge = solution.ridge_map(strength)
+    maps = [ridge, solution.canonical_map(strength)]
+    bank_top1 = [share_within(bank.ranks(mapped, states, asked.texts), 1) for mapped in maps]
+    better = int(np.argmax(bank_top1))
+    tried = [
+        Retrieval(ridge, maps[better], ("ridge", "cca")[better], bank, sharpness, np.zeros(0), max(bank_top1))
+        for sharpness in (None, *SHARPNESSES)
+    ]
+    scored = [replace(one, hits=asked.ranks(one.predicted(states)) <= 0) for one in tried]
+    return max(scored, key=lambda one: one.top1)

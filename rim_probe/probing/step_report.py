@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rim_probe.probing.section import BOOTSTRAP_DRAWS, Estimate, Figure, Section, Table, Target
-from rim_probe.probing.step_maps import CANONICAL, RIDGES
-from rim_probe.probing.step_space import CONTEXTS, DISTRACTORS, SHRINKAGE, share_within
+from rim_probe.probing.step_maps import CANONICAL, RIDGES, SHARPNESSES
+from rim_probe.probing.step_space import CONTEXTS, DISTRACTORS, REFERENCES, SHRINKAGE, share_within
 
 if TYPE_CHECKING:
     from rim_probe.probing.step_search import Fit, Row, Score
@@ -59,10 +59,13 @@ def report(study: Study, decoder: StepDecoder, fit: Fit, rows: Sequence[Row]) ->
             "top-1 on “choose” while the reading layer was chosen": {str(k): v for k, v in fit.reading.items()},
             "cells of the memory (layers x blocks x positions)": cells,
             "fits searched (cells x steps)": searched,
-            "ridges": list(RIDGES),
+            "chosen for each step": {str(step): str(one) for step, one in memory.cells.items()},
+            "ridges tried": list(RIDGES),
             "canonical pairs": CANONICAL,
+            "sharpnesses tried": list(SHARPNESSES),
             "bank": len(decoder.bank.texts),
             "contexts per step of the bank": f"up to {CONTEXTS}, {fit.places_read:,} places in all",
+            "reference steps read in every place": REFERENCES,
             "shrinkage of the whitening": SHRINKAGE,
             "steps of “report” that are in the bank": float(in_bank.mean()),
             "seed": study.seed,
@@ -171,11 +174,12 @@ def _main_table(rows: Sequence[Row], n: int, chance: float, bank: int, in_bank: 
             "MRR",
         ],
         cells,
-        note=f"Candidates: the problem's own steps and {DISTRACTORS} hard distractors, read in the problem's context; "
-        f"guessing is right for {chance:.1%}. Guessing in the bank is right for {1 / bank:.1%}; {in_bank:.1%} of the "
-        f"reported steps are in the bank, and only these are asked.{small} Intervals are over problems. MRR: mean "
-        "reciprocal rank. All blocks side by side: one map from the slots of all blocks at once, at the layer of the "
-        "best cell.",
+        note=f"Candidates: the problem's own steps and {DISTRACTORS} hard distractors, read in the problem's context. "
+        f"Guessing is right for {chance:.1%}; a decode that knows nothing of the problem may be right less often (see "
+        "another question's memory), as a true step is the middle of its distractors and seldom the farthest out in any "
+        f"direction. Guessing in the bank is right for {1 / bank:.1%}; {in_bank:.1%} of the reported steps are in the "
+        f"bank, and only these are asked.{small} Intervals are over problems. MRR: mean reciprocal rank. All blocks side "
+        "by side: one map from the slots of all blocks at once, at the layer of the best cell.",
     )
 
 
@@ -188,7 +192,7 @@ def _by_step(rows: Sequence[Row], fit: Fit, n: int) -> Table:
             cells.append(
                 [
                     f"step {task.step}: {'control: ' if row.control else ''}{row.name}",
-                    row.cells[task.step],
+                    str(row.cells[task.step].cell),
                     len(row.scores[task.step].rows),
                     _pooled(score, n),
                     _pooled(score, n, bank=True),

@@ -2,8 +2,9 @@
 
 Method, for `steps`, which tells what it is for:
 1. The steps of "fit" and "choose" are read at several layers; the one that a few cells do best with is chosen.
-2. Every cell of a source (the memory, or a control) is fitted for every step index; cell and ridge are the best on
-   "choose".
+2. Every cell of a source (the memory, or a control) is fitted for every step index. On "choose" the ridge predictions
+   pick the best cell of every block (of the tokens before the memory: of every layer), and the best of these is the
+   one that retrieves best (`step_maps.Retrieval`).
 3. A fitted cell is scored on "report", with its own states or those of a control.
 
 Knows studies, cells and tasks. Knows nothing of reports or the screen.
@@ -22,10 +23,9 @@ from rim_probe.probing.step_maps import (
     JOINT_FEATURES,
     MOST_FEATURES,
     Bank,
-    LinearMap,
     Regression,
-    Solution,
-    bank_map,
+    Retrieval,
+    choose_retrieval,
 )
 from rim_probe.probing.step_space import (
     FIT_DISTRACTORS,
@@ -37,6 +37,7 @@ from rim_probe.probing.step_space import (
     draw_references,
     places_of,
     read_places,
+    share_within,
     step_spaces,
     with_guests,
 )
@@ -125,15 +126,25 @@ class Task:
 
 @dataclass(frozen=True)
 class Found:
-    """One cell and task: the best ridge on "choose", and where its nearest candidate is the right one there."""
+    """One cell and task: the ridge whose prediction is best on "choose", and its top-1 there."""
 
     cell: Cell
-    ridge: float
-    hits: np.ndarray  # bool [places]
+    strength: float
+    top1: float
 
-    @property
-    def top1(self) -> float:
-        return float(self.hits.mean())
+
+@dataclass(frozen=True)
+class Chosen:
+    """A cell and how it retrieves."""
+
+    cell: Cell
+    strength: float
+    retrieval: Retrieval
+
+    def __str__(self) -> str:
+        sharpness = self.retrieval.sharpness
+        against = "the prediction" if sharpness is None else f"what it recalls, sharpness {sharpness:g}"
+        return f"{self.cell}; {self.retrieval.kind}, ridge {self.strength:g}; candidates against {against}"
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ class Row:
 
     name: str
     control: bool
-    cells: dict[int, str]
+    cells: dict[int, Chosen]
     scores: dict[int, Score]
 
 
@@ -169,69 +180,64 @@ class Fit:
         tasks: one per step index, from 1 on.
         space: the steps at the chosen reading layer.
         searched: source -> what was found, [task][cell].
-        best: (block, step) -> the block's best cell for it.
+        bank: the distinct steps of "fit".
         reading: reading layer -> mean top-1 on "choose" while it was chosen.
         places_read: places of "fit" whose steps were read.
-        alignment: (block, step) -> what `best` scores on "report"; filled in when it is scored.
+        blocks: (block, step) -> the block's best cell for it and how it retrieves.
+        alignment: (block, step) -> what that scores on "report"; filled in when it is scored.
     """
 
     tasks: list[Task]
     space: StepSpace
     searched: dict[str, list[list[Found]]]
-    best: dict[tuple[int, int], Found]
+    bank: Bank
     reading: dict[int, float]
     places_read: int
+    blocks: dict[tuple[int, int], Chosen] = field(default_factory=dict)
     alignment: dict[tuple[int, int], Score] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def search_memory(study: Study, bank: Sequence[str] | None) -> Fit:
+def search_memory(study: Study, guests: Sequence[str] = ()) -> Fit:
     """Reads the steps, chooses the reading layer, and searches the memory's cells for every step index.
 
     Args:
-        bank: steps that need a vector besides those of "fit".
+        guests: steps that need a vector besides those of "fit".
 
     Raises:
         RiMError: too few problems with steps.
     """
     rim, rng = study.models["memory"], study.rng("steps")
     layers = _spread(study.layers[1:], MOST_READING_LAYERS)
-    problems, rows = problems_of(study, "fit"), _drawn(study, "fit", FIT_PROBLEMS)
+    rows, to_choose = _drawn(study, "fit", FIT_PROBLEMS), _drawn(study, "choose", CHOOSE_PROBLEMS)
+    if len(rows) < FEWEST_FITTED or len(to_choose) < FEWEST_ASKED:
+        raise RiMError(
+            f"The nearest step needs at least {FEWEST_FITTED} problems with steps to fit and {FEWEST_ASKED} to choose "
+            f"by, but there are {len(rows)} and {len(to_choose)}; give more problems with steps."
+        )
+    problems = problems_of(study, "fit")
     own = [problems[i] for i in rows]
     texts = distinct_steps(own)
-    places = places_of(own, covering(own, rng), texts, rng, FIT_DISTRACTORS)
-    if bank is not None:
-        places = with_guests(places, bank, rng)
     references = draw_references(texts, rng)
-    spaces = (
-        step_spaces(places, read_places(rim, own, places, references, layers), references, layers) if places else []
-    )
+    places = with_guests(places_of(own, covering(own, rng), texts, rng, FIT_DISTRACTORS), guests, rng)
+    spaces = step_spaces(places, read_places(rim, own, places, references, layers), references, layers)
 
     problems = problems_of(study, "choose")
-    asked = places_of(problems, _drawn(study, "choose", CHOOSE_PROBLEMS).tolist(), texts, rng)
+    asked = places_of(problems, to_choose.tolist(), texts, rng)
     read = read_places(rim, problems, asked, references, layers)
     by_layer = [
         _tasks(study, rows, space, lambda step, i=i, space=space: candidates_at(step, asked, read, i, space))
         for i, space in enumerate(spaces)
     ]
-    if not by_layer or not by_layer[0]:
-        raise RiMError(
-            f"The nearest step needs at least {FEWEST_FITTED} problems with steps to fit and {FEWEST_ASKED} to choose "
-            "by; give more problems with steps."
-        )
     reading = _reading_layers(study, by_layer)
     index = int(np.argmax(reading))
     tasks = by_layer[index]
     searched = search(study, memory_cells(study, "memory"), tasks, "memory")
-    best = {
-        (block, task.step): max((one for one in found if one.cell.block == block), key=lambda one: one.top1)
-        for task, found in zip(tasks, searched, strict=True)
-        for block in range(1, study.K + 1)
-    }
     told = dict(zip(layers, reading, strict=True))
-    return Fit(tasks, spaces[index], {"memory": searched}, best, told, len(places))
+    bank = Bank(tuple(texts), spaces[index].matrix(texts))
+    return Fit(tasks, spaces[index], {"memory": searched}, bank, told, len(places))
 
 
 def _drawn(study: Study, part: str, count: int) -> np.ndarray:
@@ -304,9 +310,19 @@ def search(study: Study, cells: Sequence[Cell], tasks: list[Task], label: str) -
     return [list(one) for one in zip(*found, strict=True)]
 
 
-def side_by_side(study: Study, best: Found, task: Task) -> Found:
-    """All blocks' slots at once, at the layer of the best cell."""
-    return _search_cell(study, Cell("memory", best.cell.layer, None, "slots"), [task], JOINT_FEATURES)[0]
+def side_by_side(study: Study, layer: int, task: Task) -> Found:
+    """All blocks' slots at once."""
+    return _search_cell(study, Cell("memory", layer, None, "slots"), [task], JOINT_FEATURES)[0]
+
+
+def shortlist(found: Sequence[Found]) -> list[Found]:
+    """The best cell of every block; of the tokens before the memory, the best of every layer."""
+    best: dict[tuple[int, int], Found] = {}
+    for one in found:
+        group = (one.cell.block, 0 if one.cell.block else one.cell.layer)
+        if group not in best or one.top1 > best[group].top1:
+            best[group] = one
+    return list(best.values())
 
 
 def _search_cell(study: Study, cell: Cell, tasks: list[Task], features: int) -> list[Found]:
@@ -317,18 +333,18 @@ def _search_cell(study: Study, cell: Cell, tasks: list[Task], features: int) -> 
         asked = task.asked["choose"]
         solution = regression.solve(task.fit_rows, task.targets)
         scored = [
-            Found(cell, ridge, asked.ranks(predicted) <= 0)
+            Found(cell, ridge, share_within(asked.ranks(predicted), 1))
             for ridge, predicted in solution.predictions(projected[asked.rows])
         ]
         found.append(max(scored, key=lambda one: one.top1))
     return found
 
 
-def claimed(best: Mapping[tuple[int, int], Found]) -> dict[int, list[int]]:
-    """Step -> blocks that are as near as the nearest one, noise aside; `best` by (block, step)."""
+def claimed(blocks: Mapping[tuple[int, int], Chosen]) -> dict[int, list[int]]:
+    """Step -> blocks that are as near as the nearest one, noise aside; `blocks` by (block, step)."""
     claims = {}
-    for step in sorted({step for _, step in best}):
-        own = {block: found.hits.astype(float) for (block, t), found in best.items() if t == step}
+    for step in sorted({step for _, step in blocks}):
+        own = {block: one.retrieval.hits.astype(float) for (block, t), one in blocks.items() if t == step}
         nearest = max(own.values(), key=np.mean)
         short = {block: nearest - hits for block, hits in own.items()}
         claims[step] = sorted(b for b, lost in short.items() if lost.mean() <= 1.96 * lost.std() / np.sqrt(len(lost)))
@@ -357,10 +373,8 @@ def read_report(study: Study, fit: Fit, texts: Sequence[str]) -> None:
         )
 
 
-def retrieval(
-    study: Study, found: Found, task: Task, bank: Bank, fitted: str = "all"
-) -> tuple[Solution, LinearMap, float]:
-    """A found cell fitted again: its regression, its map for the whole bank, and that map's top-1 on "choose".
+def chosen(study: Study, found: Found, task: Task, bank: Bank, fitted: str = "all") -> Chosen:
+    """A found cell fitted again, and the retrieval that is best for it on "choose".
 
     Args:
         fitted: on "all" problems, with their steps "shuffled" among them, or on those of split "fit alone".
@@ -373,25 +387,22 @@ def retrieval(
     if fitted == "fit alone":
         own = rows < len(study.problems("fit"))
         rows, targets = rows[own], targets[own]
-    solution = regression.solve(rows, targets)
     asked = task.asked["choose"]
     states = found.cell.read(study, "choose")[asked.rows]
-    return solution, *bank_map(solution, found.ridge, states, asked.texts, bank)
+    retrieval = choose_retrieval(regression.solve(rows, targets), found.strength, states, asked, bank)
+    return Chosen(found.cell, found.strength, retrieval)
 
 
-def score_cell(
-    study: Study, found: Found, task: Task, bank: Bank, *, fitted: str = "all", source: str = "own"
-) -> Score:
-    """Ranks on "report" of one cell and task.
+def score_cell(study: Study, one: Chosen, task: Task, bank: Bank, source: str = "own") -> Score:
+    """Ranks on "report".
 
     Args:
-        fitted: see `retrieval`.
+        bank: the whole bank, of the user's or of "fit".
         source: whose states are read: the problem's own, the "mean" over all problems with that step, or those of
             "another" one.
     """
-    solution, mapped, _ = retrieval(study, found, task, bank, fitted)
     asked = task.asked["report"]
-    states = found.cell.read(study, "report")[asked.rows]
+    states = one.cell.read(study, "report")[asked.rows]
     if source == "mean":
         states = np.broadcast_to(states.mean(0), states.shape)
     elif source == "another":
@@ -400,5 +411,5 @@ def score_cell(
         other = np.empty_like(order)
         other[order] = np.roll(order, 1)
         states = states[other]
-    ranks = asked.ranks(solution.ridge_map(found.ridge).predict(states))
-    return Score(asked.rows, ranks, bank.ranks(mapped, states, asked.texts))
+    ranks = asked.ranks(one.retrieval.predicted(states))
+    return Score(asked.rows, ranks, bank.ranks(one.retrieval.mapped, states, asked.texts))

@@ -10,8 +10,9 @@ Method:
 3. A model that reads "3+4=8", or a step that does not belong here, knows that it is wrong. That is no knowledge of any
    memory. Therefore a step is represented by the mean over all places it was read in, as the true step and as a wrong
    one alike.
-4. These vectors are whitened with their covariance over places of split "fit", slightly shrunk towards a multiple of
-   the identity (for which `SHRINKAGE` of the mean variance suffices: there are many more readings than dimensions).
+4. The vectors are taken relative to the mean of all true steps and whitened with the covariance of the readings,
+   slightly shrunk towards a multiple of the identity (for which `SHRINKAGE` of the mean variance suffices: there are
+   many more readings than dimensions).
 
 Knows steps, places and linear algebra. Knows nothing of memory.
 """
@@ -150,12 +151,13 @@ class StepSpace:
     Attributes:
         layer: where steps are read.
         references: the steps that every reading is relative to.
-        whitening [d, d]: from readings to the space.
+        origin [d], whitening [d, d]: `(reading - origin) @ whitening` is a reading in the space.
         vectors: text -> its vector [d].
     """
 
     layer: int
     references: tuple[str, ...]
+    origin: np.ndarray
     whitening: np.ndarray
     vectors: Mapping[str, np.ndarray]
 
@@ -168,6 +170,7 @@ def step_spaces(
     places: Sequence[Place], read: Sequence[np.ndarray], references: tuple[str, ...], layers: Sequence[int]
 ) -> list[StepSpace]:
     """One space per layer, from places and what `read_places` made of them at these layers."""
+    true = {place.candidates[0] for place in places}
     texts = {text: i for i, text in enumerate(dict.fromkeys(text for place in places for text in place.texts))}
     labels = np.array([texts[text] for place in places for text in place.texts])
     states = np.concatenate(read)
@@ -175,12 +178,12 @@ def step_spaces(
     spaces = []
     for i, layer in enumerate(layers):
         own = states[:, i]
-        whitening = _whitening(own)
         means = np.zeros((len(texts), own.shape[1]), np.float32)
         np.add.at(means, labels, own)
-        spaces.append(
-            StepSpace(layer, references, whitening, dict(zip(texts, means / counts @ whitening, strict=True)))
-        )
+        means /= counts
+        origin, whitening = means[[text in true for text in texts]].mean(0), _whitening(own)
+        vectors = dict(zip(texts, (means - origin) @ whitening, strict=True))
+        spaces.append(StepSpace(layer, references, origin, whitening, vectors))
     return spaces
 
 
@@ -230,7 +233,7 @@ def candidates_at(
     counts = np.array([len(held) for _, held in own], dtype=int)
     vectors = np.zeros((len(own), counts.max(initial=1), len(space.whitening)), np.float32)
     for i, (_, held) in enumerate(own):
-        vectors[i, : len(held)] = held[:, layer_index] @ space.whitening
+        vectors[i, : len(held)] = (held[:, layer_index] - space.origin) @ space.whitening
     rows = np.array([place.problem for place, _ in own], dtype=int)
     return Candidates(rows, vectors, counts, [place.candidates[0] for place, _ in own])
 

@@ -4,9 +4,9 @@ Method:
 1. Steps are read by the memory model from plain text, in their own place and as wrong alternatives elsewhere, and laid
    out in a whitened space (`step_space`). The bank is every distinct step of split "fit", or a list of the user's.
 2. For each step index t and each cell (layer, block, position) a linear map from the cell's states to the vectors of
-   step t is fitted on "fit" (`step_maps`). The reading layer, the cell, the strength and the kind of map are chosen on
-   "choose", the first three by top-1 among the problem's own steps and 20 hard distractors. Splits `fit-heldout` and
-   `choose-heldout`, where a study has them, serve for that as well (`step_search.splits_of`).
+   step t is fitted on "fit" (`step_maps`). The reading layer, the cell, the strength and the kind of retrieval are
+   chosen on "choose", by top-1 among the problem's own steps and 20 hard distractors (`step_search`). Splits
+   `fit-heldout` and `choose-heldout`, where a study has them, serve for that as well.
 3. "report" scores them: among own steps and distractors, read in the problem's own context, and in the whole bank.
    Block k is claimed to hold step t where its best cell is within noise of the best block's on "choose": the 95 %
    interval of the difference, place by place, holds zero.
@@ -22,7 +22,7 @@ Knows what is compared with what. Knows nothing of tokens, and of models only th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,21 +31,21 @@ from rim_probe.probing.section import Section
 from rim_probe.probing.step_maps import Bank, LinearMap
 from rim_probe.probing.step_search import (
     Cell,
+    Chosen,
     Fit,
     Found,
     Row,
+    chosen,
     claimed,
     other_sources,
-    problems_of,
     read_report,
-    retrieval,
     score_cell,
     search,
     search_memory,
+    shortlist,
     side_by_side,
     splits_of,
 )
-from rim_probe.probing.step_space import distinct_steps
 
 if TYPE_CHECKING:
     from rim_probe.probing.study import Observation, Study
@@ -88,17 +88,15 @@ class StepDecoder:
         Raises:
             RiMError: too few problems with steps.
         """
-        fit = search_memory(study, bank)
-        texts = tuple(dict.fromkeys(distinct_steps(problems_of(study, "fit")) if bank is None else bank))
-        texts = tuple(text for text in texts if text in fit.space.vectors)
+        fit = search_memory(study, bank or ())
+        for task, found in zip(fit.tasks, fit.searched["memory"], strict=True):
+            for one in shortlist(found):
+                fit.blocks[one.cell.block, task.step] = chosen(study, one, task, fit.bank)
+        texts = fit.bank.texts if bank is None else tuple(dict.fromkeys(bank))
         held = Bank(texts, fit.space.matrix(texts))
-        by_step = {task.step: task for task in fit.tasks}
-        maps = {
-            (block, step): (found.cell, *retrieval(study, found, by_step[step], held)[1:])
-            for (block, step), found in fit.best.items()
-        }
-        alignment = {at: found.top1 for at, found in fit.best.items()}
-        decoder = cls(held, maps, claimed(fit.best), alignment, fit.space.layer)
+        maps = {at: (one.cell, one.retrieval.mapped, one.retrieval.bank_top1) for at, one in sorted(fit.blocks.items())}
+        alignment = {at: one.retrieval.top1 for at, one in fit.blocks.items()}
+        decoder = cls(held, maps, claimed(fit.blocks), alignment, fit.space.layer)
         decoder._fit = fit
         return decoder
 
@@ -114,29 +112,39 @@ class StepDecoder:
         read_report(study, fit, self.bank.texts)
         rows = self._rows(study, fit)
         by_step = {task.step: task for task in fit.tasks}
-        for (block, step), found in fit.best.items():
+        for (block, step), one in fit.blocks.items():
             if step in by_step:
-                fit.alignment[block, step] = score_cell(study, found, by_step[step], self.bank)
+                fit.alignment[block, step] = score_cell(study, one, by_step[step], self.bank)
         return report(study, self, fit, rows)
 
     def _rows(self, study: Study, fit: Fit) -> list[Row]:
-        best = {task.step: _nearest(found) for task, found in zip(fit.tasks, fit.searched["memory"], strict=False)}
-        together = {task.step: side_by_side(study, best[task.step], task) for task in fit.tasks}
+        tasks, bank = {task.step: task for task in fit.tasks}, self.bank
+        best = {t: _best(one for (_, step), one in fit.blocks.items() if step == t) for t in tasks}
 
-        def row(name: str, found: Mapping[int, Found], control: bool = True, **how: str) -> Row:
-            scores = {task.step: score_cell(study, found[task.step], task, self.bank, **how) for task in fit.tasks}
-            return Row(name, control, {step: str(one.cell) for step, one in found.items()}, scores)
+        def row(name: str, cells: Mapping[int, Chosen], control: bool = True, source: str = "own") -> Row:
+            scores = {t: score_cell(study, cells[t], task, bank, source) for t, task in tasks.items()}
+            return Row(name, control, dict(cells), scores)
 
+        def again(name: str, fitted: str, control: bool) -> Row:
+            found = {t: Found(one.cell, one.strength, one.retrieval.top1) for t, one in best.items()}
+            return row(name, {t: chosen(study, found[t], task, fit.bank, fitted) for t, task in tasks.items()}, control)
+
+        together = {
+            t: chosen(study, side_by_side(study, best[t].cell.layer, task), task, fit.bank) for t, task in tasks.items()
+        }
         rows = [
             row("memory, best cell", best, control=False),
             row("memory, all blocks side by side", together, control=False),
         ]
         if len(splits_of(study, "fit")) > 1:
-            rows.append(row("memory, best cell, fitted on “fit” alone", best, control=False, fitted="fit alone"))
-        rows.append(row("shuffled pairing", best, fitted="shuffled"))
+            rows.append(again("memory, best cell, fitted on “fit” alone", "fit alone", control=False))
+        rows.append(again("shuffled pairing", "shuffled", control=True))
         for name, cells in other_sources(study).items():
             fit.searched[name] = search(study, cells, fit.tasks, name)
-            own = {task.step: _nearest(found) for task, found in zip(fit.tasks, fit.searched[name], strict=True)}
+            own = {
+                task.step: _best(chosen(study, one, task, fit.bank) for one in shortlist(found))
+                for task, found in zip(fit.tasks, fit.searched[name], strict=True)
+            }
             rows.append(row(name, own))
         return [*rows, row("mean slot", best, source="mean"), row("another question's memory", best, source="another")]
 
@@ -228,8 +236,8 @@ class StepDecoder:
         return cls(bank, maps, claims, alignment, settings["reading_layer"])
 
 
-def _nearest(found: Sequence[Found]) -> Found:
-    return max(found, key=lambda one: one.top1)
+def _best(cells: Iterable[Chosen]) -> Chosen:
+    return max(cells, key=lambda one: one.retrieval.top1)
 
 
 def _gold(text: str, steps: Sequence[str] | None) -> int | None:

@@ -115,7 +115,7 @@ class Study:
         self.layers = tuple(range(num_layers(memory) + 1))
         given = {name: splits.get(name, ()) for name in (*SPLITS, *(name for name in HELD_OUT if name in splits))}
         askers = self._askers()
-        readable = {name: [p for p in given[name] if _readable(p.question, askers)] for name in given}
+        readable = {name: [p for p in given[name] if _readable(p, askers)] for name in given}
         self.splits: dict[str, list[Problem]] = readable
         self.left_out = {name: len(given[name]) - len(readable[name]) for name in given}
         for name, problems in readable.items():
@@ -210,13 +210,13 @@ class Study:
         return list(askers.values())
 
 
-def _readable(question: str, askers: Iterable[tuple[RiM, str, int | None]]) -> bool:
+def _readable(problem: Problem, askers: Iterable[tuple[RiM, str, int | None]]) -> bool:
+    """Whether every model can be asked, and has room for the gold chain behind its prompt as some probes put it."""
     try:
-        for rim, method, num_blocks in askers:
-            rim.prompt_ids(question, method, num_blocks)
+        prompts = [(rim, rim.prompt_ids(problem.question, *way)) for rim, *way in askers]
     except QuestionError:
         return False
-    return True
+    return all(len(ids) + len(rim.encoder.chain_ids(problem)) <= rim.max_length for rim, ids in prompts)
 
 
 def _load_answers(path: Path, key: str) -> list[Answer] | None:

@@ -10,7 +10,8 @@ Method:
    slots and the end tokens (which also choose the readout's first word).
 3. Whose words are they? The states go into (a) the run on their own question, (b) the run on ANOTHER question, where
    words that come from memory state the donor's step and words that come from the question the asked problem's, (c) the
-   run on one neutral question. Beside them the unpatched stage-1 model. The single layer is chosen on "choose" by (b).
+   run on one neutral question. Beside them the unpatched stage-1 model. The single layer, and the row that is summed up, are chosen on "choose" by (b).
+4. Readouts of one problem are not independent of each other: intervals of carried words draw whole problems.
 
 Knows readouts, hooks and gold steps. Knows nothing of probes, probabilities or attention.
 """
@@ -28,7 +29,7 @@ from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.curves import curve
 from rim_probe.probing.hooks import edit_residual, num_layers
-from rim_probe.probing.section import Estimate, Figure, Section, Table, proportion_estimate
+from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap, proportion_estimate
 
 if TYPE_CHECKING:
     from rim_probe.probing.study import Observation, Study
@@ -177,7 +178,11 @@ def score(study: Study) -> Section:
         figures.append(patch.figure())
         summary.append(patch.summary())
         n |= {"choose": len(patch.asked["choose"]), "carried": len(patch.asked["report"])}
-        settings = {"layer chosen on choose": patch.chosen, "variants searched": patch.searched}
+        settings = {
+            "layer chosen on choose": patch.chosen,
+            "variant chosen on choose": _variant(*patch.best),
+            "variants searched": len(patch.by_layer),
+        }
         data["carried"] = patch.data()
     return Section(
         name="words",
@@ -296,9 +301,10 @@ class _Patchscope:
 
     Attributes:
         asked: split -> indices of the problems asked (at least two steps).
-        by_layer: (carried, layer) -> share on "choose" of words that state the donor's step, own step.
-        chosen: carried -> the single layer.
-        counts: (carried, layer) -> condition -> outcomes on "report" (over blocks and problems).
+        by_layer: (carried, layer) -> condition -> outcomes on "choose".
+        chosen: carried -> the single layer; best: the (carried, layer) that is summed up, every layer among them.
+        counts: (carried, layer) -> condition -> outcomes on "report".
+        Outcomes are bools over blocks and problems; "problem" holds which problem each is of.
     """
 
     def __init__(self, study: Study):
@@ -319,20 +325,19 @@ class _Patchscope:
             for split, rows in self.asked.items()
         }
         self._plain = {split: self._unpatched(split) for split in self.asked}
-        self.searched = len(CARRIED) * len(self.layers)
         for carried in CARRIED:
             for layer in study.progress([*self.layers, EVERY], f"patchscope {carried}"):
                 self.by_layer[carried, layer] = self._outcomes("choose", carried, layer, ("another",))
-            # Most words that follow the donor; where none does, fewest that stay with the question.
-            self.chosen[carried] = max(
-                self.layers,
-                key=lambda layer, carried=carried: (
-                    np.mean(self.by_layer[carried, layer]["another: donor's step"]),
-                    -np.mean(self.by_layer[carried, layer]["another: own step"]),
-                ),
-            )
+            self.chosen[carried] = max(self.layers, key=lambda layer, carried=carried: self._follows(carried, layer))
             for layer in (self.chosen[carried], EVERY):
                 self.counts[carried, layer] = self._outcomes("report", carried, layer, ("same", "another", "neutral"))
+
+        self.best = max(self.counts, key=lambda variant: self._follows(*variant))
+
+    def _follows(self, carried: str, layer) -> tuple[float, float]:
+        """On "choose": most words that follow the donor; where none does, fewest that stay with the question."""
+        found = self.by_layer[carried, layer]
+        return float(np.mean(found["another: donor's step"])), -float(np.mean(found["another: own step"]))
 
     def _blocks(self, split: str) -> dict[int, list[int]]:
         """Block k -> places in `asked` of the problems with a step k + 1."""
@@ -357,11 +362,11 @@ class _Patchscope:
                 found[k] += [answer.text for answer in answers]
         return found
 
-    def _outcomes(self, split: str, carried: str, layer, conditions: Sequence[str]) -> dict[str, list[bool]]:
+    def _outcomes(self, split: str, carried: str, layer, conditions: Sequence[str]) -> dict[str, list]:
         study, problems, rows = self.study, self.study.problems(split), self.asked[split]
         layers = study.layers if layer == EVERY else [layer]
         held = study.capture("memory", split)
-        found: dict[str, list[bool]] = {}
+        found: dict[str, list] = {"problem": []}
 
         def count(name: str, outcomes) -> None:
             found.setdefault(name, []).extend(bool(outcome) for outcome in outcomes)
@@ -372,6 +377,7 @@ class _Patchscope:
             donors = np.array([rows[self._partners[split][place]] for place in places])
             questions, plain = [problems[i].question for i in own], self._plain[split][k]
             steps = [problems[i].steps[k] for i in own]
+            found["problem"] += own.tolist()
             donor_steps = [problems[i].steps[k] for i in donors]
             if "same" in conditions:
                 words = self._say(questions, {at: given[own] for at, given in states.items()})
@@ -394,10 +400,10 @@ class _Patchscope:
     def table(self) -> Table:
         rows = []
         for (carried, layer), found in self.counts.items():
-            name = f"{carried} at {layer if layer == EVERY else f'layer {layer}'}"
             keys = ("unpatched: own step", "same: own step", "same: as unpatched")
             keys += ("another: donor's step", "another: own step", "another: as unpatched", "neutral: own step")
-            rows.append([name, len(found["same: own step"]), *(_share(found[key]) for key in keys)])
+            shares = (_problem_share(found[key], found["problem"]) for key in keys)
+            rows.append([_variant(carried, layer), len(found["problem"]), *shares])
         return Table(
             "Memory carried into the stage-1 model: whose step is stated?",
             [
@@ -414,7 +420,7 @@ class _Patchscope:
             rows,
             note=f"Readouts 1 to {max(self._blocks('report'))} of problems that have a step k + 1; blocks 1..k are "
             "carried. Words that come from memory follow the memory's problem. The single layer is the best of "
-            f"{len(self.layers)} on split “choose”. Neutral question: “{self.neutral}”",
+            f"{len(self.layers)} on split “choose”. Intervals: bootstrap over problems. Neutral question: “{self.neutral}”",
         )
 
     def figure(self) -> Figure:
@@ -422,7 +428,7 @@ class _Patchscope:
         for carried in CARRIED:
             found = [self.by_layer[carried, layer] for layer in self.layers]
             for key, label in (("another: donor's step", "the memory's step"), ("another: own step", "the asked step")):
-                estimates = [_share(outcomes[key]) for outcomes in found]
+                estimates = [_problem_share(outcomes[key], outcomes["problem"]) for outcomes in found]
                 series.append(curve(f"{carried}: {label}", self.layers, estimates, control=key.endswith("own step")))
         return Figure(
             "lines",
@@ -434,23 +440,55 @@ class _Patchscope:
         )
 
     def summary(self) -> str:
-        best = max(self.counts.values(), key=lambda found: np.mean(found["another: donor's step"]))
-        donor, own = (np.mean(best[f"another: {whose} step"]) for whose in ("donor's", "own"))
-        same = np.mean(self.counts[CARRIED[0], EVERY]["another: as unpatched"])
-        verdict = "come from the question, not from the slots" if own > donor else "come from the memory"
+        found = self.counts[self.best]
+        donor, own, plain = (
+            _problem_share(found[key], found["problem"])
+            for key in ("another: donor's step", "another: own step", "unpatched: own step")
+        )
+        lead = np.array(found["another: own step"], float) - np.array(found["another: donor's step"], float)
+        lead = _problem_share(lead, found["problem"])
+        stay = [
+            f"{_told(_problem_share(every['another: as unpatched'], every['problem']))} with {carried} replaced"
+            for carried in CARRIED
+            for every in [self.counts[carried, EVERY]]
+        ]
+        if lead.low > 0:
+            verdict = "the steps it states come from the question, not from the memory carried"
+        elif lead.high < 0:
+            verdict = "the steps it states come from the memory carried"
+        else:
+            verdict = "whether question or memory is followed cannot be told"
         return (
-            f"With another question's memory carried into the stage-1 model, {donor:.0%} of its readouts state that "
-            f"memory's step and {own:.0%} the step of the question asked ({np.mean(best['unpatched: own step']):.0%} "
-            f"with nothing carried); with all slots replaced at every layer {same:.0%} of the readouts stay what they "
-            f"were: these words {verdict}."
+            f"With another question's memory carried into the stage-1 model ({_variant(*self.best)}, chosen on “choose”), "
+            f"{_told(donor)} of its readouts state that memory's step and {_told(own)} the step of the question asked "
+            f"({plain.value:.0%} with nothing carried); the difference is {100 * lead.value:+.0f} points "
+            f"({100 * lead.low:+.0f} to {100 * lead.high:+.0f}, bootstrap over {lead.n} problems): {verdict}. At every "
+            f"layer the readouts stay word for word what they were for {' and '.join(stay)}."
         )
 
     def data(self) -> dict[str, Any]:
         return {
-            f"{carried}, {layer}": {key: float(np.mean(outcomes)) for key, outcomes in found.items()}
+            f"{carried}, {layer}": {
+                key: float(np.mean(outcomes)) for key, outcomes in found.items() if key != "problem"
+            }
             for (carried, layer), found in self.counts.items()
         }
 
 
 def _share(outcomes) -> Estimate:
     return proportion_estimate(outcomes)
+
+
+def _problem_share(outcomes: Sequence, problems: Sequence[int]) -> Estimate:
+    """The mean over readouts, its interval by drawing whole problems; `problems` says which one each readout is of."""
+    _, place = np.unique(problems, return_inverse=True)
+    total, count = np.bincount(place, weights=np.asarray(outcomes, dtype=float)), np.bincount(place)
+    return bootstrap((total, count), lambda total, count: total.sum() / count.sum())
+
+
+def _variant(carried: str, layer) -> str:
+    return f"{carried} at {layer if layer == EVERY else f'layer {layer}'}"
+
+
+def _told(estimate: Estimate) -> str:
+    return f"{estimate.value:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"

@@ -156,9 +156,17 @@ def test_chances_are_calibrated_on_the_choosing_split():
 # --------------------------------------------------------------------------------------------------------------- probe
 
 
+def with_new_chains(study, count=150):
+    """The study with steps that no other split has in the last problems of its report."""
+    problems = study.splits["report"]
+    new = [replace(problem, steps=("<<9-8=1>>", *problem.steps)) for problem in problems[-count:]]
+    study.splits["report"] = problems[:-count] + new
+    return study
+
+
 @pytest.fixture(scope="module")
 def study():
-    return JudgedStudy()
+    return with_new_chains(JudgedStudy())
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +209,7 @@ def test_the_report_chooses_among_blocks_and_names_its_baselines(section, study)
 
 
 def test_the_report_says_on_what_it_was_fitted_and_survives_json(section):
-    assert section.n == {"fit": 300, "choose": 150, "report": 250}
+    assert section.n == {"fit": 300, "choose": 150, "report": 250, "report, new chains": 150}
     assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
     assert "used" in next(iter(rows(section, "Fitted on which")))
     kinds = [figure.kind for figure in section.figures]
@@ -219,6 +227,31 @@ def test_held_out_splits_are_preferred_where_a_study_has_them(study):
     assert CorrectnessProbe.fit(held, "fit", "choose").splits == ("fit", "choose")
 
 
+def test_whether_it_knows_more_is_decided_on_new_chains_alone(section):
+    assert "on the 150 problems whose steps" in section.summary
+    assert "the judge knows more than that" in section.summary and "tried" in section.settings
+    assert [target.what.endswith("new chains") for target in section.targets] == [False, False, False, True, True]
+    assert all(target.value.n == 150 for target in section.targets[3:])
+    assert not any("pooled" in target.what for target in section.targets)
+    found = rows(section, "Is it learnt by heart?")
+    judge = section.settings["judge"]
+    assert found[judge]["new chains (n = 150)"] == section.targets[3].value
+    assert found[judge]["judge minus it, new"] is None
+
+
+def test_a_judge_that_only_recalls_is_found_out(study, probe, monkeypatch):
+    """On new chains what stands before the memory tells as much as the memory: the lead elsewhere does not count."""
+    monkeypatch.setattr(selective, "DRAWS", 60)
+    report = correctness_report.Report(probe, study)
+    best, new = report.logits[probe.chosen], report.new
+    report.controls["words of the question"] = np.where(new[:, None], best, 0)
+    found = report._new_chains()
+    assert found.hardest == "words of the question" and found.lead.low == found.lead.high == 0
+    assert "there it knows no more than the words of the question, as far as 150 problems" in report._verdict(found)
+    report.new = np.zeros_like(new)
+    assert report._new_chains() is None and "cannot be told" in report._verdict(None)
+
+
 def test_noise_is_reported_as_noise(monkeypatch):
     monkeypatch.setattr(selective, "DRAWS", 60)
     monkeypatch.setattr(correctness_report, "SHUFFLES", 4)
@@ -227,6 +260,9 @@ def test_noise_is_reported_as_noise(monkeypatch):
     estimate = rows(section, "Telling right")[PROBE]["AUROC, final readout"]
     assert estimate.low < 0.5 < estimate.high
     assert not any(target.met for target in section.targets if target.goal == ">= 0.90")
+    # Every chain of this report occurs in the fit.
+    assert section.n["report, new chains"] == 0 and "cannot be told" in section.summary
+    assert "the goal of 0.90 is missed by 0." in section.summary
 
 
 def test_the_same_seed_gives_the_same_probe(study, probe):

@@ -204,7 +204,7 @@ def few_draws(monkeypatch):
 
 
 def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, monkeypatch):
-    less = {"FIT_PROBLEMS": 120, "CHOOSE_PROBLEMS": 40, "MOST_READING_LAYERS": 2, "MOST_SINGLE_SLOTS": 0}
+    less = {"FIT_PROBLEMS": 120, "CHOOSE_PROBLEMS": 40, "MOST_READING_LAYERS": 1, "MOST_SINGLE_SLOTS": 0}
     for name, count in (less | {"MOST_LAYERS": 5}).items():  # 0, 2, 4, 6, 8
         monkeypatch.setattr(step_search, name, count)
     decoder = steps.StepDecoder.fit(study)

@@ -86,11 +86,23 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(small_checkpoint, fil
     assert [section.name for section in load_report(out)[0]] == ["words", QUICK]
 
 
-def test_a_card_gets_the_targets_and_sentences(small_checkpoint, files, tmp_path):
+def test_a_probe_that_cannot_run_does_not_stop_the_others(small_checkpoint, files, tmp_path, capsys):
+    command = ["probe", str(small_checkpoint), *three(files), "--output", str(tmp_path / "probes")]
+    assert main([*command, "--only", "adaptive", QUICK]) == 0  # the checkpoint has no cot model
+    said = capsys.readouterr()
+    assert "adaptive was not run" in said.err and "Traceback" not in said.err
+    assert QUICK in [section.name for section in load_report(tmp_path / "probes")[0]]
+    assert main([*command, "--only", "adaptive"]) == 2
+    assert capsys.readouterr().err.strip().endswith("the reasons stand above.")
+
+
+def test_a_card_gets_the_targets_and_sentences(small_checkpoint, files, tmp_path, monkeypatch, capsys):
     card = tmp_path / "card.md"
     card.write_text("before\n<!-- probe -->\nold\n<!-- /probe -->\nafter\n", encoding="utf-8")
     out = ["--output", str(tmp_path / "probes"), "--card", str(card)]
-    assert main(["probe", str(small_checkpoint), *three(files), "--only", QUICK, *out]) == 0
+    assert "--only" in complaint(capsys, "probe", small_checkpoint, *three(files), "--only", QUICK, *out)
+    monkeypatch.setattr(run, "PROBES", {QUICK: PROBES[QUICK]})
+    assert main(["probe", str(small_checkpoint), *three(files), *out]) == 0
     text = card.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- probe -->\n") and text.endswith("<!-- /probe -->\nafter\n")
     assert load_report(tmp_path / "probes")[0][0].summary in text and "report 40" in text and "old" not in text

@@ -1,22 +1,33 @@
 """Nearest explicit step: a planted code is found in its cell alone, noise stays at chance, controls fail."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
-from glassbox import STEP_LAYER, glassbox, parts
+from glassbox import glassbox, parts
 from planted import PlantedStudy, observed
 
 from rim_probe.errors import RiMError
-from rim_probe.probing import step_search
+from rim_probe.probing import step_search, step_space
 from rim_probe.probing.bank import Reading, read_steps
 from rim_probe.probing.section import Section
-from rim_probe.probing.step_maps import CANONICAL, Regression
-from rim_probe.probing.step_space import DISTRACTORS, Candidates, covering, places_of, ranks_of, share_within, unit
+from rim_probe.probing.step_maps import CANONICAL, Bank, LinearMap, Regression
+from rim_probe.probing.step_space import (
+    DISTRACTORS,
+    Candidates,
+    Place,
+    covering,
+    places_of,
+    ranks_of,
+    read_places,
+    share_within,
+    unit,
+)
 from rim_probe.probing.steps import StepDecoder
 from rim_probe.problems import Problem
 
-SIZES = {"fit": 240, "choose": 60, "report": 100}
+SIZES = {"fit": 200, "choose": 40, "report": 80}
 K, M, WIDTH, LAYER, BLOCK = 2, 1, 20, 1, 2
 STEP = 2  # what the block holds
 CONTROLS = {"shuffled pairing", "last question token", "mean slot", "another question's memory"}
@@ -50,15 +61,12 @@ def planted_study(planted: bool = True, seed: int = 0) -> Planted:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_readings():
+def small_search():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_search, "MOST_READING_LAYERS", 1)  # the last one, where the glass box still holds them
-        patch.setattr(step_search, "read_report", _cached(step_search.read_report))
+        patch.setattr(step_search, "MOST_READING_LAYERS", 1)
+        patch.setattr(step_space, "CONTEXTS", 2)
+        patch.setattr(step_space, "FIT_DISTRACTORS", 6)
         yield
-
-
-def _cached(function):
-    return function
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +104,17 @@ def test_a_planted_step_is_found_in_its_cell_and_every_control_fails(section, de
     assert decoder.claims[STEP] == [BLOCK]
 
 
-def test_what_another_step_shares_with_it_is_not_the_step(section):
-    """The result of step 1 is the left number of step 2, so something of it is there, but not the step."""
+def test_to_know_a_part_of_a_step_is_not_to_know_the_step(section):
+    """The left number of step 2 is the result of step 1, which says only that."""
     by_step = rows(section, 1)
-    assert by_step["step 1: memory, best cell"][2].high < 0.6 < by_step["step 2: memory, best cell"][2].low
+    assert by_step["step 1: memory, best cell"][2].high < 0.5 < by_step["step 2: memory, best cell"][2].low
 
 
-def test_noise_scores_at_chance_and_its_interval_covers_chance(noise):
-    own = rows(noise)["memory, best cell"][0]
-    assert own.low <= noise.data["chance"] <= own.high
-    bank = rows(noise)["memory, best cell"][3]
-    assert bank.high < 0.05
+def test_noise_scores_at_chance(noise):
+    own, bank = rows(noise)["memory, best cell"][0], rows(noise)["memory, best cell"][3]
+    distinct = noise.settings["bank"]
+    assert own.low <= noise.data["chance"]
+    assert bank.low <= 1 / distinct <= bank.high
     assert not any(target.met for target in noise.targets)
     assert "missed" in noise.summary
 
@@ -218,6 +226,18 @@ def test_a_question_longer_than_the_context_is_refused(make_rim):
 # ------------------------------------------------------------------------------------------------- the space and maps
 
 
+def test_a_reading_is_relative_to_what_every_place_reads():
+    box, references = glassbox(), ("<<1+1=2>>", "<<9-2=7>>")
+    problems = box.problems(4, 2, "report")
+    places = [Place(i, 1, (problem.steps[0], "<<3+3=6>>"), ("<<4+4=8>>",)) for i, problem in enumerate(problems)]
+    read = read_places(box.rim, problems, places, references, [1])
+    for place, held in zip(places, read, strict=True):
+        problem = problems[place.problem]
+        texts = (*place.candidates[1:], *place.guests, *references)
+        (states,) = read_steps(box.rim, [Reading(problem.question, problem.steps[:1], (texts,))], [1])[0]
+        np.testing.assert_allclose(held, states[:3] - states[3:].mean(0), atol=1e-5)
+
+
 def test_places_hold_the_step_the_own_steps_and_twenty_others():
     problem = Problem("q", ("<<12+30=42>>", "<<42*2=84>>", "no equation"), "84")
     rng = np.random.default_rng(0)
@@ -228,12 +248,12 @@ def test_places_hold_the_step_the_own_steps_and_twenty_others():
         assert len(set(place.candidates)) == len(place.candidates) == 3 + DISTRACTORS
 
 
-def test_covering_problems_hold_every_step():
+def test_covering_problems_hold_every_step_as_often_as_wanted():
     problems = [Problem(str(n), (f"<<{n % 7}+1={n % 7 + 1}>>",), "") for n in range(70)]
-    chosen = covering(problems, np.random.default_rng(0), contexts=2)
-    assert sorted(problems[i].steps[0] for i in chosen) == sorted({p.steps[0] for p in problems} | set()) * 1 + sorted(
-        {p.steps[0] for p in problems}
-    ) or len(chosen) == 14
+    problems.append(Problem("once", ("<<1+1=2>>", "<<5+5=10>>"), ""))
+    chosen = Counter(step for i in covering(problems, np.random.default_rng(0), 2) for step in problems[i].steps)
+    assert chosen.pop("<<5+5=10>>") == 1
+    assert len(chosen) == 7 and set(chosen.values()) <= {2, 3}
 
 
 def test_a_prediction_that_says_nothing_ranks_at_chance():
@@ -261,6 +281,17 @@ def test_ridge_is_that_of_scikit_learn():
     )
 
 
+def test_what_is_recalled_lies_between_the_steps_of_the_bank():
+    rng = np.random.default_rng(0)
+    bank = Bank(("a", "b", "c"), np.eye(3, dtype=np.float32))
+    same = LinearMap(np.eye(3), np.zeros(3), np.eye(3), np.zeros(3))
+    states = np.array([[2.0, 0.5, 0.1]]) + 0.01 * rng.normal(size=(1, 3))
+    np.testing.assert_allclose(bank.recalled(same, states, 1000.0), [[1, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(bank.recalled(same, states, 0.0), [[1 / 3, 1 / 3, 1 / 3]], atol=1e-6)
+    assert np.isnan(bank.ranks(same, states, ["unknown"])).all()
+    assert bank.ranks(same, states, ["b"]) == [1]
+
+
 def test_canonical_directions_find_what_ridge_drowns():
     """One weak shared direction among loud ones that have nothing to do with each other."""
     rng = np.random.default_rng(0)
@@ -272,7 +303,3 @@ def test_canonical_directions_find_what_ridge_drowns():
     assert mapped.weights.shape[1] == min(CANONICAL, 6)
     first = unit(mapped.weights[:, 0])
     assert abs(first[0]) > 0.95
-
-
-def test_explicit_steps_are_read_where_the_glass_box_reads_them(decoder):
-    assert decoder.reading_layer >= STEP_LAYER
