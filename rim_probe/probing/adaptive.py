@@ -12,13 +12,14 @@ Method:
    choose, the seconds of a chain of thought are a line in its passes, fitted to the timed problems of that split, so
    that sending off the long ones is not taken for average. What is reported is clocked, on problems of the report.
 
-Compared with pure memory, pure chain of thought, the same rules on the readout's own probability, and random routing.
+Compared with pure memory, pure chain of thought, the same rules on the readout's own probability (paired by problem;
+its latency is put together from what was clocked), and random routing.
 Knows routes and clocks. Knows nothing of how a judge is fitted or an answer decoded.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -353,25 +354,38 @@ def _section(policy: AdaptivePolicy, study: Study, timed: int) -> Section:
         row("memory, judged (nothing sent on)", memory, 0, clock.seconds["memory, judged"]),
         row("chain of thought", cot, 1, reference),
     ]
-    targets, data = [], {}
+    targets, data, duels, parts = [], {}, [], []
     for rule, threshold in rules.items():
         sent, right = by["judge"].sent(threshold), by["judge"].right(threshold)
         rows.append(row(f"adaptive, {rule}", right, sent.mean(), clocked[rule]))
         other = policy.thresholds["own"][rule]
-        spent = by["own"].seconds(other)[clock.problems]
-        rows.append(
-            row(f"control: own probability, {rule}", by["own"].right(other), by["own"].sent(other).mean(), spent)
-        )
+        other_right, other_sent = by["own"].right(other), by["own"].sent(other)
+        spent = clock.seconds["memory"] + other_sent[clock.problems] * reference
+        rows.append(row(f"control: own probability, {rule}", other_right, other_sent.mean(), spent))
         # The expected accuracy of random routing at the judge's rate, problem by problem.
         rate = sent.mean()
         rows.append(row(f"control: random routing at {rule}'s rate", rate * cot + (1 - rate) * memory, rate, None))
         gain = bootstrap(right.astype(float) - cot, seed=study.seed)
         ratio = _ratio(clocked[rule], reference)
+        over_own = bootstrap(right.astype(float) - other_right, seed=study.seed)
+        extra = _milliseconds(clocked[rule] - spent, study.seed)
+        duels.append([rule, f"{rate:.0%}", f"{other_sent.mean():.0%}", over_own, extra])
+        parts.append(_rule_summary(rule, by, threshold, other, gain, ratio, over_own, _ratio(spent, reference)))
         targets += [
             Target(f"accuracy of “{rule}” minus chain of thought's", ">= -0.01", gain, gain.value >= -POINT),
             Target(f"mean latency of “{rule}” relative to chain of thought", "< 0.5", ratio, ratio.value < HALF),
         ]
-        data[rule] = {"threshold": threshold, "sent": float(rate), "accuracy": float(right.mean())}
+        data[rule] = {
+            "threshold": threshold,
+            "sent": float(rate),
+            "accuracy": float(right.mean()),
+            "own probability": {
+                "threshold": other,
+                "sent": float(other_sent.mean()),
+                "accuracy": float(other_right.mean()),
+            },
+            "accuracy minus own probability": asdict(over_own),
+        }
     ceiling = np.where(memory, memory, cot)
     rows.append(row("ceiling: sends on exactly what memory gets wrong", ceiling, 1 - memory.mean(), None))
     return Section(
@@ -379,7 +393,7 @@ def _section(policy: AdaptivePolicy, study: Study, timed: int) -> Section:
         title="Answer by memory when sure, else think aloud",
         question="Does it pay to answer by memory where the probe trusts the answer, and by chain of thought where it "
         "does not?",
-        summary=_summary(policy, by, memory, cot, clocked, reference),
+        summary=_summary(memory, cot, parts),
         n={
             policy.splits[0]: len(study.problems(policy.splits[0])),
             policy.splits[1]: len(study.problems(policy.splits[1])),
@@ -402,7 +416,13 @@ def _section(policy: AdaptivePolicy, study: Study, timed: int) -> Section:
                 rows,
                 note="Adaptive answers pay for memory, for the judge and, where sent on, for the chain of thought. "
                 "Rows of the control “own probability” are put together from the clocked parts.",
-            )
+            ),
+            Table(
+                "Routing by the judge minus routing by the readout's own probability, paired by problem",
+                ["rule", "judge sends on", "own probability sends on", "right", "milliseconds"],
+                duels,
+                note="Each has a threshold of its own, so they spend different times: compare both columns.",
+            ),
         ],
         figures=[_frontier(policy, by, clock)],
         targets=targets,
@@ -462,19 +482,52 @@ def _frontier(policy: AdaptivePolicy, by: Mapping[str, Outcomes], clock: _Clock)
     )
 
 
-def _summary(policy, by, memory, cot, clocked, reference) -> str:
-    parts = []
-    for rule, threshold in policy.thresholds["judge"].items():
-        right, sent = by["judge"].right(threshold), by["judge"].sent(threshold).mean()
-        random = sent * cot.mean() + (1 - sent) * memory.mean()
-        parts.append(
-            f"“{rule}” sends {sent:.0%} of the problems on and is right in {right.mean():.1%} (random routing at that "
-            f"rate: {random:.1%}) at {clocked[rule].mean() / reference.mean():.2f} of chain of thought's latency"
-        )
+def _summary(memory: np.ndarray, cot: np.ndarray, parts: Sequence[str]) -> str:
     pure = ""
     if memory.mean() >= cot.mean() - POINT:
         pure = " Pure memory alone is within a point of chain of thought here, so only a gain above it counts."
     return (
-        f"Memory is right in {memory.mean():.1%}, chain of thought in {cot.mean():.1%} of the problems; "
-        f"{'; '.join(parts)}.{pure}"
+        f"Memory is right in {memory.mean():.1%}, chain of thought in {cot.mean():.1%} of the problems. "
+        f"{' '.join(parts)}{pure}"
     )
+
+
+def _rule_summary(
+    rule: str,
+    by: Mapping[str, Outcomes],
+    threshold: float,
+    other: float,
+    gain: Estimate,
+    ratio: Estimate,
+    over_own: Estimate,
+    own_ratio: Estimate,
+) -> str:
+    """Sentences on one rule: what it sends on, its control, random routing, and by how much a target is missed."""
+    outcomes, own = by["judge"], by["own"]
+    sent, right = outcomes.sent(threshold).mean(), outcomes.right(threshold).mean()
+    random = sent * outcomes.cot.mean() + (1 - sent) * outcomes.memory.mean()
+    sends = {0.0: "nothing on (it is pure memory)", 1.0: "everything on"}.get(float(sent), f"{sent:.0%} on")
+    own_sent = own.sent(other).mean()
+    own_sends = "sends nothing on" if own_sent == 0 else f"sends {own_sent:.0%} on"
+    if over_own.low > 0 or over_own.high < 0:
+        duel = "the judge is better" if over_own.low > 0 else "the judge is worse"
+    else:
+        duel = "no difference is shown"
+    missed = []
+    if gain.value < -POINT:
+        missed.append(f"its accuracy goal by {_short(100 * (-POINT - gain.value))} points")
+    if ratio.value >= HALF:
+        missed.append(f"its latency goal by {_short(ratio.value - HALF)} of chain of thought's latency")
+    return (
+        f"“{rule}” sends {sends} and is right in {right:.1%} (random routing at that rate: {random:.1%}) at "
+        f"{ratio.value:.2f} of chain of thought's latency; "
+        + (f"it misses {' and '.join(missed)}. " if missed else "it meets both its goals. ")
+        + f"By the readout's own probability the same rule {own_sends} and is right in {own.right(other).mean():.1%} "
+        f"at {own_ratio.value:.2f} of that latency: {duel} (judge minus own {100 * over_own.value:+.1f} points, "
+        f"{100 * over_own.low:+.1f} to {100 * over_own.high:+.1f})."
+    )
+
+
+def _short(amount: float) -> str:
+    """How much is missing, never as a zero."""
+    return f"{amount:.2f}" if amount >= 0.01 else "less than 0.01"

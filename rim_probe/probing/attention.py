@@ -362,7 +362,8 @@ def _relation_table(
         ["silenced", "Spearman's rho (95 % over problems)", "head that attends most", "its rank by knockout"],
         rows,
         note="Share: mean attention to all blocks from the last end token (heads at the answer), to the question's "
-        "numbers from the slots (heads at the slots). Heads are few, so the interval, which is over problems, says nothing about other models.",
+        "numbers from the slots (heads at the slots). "
+        "Heads are few, so the interval, which is over problems, says nothing about other models.",
     )
 
 

@@ -12,9 +12,10 @@ Method:
 Knows text, rows and masks. Knows nothing of memory blocks or of what is compared with a representation.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -71,7 +72,8 @@ def read_steps(rim: RiM, readings: Sequence[Reading], layers: Sequence[int]) -> 
     """
     if rim.model.training:
         rim.model.eval()
-    rows = [(r, row) for r, reading in enumerate(readings) for row in _rows(rim, reading)]
+    encode = cache(rim.encode_text)  # a bank's steps come up again and again
+    rows = [(r, row) for r, reading in enumerate(readings) for row in _rows(rim, reading, encode)]
     width = causal_lm(rim).config.hidden_size
     found = [
         [
@@ -99,11 +101,11 @@ def read_steps(rim: RiM, readings: Sequence[Reading], layers: Sequence[int]) -> 
     return found
 
 
-def _rows(rim: RiM, reading: Reading) -> list[_Row]:
+def _rows(rim: RiM, reading: Reading, encode: Callable[[str], list[int]]) -> list[_Row]:
     """The row of a reading, or several that share the question where there are many alternatives."""
     question = rim.encode_question(reading.question)
     # Every segment is tokenised on its own, so that a step has the same tokens whatever follows it.
-    chain = [_step_ids(rim, step, t) for t, step in enumerate(reading.steps)]
+    chain = [encode(_separated(step, t)) for t, step in enumerate(reading.steps)]
     ends = np.cumsum([len(question), *map(len, chain)]).tolist()
     if ends[-1] > rim.max_length:
         raise QuestionError(
@@ -120,7 +122,7 @@ def _rows(rim: RiM, reading: Reading) -> list[_Row]:
     rows = [row]
     for t, texts in enumerate(reading.alternatives):
         for a, text in enumerate(texts):
-            tokens = _step_ids(rim, text, t)
+            tokens = encode(_separated(text, t))
             if len(row.ids) + len(tokens) > max(ROW_TOKENS, 2 * len(ids)):
                 row = start()
                 rows.append(row)
@@ -132,8 +134,8 @@ def _rows(rim: RiM, reading: Reading) -> list[_Row]:
     return [row for row in rows if row.wanted]
 
 
-def _step_ids(rim: RiM, step: str, place: int) -> list[int]:
-    return rim.encode_text((STEP_SEPARATOR if place else "") + step)
+def _separated(step: str, place: int) -> str:
+    return (STEP_SEPARATOR if place else "") + step
 
 
 def _batches(rows: list[tuple[int, _Row]], tokens: int) -> Iterable[list[tuple[int, _Row]]]:

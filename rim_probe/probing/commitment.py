@@ -224,8 +224,8 @@ def score(study: Study) -> Section:
     ]
     if not kept:
         raise RiMError(
-            "No answer of this model ends by itself within its context, so there is none to follow; train the model, or "
-            "give shorter questions."
+            "No answer of this model ends by itself within its context, so there is none to follow; train the model, "
+            "or give shorter questions."
         )
     problems = [everything[i] for i in kept]
     questions = [problem.question for problem in problems]

@@ -369,7 +369,7 @@ class Report:
             rows.append([f"control: {name}" if name in self.controls else name, *cells, lead])
         fit, choose = self.probe.splits
         return Table(
-            "Is it learnt by heart? AUROC, final readout, by whether the judge was made on a problem with the same steps",
+            "Is it learnt by heart? AUROC, final readout, by whether the judge was made on the same steps",
             [
                 "score",
                 f"known chains (n = {(~self.new).sum()})",
@@ -377,8 +377,8 @@ class Report:
                 "judge minus it, new",
             ],
             rows,
-            note=f"New chains: problems whose steps are in neither “{fit}” nor “{choose}”. The last column is paired by "
-            "problem; only where its interval is above 0 does the judge know more.",
+            note=f"New chains: problems whose steps are in neither “{fit}” nor “{choose}”. The last column is paired "
+            "by problem; only where its interval is above 0 does the judge know more.",
         )
 
     # ------------------------------------------------------------------------------------------------------ figures
@@ -491,14 +491,15 @@ class Report:
             )
         count = int(self.new.sum())
         if new.lead.low > 0:
-            verdict = "the judge knows more than that"
+            verdict = "there the judge knows more than that"
         elif new.lead.high < 0:
             verdict = f"there it knows less than the {new.hardest}"
         else:
             verdict = f"there it knows no more than the {new.hardest}, as far as {count} problems can show"
         return (
-            f"Part of it is recall: on the {count} problems whose steps the judge was not made on, it reaches "
-            f"{_text(new.judge)}, the strongest control there, {new.hardest}, {_text(new.control)}; {verdict} "
+            f"What it knows beyond recall shows on the {count} problems whose steps neither the fit nor the choice "
+            f"held: the judge reaches {_text(new.judge)}, the strongest control there, {new.hardest}, "
+            f"{_text(new.control)}; {verdict} "
             f"(difference {_text(new.lead)}; judge minus own probability: {_text(new.gain)})."
         )
 

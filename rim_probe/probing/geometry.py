@@ -12,12 +12,17 @@ question-dependent paths):
    - participation ratio (sum of eigenvalues)^2 / sum of squares of the covariance over questions, block means removed:
      how many directions questions spread over;
    - similarity of blocks j and k: cosine of their states after removal of the block means, the same question; the
-     control is the cosine across different questions.
+     control is the cosine across different questions. Beside it the cosine of the states as they are, means kept.
+   Differences trained - untrained are paired: both answer the same questions, which are drawn together.
+4. The published claim (untrained blocks collapsed) predicts the sign of five differences (`CLAIM`); it counts as
+   confirmed where all five intervals lie on its side of 0. Each is named, for it or against it.
+Intervals: bootstrap over questions; for the participation ratio the jackknife (Efron & Tibshirani 1993, ch. 11), since
+questions drawn twice would count as parallel and pull it down.
 
 Knows states. Knows nothing of what they mean; right and wrong only colour the picture.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +30,7 @@ import numpy as np
 
 from rim_probe.errors import RiMError
 from rim_probe.probing.capture import Capture, CaptureSet
+from rim_probe.probing.curves import mean_estimate
 from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap
 from rim_probe.probing.study import Observation, Study
 
@@ -36,6 +42,16 @@ DRAWS = 500
 ROLES = {"memory": "trained", "base": "untrained"}
 DISPLACEMENT, STRAIGHTNESS = "displacement first to last block, in norms", "straightness: displacement over path length"
 DIMENSIONS, TOGETHER = "participation ratio over questions", "share of variance of block and question together"
+
+BETWEEN, BETWEEN_KEPT = "cosine between blocks, same question", "cosine between blocks, same question, block means kept"
+# The sign of trained - untrained where untrained blocks are collapsed, and how the measure is said.
+CLAIM = {
+    DISPLACEMENT: (1, "movement from first to last block"),
+    BETWEEN_KEPT: (-1, "cosine between blocks (means kept)"),
+    BETWEEN: (-1, "cosine between blocks (means removed)"),
+    DIMENSIONS: (1, "participation ratio"),
+    TOGETHER: (1, "variance of block and question together"),
+}
 
 
 def block_states(capture: Capture | CaptureSet, layer: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -128,13 +144,20 @@ class Geometry:
             ]
         place = self.layer - 1 if self.layer else 0
         here = {role: found[place] for role, found in by_role.items()}
-        rows_of_table = [[name, *(here[role][name] for role in roles)] for name in here["memory"]]
+        apart = (
+            differences(*(block_states(study.capture(role, "report"), self.layer, rows) for role in roles), study.seed)
+            if len(roles) == 2
+            else {}
+        )
+        rows_of_table = [
+            [name, *(here[role][name] for role in roles), *([apart[name]] if apart else [])] for name in here["memory"]
+        ]
         return Section(
             name="geometry",
             title="The shape of memory",
             question="Do the blocks follow paths of their own, and does the path depend on the question? Is that so "
             "without training?",
-            summary=_summary(here, self.over_blocks),
+            summary=_summary(here, apart, self.over_blocks),
             n={"fit": min(FIT_PROBLEMS, len(study.problems("fit"))), "report": len(rows)},
             settings={
                 "state": "the slots of a block side by side",
@@ -146,11 +169,12 @@ class Geometry:
             tables=[
                 Table(
                     f"Memory blocks at layer {self.layer}, n = {len(rows)} questions",
-                    ["measure", *roles.values()],
+                    ["measure", *roles.values(), *(["trained - untrained, paired"] if apart else [])],
                     rows_of_table,
                     note="Untrained: the base model with the same memory tokens before RiM training. Shares of "
-                    "variance add up to 1. The cosine across different questions is the control of that between "
-                    "blocks.",
+                    "variance add up to 1. Cosines: block means removed unless said otherwise. "
+                    "The cosine across different questions is the control of that between "
+                    "blocks. Intervals over questions: bootstrap, participation ratio: jackknife.",
                 )
             ],
             figures=[
@@ -222,7 +246,7 @@ class Geometry:
     def _paths_figure(self) -> Figure:
         """Mean path of the blocks by number of steps."""
         series = [
-            _line(f"{steps} step{'s' if steps != 1 else ''}", self.cloud[self.cloud_steps == steps].mean(axis=0))
+            _line(f"{steps} step{'s' if steps != 1 else ''}", self.cloud[self.cloud_steps == steps])
             for steps in np.unique(self.cloud_steps).tolist()
         ]
         return Figure(
@@ -232,6 +256,7 @@ class Geometry:
             self._axis(self.over_blocks, 0),
             self._axis(self.over_blocks, 1),
             {"series": series},
+            note="Intervals over questions, of the vertical axis alone.",
         )
 
     def _cloud_figure(self) -> Figure:
@@ -250,19 +275,21 @@ class Geometry:
 
     def _depth_figure(self, study: Study, rows: np.ndarray) -> Figure:
         capture = study.capture("memory", "report")
-        means = np.stack(
+        points = np.stack(
             [
-                self.over_depth.project(block_states(capture, layer, rows).mean(axis=0) / self.scale[layer])
+                self.over_depth.project(block_states(capture, layer, rows) / self.scale[layer])
                 for layer in study.layers[1:]
-            ]
-        )  # [L, K, 3]
-        series = [_line(f"block {block + 1}", means[:, block]) for block in range(means.shape[1])]
+            ],
+            axis=2,
+        )  # [n, K, L, 3]
+        series = [_line(f"block {block + 1}", points[:, block]) for block in range(points.shape[1])]
         return Figure(
             "lines",
             f"From layer 1 to layer {study.layers[-1]}: mean path of each block (report, n = {len(rows)})",
             self._axis(self.over_depth, 0),
             self._axis(self.over_depth, 1),
             {"series": series},
+            note="Intervals over questions, of the vertical axis alone.",
         )
 
     def _similarity_figures(self, study: Study, rows: np.ndarray, roles: Mapping[str, str]) -> list[Figure]:
@@ -276,8 +303,7 @@ class Geometry:
                 {
                     "x": labels,
                     "y": labels,
-                    "z": _rounded(similarity(block_states(study.capture(role, "report"), self.layer, rows))),
-                    "hover": None,
+                    **_cosine_cells(block_states(study.capture(role, "report"), self.layer, rows)),
                     "z_title": "cosine",
                     "low": -1.0,
                     "high": 1.0,
@@ -296,36 +322,78 @@ class Geometry:
 
 
 def measure(states: np.ndarray, seed: int = 0) -> dict[str, Estimate]:
-    """The measures of step 3 for states [n, K, F], each with its bootstrap interval over questions."""
+    """The measures of step 3 for states [n, K, F], each with its interval over questions."""
+    found = {
+        name: bootstrap(arrays, statistic, seed=seed, draws=DRAWS)
+        for name, (arrays, statistic) in _statistics(states).items()
+    }
+    return _with_dimensions(found, *_leave_one_out(states))
+
+
+def differences(trained: np.ndarray, untrained: np.ndarray, seed: int = 0) -> dict[str, Estimate]:
+    """The measures of `trained` less those of `untrained`, states [n, K, F] of the same questions drawn together."""
+    found, base = {}, _statistics(untrained)
+    for name, (arrays, statistic) in _statistics(trained).items():
+        count = len(arrays)
+
+        def apart(*drawn, count=count, statistic=statistic) -> float:
+            return statistic(*drawn[:count]) - statistic(*drawn[count:])
+
+        found[name] = bootstrap((*arrays, *base[name][0]), apart, seed=seed, draws=DRAWS)
+    (value, without), (base_value, base_without) = _leave_one_out(trained), _leave_one_out(untrained)
+    return _with_dimensions(found, value - base_value, without - base_without)
+
+
+def _statistics(states: np.ndarray) -> dict[str, tuple[tuple[np.ndarray, ...], Callable[..., float]]]:
+    """By measure (all but the participation ratio): each question's numbers [n], and the statistic of them."""
     states = states.astype(np.float64)
     norm = np.linalg.norm(states, axis=2).mean(axis=1)
     moved = np.linalg.norm(states[:, -1] - states[:, 0], axis=1)
     path = np.linalg.norm(np.diff(states, axis=1), axis=2).sum(axis=1)
-    centred = states - states.mean(axis=0)
-    trace, overlap = _overlaps(centred)
-    between, across = _cosines(centred)
+    between, across = _cosines(states - states.mean(axis=0))
 
     def ratio(above: np.ndarray, below: np.ndarray) -> float:
         return float(above.mean() / below.mean()) if below.mean() else float("nan")
 
-    def dimensions(rows: np.ndarray) -> float:
-        total = overlap[np.ix_(rows, rows)].sum()
-        return float(trace[rows].sum() ** 2 / total) if total > 0 else float("nan")
-
-    def estimate(values, statistic) -> Estimate:
-        return bootstrap(values, statistic, seed=seed, draws=DRAWS)
-
     squares = _variance_parts(states)
     return {
-        DISPLACEMENT: estimate((moved, norm), ratio),
-        STRAIGHTNESS: estimate((moved, path), ratio),
+        DISPLACEMENT: ((moved, norm), ratio),
+        STRAIGHTNESS: ((moved, path), ratio),
         **{
-            f"share of variance {name}": estimate(squares, lambda *parts, i=i: parts[i].mean() / _total(parts))
+            f"share of variance {name}": (squares, lambda *parts, i=i: parts[i].mean() / _total(parts))
             for i, name in enumerate(("between blocks", "between questions", "of block and question together"))
         },
-        DIMENSIONS: estimate(np.arange(len(states)), dimensions),
-        "cosine between blocks, same question": estimate(between, np.mean),
-        "control: cosine between blocks, other question": estimate(across, np.mean),
+        BETWEEN: ((between,), np.mean),
+        "control: cosine between blocks, other question": ((across,), np.mean),
+        BETWEEN_KEPT: ((_cosines(states)[0],), np.mean),
+    }
+
+
+def _leave_one_out(states: np.ndarray) -> tuple[float, np.ndarray]:
+    """The participation ratio of all questions, and without each of them [n] (block means as they are)."""
+    states = states.astype(np.float64)
+    trace, overlap = _overlaps(states - states.mean(axis=0))
+    traces = trace.sum() - trace
+    totals = overlap.sum() - 2 * overlap.sum(axis=1) + np.diag(overlap)
+    value = float(trace.sum() ** 2 / overlap.sum()) if overlap.sum() > 0 else float("nan")
+    return value, np.divide(traces**2, totals, out=np.full(len(trace), np.nan), where=totals > 0)
+
+
+def _with_dimensions(found: dict[str, Estimate], value: float, without: np.ndarray) -> dict[str, Estimate]:
+    """`found` and the participation ratio with its 95 % jackknife interval, from its values without each question."""
+    n = len(without)
+    half = 1.96 * float(np.sqrt((n - 1) * without.var()))
+    return found | {DIMENSIONS: Estimate(value, value - half, value + half, n)}
+
+
+def _cosine_cells(states: np.ndarray) -> dict[str, list]:
+    """`z` and `hover` of a heat map of `similarity`, each cell with its interval."""
+    unit = _unit(states - states.mean(axis=0))
+    cosines = np.einsum("njf,nkf->njk", unit, unit)
+    cells = [[mean_estimate(cosines[:, j, k]) for k in range(cosines.shape[2])] for j in range(cosines.shape[1])]
+    return {
+        "z": _rounded(similarity(states)),
+        "hover": [[f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for e in row] for row in cells],
     }
 
 
@@ -387,8 +455,16 @@ def _some(study: Study, split: str, count: int) -> np.ndarray:
 
 
 def _line(name: str, points: np.ndarray) -> dict[str, Any]:
-    x, y = _rounded(points[:, 0]), _rounded(points[:, 1])
-    return {"name": name, "x": x, "y": y, "low": None, "high": None, "control": False}
+    """The mean path of points [n, places, 3] in the first two components."""
+    across, up = ([mean_estimate(place) for place in points[:, :, axis].T] for axis in (0, 1))
+    return {
+        "name": name,
+        "x": _rounded([e.value for e in across]),
+        "y": _rounded([e.value for e in up]),
+        "low": _rounded([e.low for e in up]),
+        "high": _rounded([e.high for e in up]),
+        "control": False,
+    }
 
 
 def _layer_figures(
@@ -427,18 +503,29 @@ def _rounded(values: np.ndarray) -> list:
     return np.round(np.asarray(values, dtype=float), 4).tolist()
 
 
-def _summary(here: Mapping[str, Mapping[str, Estimate]], basis: Basis) -> str:
+def _summary(here: Mapping[str, Mapping[str, Estimate]], apart: Mapping[str, Estimate], basis: Basis) -> str:
     def said(role: str) -> str:
         found = here[role]
         return (
             f"from the first to the last block a state moves {found[DISPLACEMENT].value:.2f} norms, straightness "
-            f"{found[STRAIGHTNESS].value:.2f}; questions spread over {found[DIMENSIONS].value:.1f} directions; "
+            f"{found[STRAIGHTNESS].value:.2f}; cosine between blocks {found[BETWEEN_KEPT].value:.2f}, with block means "
+            f"removed {found[BETWEEN].value:.2f}; questions spread over {found[DIMENSIONS].value:.1f} directions; "
             f"{found[TOGETHER].value:.0%} of the variance belongs to block and question together"
         )
 
     text = f"Trained: {said('memory')}. "
-    if "base" in here:
-        trained, untrained = here["memory"][DISPLACEMENT], here["base"][DISPLACEMENT]
-        collapsed = "are closer together" if untrained.high < trained.low else "are not closer together"
-        text += f"Untrained: {said('base')}. The untrained blocks {collapsed} than the trained ones. "
+    if apart:
+        text += f"Untrained: {said('base')}. {_verdict(apart)} "
     return text + f"Three components explain {float(basis.explained.sum()):.0%} of the trained states' variance."
+
+
+def _verdict(apart: Mapping[str, Estimate]) -> str:
+    """Whether the published claim holds, measure by measure."""
+    sides: dict[str, list[str]] = {"for it": [], "against it": [], "undecided": []}
+    for name, (sign, words) in CLAIM.items():
+        low, high = sorted((sign * apart[name].low, sign * apart[name].high))
+        side = "for it" if low > 0 else "against it" if high < 0 else "undecided"
+        sides[side].append(f"{words} (trained - untrained {apart[name].value:+.2f})")
+    confirmed = "confirmed" if len(sides["for it"]) == len(CLAIM) else "not confirmed"
+    told = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)
+    return f"The published claim that untrained blocks are collapsed is {confirmed} here; {told}."

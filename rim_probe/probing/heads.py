@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from rim_probe.errors import CheckpointError, RiMError
+from rim_probe.decoding import check_attention
+from rim_probe.errors import CheckpointError, QuestionError, RiMError
 from rim_probe.model import RiM
 from rim_probe.packing import additive_mask
 from rim_probe.probing.hooks import causal_lm, decoder_layers
@@ -102,26 +103,29 @@ class GoldScores:
 
 
 def fitting(rim: RiM, problems: Sequence[Problem], num_blocks: int | None = None) -> list[Problem]:
-    """The problems whose question, memory and gold answer fit into the model's context together."""
-    memory = rim.layout.check_blocks(num_blocks) * rim.layout.block_length
+    """The problems that can be asked and whose question, memory and gold answer fit into the context together."""
 
-    def length(problem: Problem) -> int:
-        return len(rim.encoder.question_ids(problem.question)) + len(rim.encoder.answer_ids(problem.answer)) - 1
+    def fits(problem: Problem) -> bool:
+        try:
+            prompt = rim.prompt_ids(problem.question, "memory", num_blocks)
+        except QuestionError:
+            return False
+        return len(prompt) + len(rim.encoder.answer_ids(problem.answer)) - 1 <= rim.max_length
 
-    return [problem for problem in problems if length(problem) + memory <= rim.max_length]
+    return [problem for problem in problems if fits(problem)]
 
 
 class GoldScorer:
     """Gold answers of n problems behind K memory blocks, packed once and scored under any number of knockouts.
 
     Args:
-        problems: problems with an answer; those that leave no room for it are left out.
+        problems: problems with an answer; those that do not fit (`fitting`) are left out.
 
     Attributes:
         problems: the n problems that are scored.
 
     Raises:
-        RiMError: a question that cannot be asked, or no problem that fits into the context.
+        RiMError: no problem that fits into the context.
     """
 
     def __init__(self, rim: RiM, problems: Sequence[Problem], num_blocks: int | None = None):

@@ -5,9 +5,11 @@ Method:
    question (`interventions`); the gold answer is teacher-forced, and its log probability and whether it is said exactly
    are compared with the clean run, problem by problem.
 2. The noise floor of a cell is what N random donors do there: a cell whose removal (zero, mean) costs no more than
-   another question's memory there holds nothing about *this* question that the answer needs.
+   another question's memory there holds nothing about *this* question that the answer needs. Compared problem by
+   problem: the interval is that of the paired difference.
 3. Everything at once: all slots, or all memory tokens but the one where the answer is read, at every layer; and that
    token alone at its place, with no memory block before it. If the answer survives this, no block mattered.
+   Counted are gold answers, and answers that stay the same as the clean one, be it right or wrong.
 States are read by later layers alone, so single layers go from 0 to L - 1.
 
 Knows removals and what they cost. Knows nothing of what a block is claimed to hold (see `interchange`).
@@ -22,6 +24,7 @@ import torch
 from rim_probe.model import RiM
 from rim_probe.packing import additive_mask
 from rim_probe.probing.curves import mean_estimate
+from rim_probe.probing.heads import fitting
 from rim_probe.probing.hooks import num_layers
 from rim_probe.probing.interventions import Donors, Pool, Variant
 from rim_probe.probing.patching import Edits, Patcher
@@ -42,17 +45,23 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         pool: how many questions of `fit` give means and donors.
         donors: N, random donors per problem.
     """
-    rim, told = study.models["memory"], study.problems("report")[:problems]
+    rim = study.models["memory"]
+    kept = [
+        (problem, given)
+        for problem, given in zip(study.problems("report"), study.answers("memory", "report"), strict=True)
+        if fitting(rim, [problem], study.K)
+    ][:problems]
     questions = [problem.question for problem in study.problems("fit")[:pool]]
     held = Pool.of(questions, rim, study.K, limit=pool)
     layers, blocks = list(study.layers[:-1]), list(range(1, study.K + 1))
     grid = [(layer, block) for layer in layers for block in blocks]
     costs: dict[str, list[np.ndarray]] = {mode: [] for mode in REMOVALS}  # mode -> per problem [cells] log probability
     losses: dict[str, list[np.ndarray]] = {mode: [] for mode in REMOVALS}  # and whether the gold answer is still said
-    whole: dict[str, list[tuple[float, float]]] = {}  # row -> per problem (change, said)
+    whole: dict[str, list[tuple[float, float, float]]] = {}  # row -> (change, said, same) by problem
     clean_said = []
-    for number, problem in enumerate(study.progress(told, "importance")):
-        clean = Patcher(rim, problem.question, [rim.encoder.answer_ids(problem.answer)], num_blocks=study.K)
+    for number, (problem, given) in enumerate(study.progress(kept, "importance")):
+        targets = [rim.encoder.answer_ids(problem.answer), list(given.token_ids)]
+        clean = Patcher(rim, problem.question, targets, num_blocks=study.K)
         source, rng = Donors(clean), np.random.default_rng([study.seed, number])
         strangers = [
             Pool(held.states[[i, i]], [held.question_ids[i]] * 2)
@@ -66,16 +75,20 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         rows = _everything(source, clean, held, strangers[0], rng)
         scores = clean.score([edits for _, edits in variants] + list(rows.values()))
         change = (scores.log_probability - scores.clean)[:, 0, 0].numpy().astype(np.float64)
-        said = scores.says[:, 0, 0].numpy().astype(np.float64)
+        said, same = scores.says[:, 0].numpy().astype(np.float64).T
         for mode in REMOVALS:
             of_mode = [i for i, (name, _) in enumerate(variants) if name == mode]
             costs[mode].append(change[of_mode].reshape(-1, len(grid)).mean(0))
             losses[mode].append(said[of_mode].reshape(-1, len(grid)).mean(0))
         for i, name in enumerate(rows, start=len(variants)):
-            whole.setdefault(name, []).append((change[i], said[i]))
-        alone, says = read_token_alone(rim, problem.question, problem.answer, study.K)
+            whole.setdefault(name, []).append((change[i], said[i], same[i]))
+        (alone, says), (_, kept_answer) = (
+            read_token_alone(rim, problem.question, target, study.K) for target in targets
+        )
         clean_log = float(clean.log_probability[0, 0])
-        whole.setdefault("the token where the answer is read, alone at its place", []).append((alone - clean_log, says))
+        whole.setdefault("the token where the answer is read, alone at its place", []).append(
+            (alone - clean_log, says, kept_answer)
+        )
         clean_said.append(bool(clean.says[0, 0]))
     return _section(study, layers, blocks, costs, losses, whole, clean_said, donors, pool)
 
@@ -97,12 +110,16 @@ def _everything(source: Donors, clean: Patcher, held: Pool, stranger: Pool, rng)
 
 
 @torch.inference_mode()
-def read_token_alone(rim: RiM, question: str, answer: str, num_blocks: int | None = None) -> tuple[float, bool]:
-    """Log probability of an answer, and whether it is said, when the last block's end token follows the question alone.
+def read_token_alone(
+    rim: RiM, question: str, answer: str | Sequence[int], num_blocks: int | None = None
+) -> tuple[float, bool]:
+    """Log probability of an answer (text or token ids), and whether it is said, when the last block's end
+    token follows the question alone.
 
     It keeps its position, so that the model cannot tell where it stands; every other memory token is left out.
     """
-    prompt, target = rim.encode_question(question), rim.encoder.answer_ids(answer)
+    prompt = rim.encode_question(question)
+    target = rim.encoder.answer_ids(answer) if isinstance(answer, str) else list(answer)
     place = len(prompt) + rim.layout.check_blocks(num_blocks) * rim.layout.block_length - 1
     ids = torch.tensor([prompt + [rim.memory_ids[2]] + target[:-1]], device=rim.device)
     positions = torch.tensor([[*range(len(prompt)), *range(place, place + len(target))]], device=rim.device)
@@ -165,23 +182,29 @@ def _section(study, layers, blocks, costs, losses, whole, clean_said, donors, po
     said = {mode: [mean_estimate(cell) for cell in np.array(losses[mode]).T] for mode in REMOVALS}
     clean = proportion_estimate(clean_said)
     everything = [
-        [name, mean_estimate([c for c, _ in rows]), proportion_estimate(bool(s) for _, s in rows)]
-        for name, rows in whole.items()
+        [name, mean_estimate(list(of_change)), proportion_estimate(of_said), proportion_estimate(of_same)]
+        for name, (of_change, of_said, of_same) in ((name, zip(*rows, strict=True)) for name, rows in whole.items())
     ]
     worst = {mode: int(np.argmin([e.value for e in change[mode]])) for mode in REMOVALS}
     names = [f"block {block}, layer {layer}" for layer in layers for block in blocks]
     cells = [
-        [f"{names[i]}: {_LABELS[mode]}", change[mode][i], change["resample"][i], said[mode][i]]
+        [f"{names[i]}: {_LABELS[mode]}", change[mode][i].value, change["resample"][i].value, said[mode][i].value]
         for mode, i in worst.items()
     ]
-    beyond = sum(mean.high < floor.low for mean, floor in zip(change["mean"], change["resample"], strict=True))
-    alone = everything[-1][2]
+    against = [mean_estimate(cell) for cell in (np.array(costs["mean"]) - np.array(costs["resample"])).T]
+    beyond, below = sum(e.high < 0 for e in against), sum(e.low > 0 for e in against)
+    alone, same = everything[-1][2:]
     weakest = min(everything[:-1], key=lambda row: row[2].value)
     tables = [
         Table(
             "Everything at once",
-            ["what becomes of the memory", "change of the gold answer's log probability", "gold answer said, %"],
-            [["nothing (clean)", None, clean], *everything],
+            [
+                "what becomes of the memory",
+                "change of the gold answer's log probability",
+                "gold answer said",
+                "answer the same as clean",
+            ],
+            [["nothing (clean)", None, clean, None], *everything],
             note="At all layers 1 to L. The token where the answer is read is the end of the last block. Alone at its "
             "place, it sees the question and nothing else.",
         ),
@@ -191,10 +214,11 @@ def _section(study, layers, blocks, costs, losses, whole, clean_said, donors, po
                 "cell",
                 "change of log probability",
                 f"the same by {donors} random donors (noise floor)",
-                "answer said, %",
+                "answer said",
             ],
             cells,
-            note=f"The largest of {len(names)} cells, found and shown on the same problems: its value is flattered.",
+            note=f"The largest of {len(names)} cells, searched and shown on the same problems of report: its "
+            "value is flattered, and no interval is given.",
         ),
     ]
     figures = [
@@ -210,8 +234,10 @@ def _section(study, layers, blocks, costs, losses, whole, clean_said, donors, po
             f"The gold answer is said in {clean.value:.1%} of {n} problems; with {weakest[0]} in "
             f"{weakest[2].value:.1%} ({weakest[2].low:.1%} to {weakest[2].high:.1%}), and with the token where the "
             f"answer is read alone, no block before it, in {alone.value:.1%} ({alone.low:.1%} to {alone.high:.1%}). "
-            "Removing a block's slots at one layer (mean) costs more than random donors in "
-            f"{beyond} of {len(names)} cells."
+            f"The answer stays the same as the clean one in {weakest[3].value:.1%} ({weakest[3].low:.1%} to "
+            f"{weakest[3].high:.1%}) and {same.value:.1%} ({same.low:.1%} to {same.high:.1%}). "
+            "Problem by problem, a block's slots at one layer set to their mean cost more than those of random donors "
+            f"in {beyond} of {len(names)} cells, less in {below} (by chance about {len(names) * 0.025:.1f} each)."
         ),
         n={"report": n, "pool (fit)": min(pool, len(study.problems("fit")))},
         settings={
@@ -225,6 +251,10 @@ def _section(study, layers, blocks, costs, losses, whole, clean_said, donors, po
         data={
             "layers": layers,
             "blocks": blocks,
+            "mean less random donors": {
+                part: np.reshape([getattr(e, part) for e in against], shape).tolist()
+                for part in ("value", "low", "high")
+            },
             "change": {mode: np.reshape([e.value for e in change[mode]], shape).tolist() for mode in REMOVALS},
             "said": {mode: np.reshape([e.value for e in said[mode]], shape).tolist() for mode in REMOVALS},
         },
@@ -270,8 +300,8 @@ def _lines(blocks, layers, change: dict[str, list[Estimate]]) -> Figure:
                 "name": f"slots {_LABELS[mode]}",
                 "x": blocks,
                 "y": [e.value for e in least],
-                "low": [e.low for e in least],
-                "high": [e.high for e in least],
+                "low": None,
+                "high": None,
                 "control": mode == "resample",
             }
         )
@@ -281,4 +311,5 @@ def _lines(blocks, layers, change: dict[str, list[Estimate]]) -> Figure:
         "block",
         "change of the gold answer's log probability",
         {"series": series},
+        note="The layer is searched on the problems shown: values are flattered, and no intervals are given.",
     )

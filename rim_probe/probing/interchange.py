@@ -77,8 +77,8 @@ class Swap(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a swap came to: the problem's index in its split, the step the changed number enters at, and whether its own,
-    the predicted, the partner's answer was said (bool [3])."""
+    """What a swap came to: the problem's index in its split, the step the changed number enters at, and whether its
+    own, the predicted, the partner's answer was said (bool [3])."""
 
     index: int
     step: int

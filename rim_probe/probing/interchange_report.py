@@ -34,8 +34,8 @@ def section(results: "Results", seed: int) -> Section:
         "all layers": "the partner's, all layers",
         "joint": f"best joint swap ({joint})",
         "read token": f"positive control: the token where the answer is read, layer {results.read.layer} alone",
-        "read token, all layers": "by construction: the token where the answer is read, all layers (shows that the hook "
-        "writes)",
+        "read token, all layers": "by construction: the token where the answer is read, all layers (shows that the "
+        "hook writes)",
     }
     said = {name: np.array([row.said for row in outcomes.get(name, [])], dtype=bool).reshape(-1, 3) for name in labels}
     gave = {name: proportion_estimate(rows[:, _PREDICTED]) for name, rows in said.items()}
@@ -65,8 +65,8 @@ def section(results: "Results", seed: int) -> Section:
             "Claimed blocks against as many blocks not claimed, on the same pairs",
             ["pairs", "claimed: predicted answer, %", "not claimed, %", "difference, %", "n"],
             [[label, *found, found[0].n] for label, found in compared.items()],
-            note="Pairs in which both were swapped. With one number changed blocks not claimed may succeed by right: what "
-            "follows from the change is what they should hold. Interval of the difference: bootstrap over problems.",
+            note="Pairs in which both were swapped. With one number changed blocks not claimed may succeed by right: "
+            "what follows from the change is what they should hold. Difference: bootstrap over problems.",
         ),
         Table("Success by step", ["the changed number enters at", "the predicted answer, %"], by_step),
         Table(
@@ -177,6 +177,8 @@ def _against(compared: Mapping[str, tuple[Estimate, Estimate, Estimate]]) -> lis
     told = [
         f"{100 * difference.value:+.1f} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f}, "
         f"{difference.n} pairs; {label})"
+        if difference.low < difference.high
+        else f"{100 * difference.value:+.1f} points in every one of {difference.n} pairs ({label})"
         for label, (*_, difference) in compared.items()
         if difference.n
     ]
@@ -190,8 +192,8 @@ def _missed_by(target: Target) -> str:
 
 def _tried(results: "Results") -> str:
     text = (
-        f"{len(results.searched)} cells: one layer or all layers; the claimed blocks, all from the first claimed on, or "
-        f"all blocks; slots or whole block; readout after block 1 to {results.num_blocks}"
+        f"{len(results.searched)} cells: one layer or all layers; the claimed blocks, all from the first claimed on, "
+        f"or all blocks; slots or whole block; readout after block 1 to {results.num_blocks}"
     )
     if results.stage1:
         cell, most = max(results.stage1.items(), key=lambda entry: entry[1].value)

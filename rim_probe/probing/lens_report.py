@@ -72,8 +72,8 @@ def report(
         note=f"The cell is the best of {cells} (layers x blocks x positions) on split “choose”, by the lead of the "
         f"gold result over another problem's. MRR: mean reciprocal rank among {_vocabulary(lens.rim):,} tokens. "
         f"Results are looked for by their first token; {_single_share(lens.rim, study)} of them are one token. A "
-        "result equal to the answer counts only as the last step's. The base model is read by its logit lens alone, at the same cell: the tuned "
-        "lens has no control of its own on the base model.",
+        "result equal to the answer counts only as the last step's. The base model is read by its logit lens "
+        "alone, at the same cell: the tuned lens has no control of its own on the base model.",
     )
     faithful = Table(
         "KL to the model's own distribution at the same position, nats",

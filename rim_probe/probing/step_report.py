@@ -176,10 +176,10 @@ def _main_table(rows: Sequence[Row], n: int, chance: float, bank: int, in_bank: 
         cells,
         note=f"Candidates: the problem's own steps and {DISTRACTORS} hard distractors, read in the problem's context. "
         f"Guessing is right for {chance:.1%}; a decode that knows nothing of the problem may be right less often (see "
-        "another question's memory), as a true step is the middle of its distractors and seldom the farthest out in any "
-        f"direction. Guessing in the bank is right for {1 / bank:.1%}; {in_bank:.1%} of the reported steps are in the "
-        f"bank, and only these are asked.{small} Intervals are over problems. MRR: mean reciprocal rank. All blocks side "
-        "by side: one map from the slots of all blocks at once, at the layer of the best cell.",
+        "another question's memory), as a true step is the middle of its distractors and seldom the farthest out in "
+        f"any direction. Guessing in the bank is right for {1 / bank:.1%}; {in_bank:.1%} of the reported steps are in "
+        f"the bank, and only these are asked.{small} Intervals are over problems. MRR: mean reciprocal rank. All "
+        "blocks side by side: one map from the slots of all blocks at once, at the layer of the best cell.",
     )
 
 

@@ -28,6 +28,7 @@ from rim_probe.probing.step_maps import (
     choose_retrieval,
 )
 from rim_probe.probing.step_space import (
+    CONTEXTS,
     FIT_DISTRACTORS,
     Candidates,
     StepSpace,
@@ -221,7 +222,7 @@ def search_memory(study: Study, guests: Sequence[str] = ()) -> Fit:
     own = [problems[i] for i in rows]
     texts = distinct_steps(own)
     references = draw_references(texts, rng)
-    places = with_guests(places_of(own, covering(own, rng), texts, rng, FIT_DISTRACTORS), guests, rng)
+    places = with_guests(places_of(own, covering(own, CONTEXTS, rng), texts, rng, FIT_DISTRACTORS), guests, rng)
     spaces = step_spaces(places, read_places(rim, own, places, references, layers), references, layers)
 
     problems = problems_of(study, "choose")

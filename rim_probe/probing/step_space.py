@@ -94,7 +94,7 @@ def _candidates(
     return tuple(found)
 
 
-def covering(problems: Sequence[Problem], rng: np.random.Generator, contexts: int = CONTEXTS) -> list[int]:
+def covering(problems: Sequence[Problem], contexts: int, rng: np.random.Generator) -> list[int]:
     """Problems, in random order, in which every distinct step occurs `contexts` times or as often as it can."""
     seen: dict[str, int] = {}
     chosen = []

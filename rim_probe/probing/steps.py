@@ -94,8 +94,9 @@ class StepDecoder:
                 fit.blocks[one.cell.block, task.step] = chosen(study, one, task, fit.bank)
         texts = fit.bank.texts if bank is None else tuple(dict.fromkeys(bank))
         held = Bank(texts, fit.space.matrix(texts))
-        maps = {at: (one.cell, one.retrieval.mapped, one.retrieval.bank_top1) for at, one in sorted(fit.blocks.items())}
-        alignment = {at: one.retrieval.top1 for at, one in fit.blocks.items()}
+        blocks = {at: fit.blocks[at] for at in sorted(fit.blocks)}
+        maps = {at: (one.cell, one.retrieval.mapped, one.retrieval.bank_top1) for at, one in blocks.items()}
+        alignment = {at: one.retrieval.top1 for at, one in blocks.items()}
         decoder = cls(held, maps, claimed(fit.blocks), alignment, fit.space.layer)
         decoder._fit = fit
         return decoder
@@ -164,9 +165,9 @@ class StepDecoder:
             nearest one is the gold step of that index (None without it); `others`, the same for the other indices.
         """
         decodes: dict[int, list[dict[str, Any]]] = {}
-        for (block, t), (cell, mapped, accuracy) in sorted(self.maps.items(), key=lambda item: item[0]):
+        for (block, t), (cell, mapped, accuracy) in self.maps.items():
             if block > observation.capture.K:
-                break
+                continue
             cosines = mapped.cosines(cell.read_from(observation.capture), self.bank.vectors)[0]
             nearest = [
                 {"step": self.bank.texts[i], "cosine": float(cosines[i]), "gold": _gold(self.bank.texts[i], steps)}

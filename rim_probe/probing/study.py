@@ -211,12 +211,16 @@ class Study:
 
 
 def _readable(problem: Problem, askers: Iterable[tuple[RiM, str, int | None]]) -> bool:
-    """Whether every model can be asked, and has room for the gold chain behind its prompt as some probes put it."""
+    """Whether every model can be asked, and can read the question with its gold chain, as some probes let it."""
     try:
-        prompts = [(rim, rim.prompt_ids(problem.question, *way)) for rim, *way in askers]
+        for rim, method, num_blocks in askers:
+            rim.prompt_ids(problem.question, method, num_blocks)
     except QuestionError:
         return False
-    return all(len(ids) + len(rim.encoder.chain_ids(problem)) <= rim.max_length for rim, ids in prompts)
+    return all(
+        len(rim.encode_question(problem.question)) + len(rim.encoder.chain_ids(problem)) <= rim.max_length
+        for rim, *_ in askers
+    )
 
 
 def _load_answers(path: Path, key: str) -> list[Answer] | None:

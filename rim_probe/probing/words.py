@@ -10,7 +10,8 @@ Method:
    slots and the end tokens (which also choose the readout's first word).
 3. Whose words are they? The states go into (a) the run on their own question, (b) the run on ANOTHER question, where
    words that come from memory state the donor's step and words that come from the question the asked problem's, (c) the
-   run on one neutral question. Beside them the unpatched stage-1 model. The single layer, and the row that is summed up, are chosen on "choose" by (b).
+   run on one neutral question. Beside them the unpatched stage-1 model. The single layer, and the row
+   that is summed up, are chosen on "choose" by (b).
 4. Readouts of one problem are not independent of each other: intervals of carried words draw whole problems.
 
 Knows readouts, hooks and gold steps. Knows nothing of probes, probabilities or attention.
@@ -420,7 +421,8 @@ class _Patchscope:
             rows,
             note=f"Readouts 1 to {max(self._blocks('report'))} of problems that have a step k + 1; blocks 1..k are "
             "carried. Words that come from memory follow the memory's problem. The single layer is the best of "
-            f"{len(self.layers)} on split “choose”. Intervals: bootstrap over problems. Neutral question: “{self.neutral}”",
+            f"{len(self.layers)} on split “choose”. Intervals: bootstrap over problems. Neutral question: "
+            f"“{self.neutral}”",
         )
 
     def figure(self) -> Figure:
@@ -459,9 +461,9 @@ class _Patchscope:
         else:
             verdict = "whether question or memory is followed cannot be told"
         return (
-            f"With another question's memory carried into the stage-1 model ({_variant(*self.best)}, chosen on “choose”), "
-            f"{_told(donor)} of its readouts state that memory's step and {_told(own)} the step of the question asked "
-            f"({plain.value:.0%} with nothing carried); the difference is {100 * lead.value:+.0f} points "
+            f"With another question's memory carried into the stage-1 model ({_variant(*self.best)}, chosen on "
+            f"“choose”), {_told(donor)} of its readouts state that memory's step and {_told(own)} the step of the "
+            f"question asked ({plain.value:.0%} with nothing carried), a difference of {100 * lead.value:+.0f} points "
             f"({100 * lead.low:+.0f} to {100 * lead.high:+.0f}, bootstrap over {lead.n} problems): {verdict}. At every "
             f"layer the readouts stay word for word what they were for {' and '.join(stay)}."
         )
@@ -481,6 +483,9 @@ def _share(outcomes) -> Estimate:
 
 def _problem_share(outcomes: Sequence, problems: Sequence[int]) -> Estimate:
     """The mean over readouts, its interval by drawing whole problems; `problems` says which one each readout is of."""
+    if set(outcomes) in ({False}, {True}) and set(map(type, outcomes)) == {bool}:
+        # Draws of equal outcomes do not vary: Wilson, each problem counted once.
+        return proportion_estimate([outcomes[0]] * len(set(problems)))
     _, place = np.unique(problems, return_inverse=True)
     total, count = np.bincount(place, weights=np.asarray(outcomes, dtype=float)), np.bincount(place)
     return bootstrap((total, count), lambda total, count: total.sum() / count.sum())

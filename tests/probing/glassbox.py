@@ -52,7 +52,8 @@ START = 2
 OPERATOR, RIGHT = {1: 3, 2: 5, 3: 7}, {1: 4, 2: 6, 3: 8}
 SLOTS = dict(enumerate(LAYOUT.slot_positions(QUESTION_LENGTH), start=1))
 ENDS = dict(enumerate(LAYOUT.end_positions(QUESTION_LENGTH), start=1))
-CONTEXT = 34  # question, three explicit steps, marker, answer, EOS; also the width of a head: a position is one-hot
+CONTEXT = 48  # room for question, blocks, three explicit steps, marker, answer and EOS
+PLACES = 34  # positions that are known as such, one-hot, and the width of a head; the others hold nothing
 
 _HEADS = 4
 _STRENGTH = 60.0  # score of what a head looks for; token 0 always scores half of it, everything else nothing
@@ -60,7 +61,7 @@ _EPSILON = 1e6
 
 _VOCABULARY = ("what", "is", "?", "=", "<<", ">>", "####", *SIGNS, *map(str, range(10)))
 _WIDTHS = {
-    "position": CONTEXT,  # of every token
+    "position": PLACES,  # of every token
     "digit": 10,  # of the tokens 0..9
     "sign": len(SIGNS),  # of the tokens + and -
     "left": 10,  # these four are a step: in slots, and at the last token of an explicit step
@@ -116,7 +117,7 @@ def glassbox(*, trained: bool = True, confused_by: int | None = None) -> GlassBo
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=CONTEXT,
-        n_embd=CONTEXT * _HEADS,
+        n_embd=PLACES * _HEADS,
         n_head=_HEADS,
         n_layer=LAYERS,
         n_inner=10 * len(SIGNS) * 10,  # one gate for each step there is
@@ -191,7 +192,7 @@ def _splits() -> dict[str, list]:
 
 def _write_embeddings(model: GPT2LMHeadModel, tokenizer) -> None:
     tokens, positions = model.transformer.wte.weight, model.transformer.wpe.weight
-    positions[range(CONTEXT), DIMS["position"]] = 1
+    positions[range(PLACES), DIMS["position"]] = 1
     for digit in range(10):
         tokens[tokenizer.convert_tokens_to_ids(str(digit)), DIMS["digit"][digit]] = 1
     for i, sign in enumerate(SIGNS):
@@ -213,7 +214,7 @@ def _write_explicit_steps(model: GPT2LMHeadModel) -> None:
     """`>>` looks back over "<<3+2=5>>": 5 tokens to its left number, 4 to the sign, 3, and 1 to the result."""
     back = {"left": (5, "digit"), "operator": (4, "sign"), "right": (3, "digit"), "result": (1, "digit")}
     for head, (target, (distance, source)) in enumerate(back.items()):
-        look = {position: position - distance for position in range(distance, CONTEXT)}
+        look = {position: position - distance for position in range(distance, PLACES)}
         _attend(model, STEP_LAYER, head, "is_step_end", look, source, target)
 
 
@@ -257,17 +258,17 @@ def _attend(
     whoever does not read, or whose source has lost its position, gets the nothing that token 0 holds.
     """
     attention = model.transformer.h[layer - 1].attn
-    query, key, value = (weights.narrow(1, head * CONTEXT, CONTEXT) for weights in attention.c_attn.weight.chunk(3, 1))
-    bias = attention.c_attn.bias.narrow(0, head * CONTEXT, CONTEXT)
-    strength = _STRENGTH * math.sqrt(CONTEXT)  # attention divides scores by the root of a head's width
+    query, key, value = (weights.narrow(1, head * PLACES, PLACES) for weights in attention.c_attn.weight.chunk(3, 1))
+    bias = attention.c_attn.bias.narrow(0, head * PLACES, PLACES)
+    strength = _STRENGTH * math.sqrt(PLACES)  # attention divides scores by the root of a head's width
     for position, seen in look.items():
         query[DIMS["position"][position], seen] = strength
     bias[0] = 2.5 * strength
     query[DIMS[reader], 0] = -2 * strength
-    key[DIMS["position"], range(CONTEXT)] = 1
+    key[DIMS["position"], range(PLACES)] = 1
     width = len(DIMS[source])
     value[DIMS[source], range(width)] = 1
-    attention.c_proj.weight[range(head * CONTEXT, head * CONTEXT + width), DIMS[target]] = 1
+    attention.c_proj.weight[range(head * PLACES, head * PLACES + width), DIMS[target]] = 1
 
 
 def _look_up(model: GPT2LMHeadModel, layer: int, positions: list[int], confused_by: int | None) -> None:

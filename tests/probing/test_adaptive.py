@@ -24,7 +24,7 @@ from rim_probe.probing.capture import capture
 from rim_probe.probing.correctness import CorrectnessProbe
 from rim_probe.probing.hooks import num_layers
 from rim_probe.probing.judge import Judge
-from rim_probe.probing.section import Section
+from rim_probe.probing.section import Estimate, Section
 
 QUESTION = "Anna has 3 apples and buys 14 more."
 
@@ -158,7 +158,24 @@ def test_the_report_compares_with_both_methods_and_every_control(study, policy, 
     for rule in (WITHIN_POINT, HALF_TIME):
         assert by[f"adaptive, {rule}"][0].value >= by[f"control: random routing at {rule}'s rate"][0].value
     assert len(section.targets) == 4
+    assert section.summary.count("By the readout's own probability the same rule") == 2
+    duel = {row[0]: row[3] for row in section.tables[1].rows}
+    for rule in (WITHIN_POINT, HALF_TIME):
+        difference = by[f"adaptive, {rule}"][0].value - by[f"control: own probability, {rule}"][0].value
+        assert duel[rule].value == pytest.approx(difference)
     assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
+
+
+def test_the_summary_says_what_is_missed_by_how_much_and_what_is_pure_memory():
+    some = outcomes([0.2, 0.5, 0.9], memory=[0, 1, 1], cot=[1, 1, 1])
+    low, half = Estimate(-0.04, -0.05, -0.03, 3), Estimate(0.62, 0.6, 0.64, 3)
+    even = Estimate(0.0, -0.1, 0.1, 3)
+    said = adaptive._rule_summary(WITHIN_POINT, {"judge": some, "own": some}, 0.0, 0.0, low, half, even, half)
+    assert "sends nothing on (it is pure memory)" in said and "no difference is shown" in said
+    assert "misses its accuracy goal by 3.00 points and its latency goal by 0.12 of" in said
+    near = Estimate(-0.010013, -0.03, 0.01, 3)
+    said = adaptive._rule_summary(HALF_TIME, {"judge": some, "own": some}, 0.3, 0.0, near, even, even, half)
+    assert "sends 33% on" in said and "accuracy goal by less than 0.01 points" in said
 
 
 def test_thresholds_come_from_the_choosing_split_alone(study, policy, monkeypatch):

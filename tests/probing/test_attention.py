@@ -61,6 +61,9 @@ def test_one_question_is_told_in_rounded_rows_that_add_up(rim):
     np.testing.assert_allclose(per_head.mean(axis=1), told["slots_to_tokens"]["mean over heads"], atol=2e-3)
     answer_mass = np.array(told["answer_to_blocks"]).sum(-1) + np.array(told["answer_to_tokens"]).sum(-1)
     np.testing.assert_allclose(answer_mass, 1, atol=1e-2)
+    to_blocks, to_slots = (np.array(told[name]["mean over heads"]) for name in ("slots_to_blocks", "slots_to_slots"))
+    assert to_slots.shape == to_blocks.shape == (told["layers"], blocks, blocks)
+    assert (to_slots <= to_blocks + 1e-3).all() and to_slots.max() > 0
     assert json.dumps(told)
 
 
@@ -134,10 +137,37 @@ def test_every_family_has_a_projection(make_rim, name):
     assert np.abs(clean.log_probability - without.log_probability).max() > 1e-5
 
 
-def test_an_answer_that_does_not_fit_is_refused(make_rim):
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gpt_neox", "opt"])
+@pytest.mark.parametrize("back_end", ["sdpa", "eager"])
+def test_an_answer_cut_from_a_part_does_not_depend_on_it_directly(make_rim, family, back_end):
+    rim = make_rim(family, back_end)
+    scorer = GoldScorer(rim, problems(rim))
+    clean = scorer.scores().log_probability
+    cuts = {cut: scorer.scores(cut=cut).log_probability for cut in (("memory",), ("question",), ("memory", "question"))}
+    assert all(np.abs(found - clean).max() > 1e-5 for found in cuts.values())
+    # A mask that hides nothing is the model's own causal one.
+    for _, _, _, _, question, memory in scorer._batches:
+        question.zero_(), memory.zero_()
+    np.testing.assert_allclose(scorer.scores(cut=("memory", "question")).log_probability, clean, atol=1e-4)
+
+
+def test_with_both_cut_only_the_last_end_token_and_its_place_are_left(rim):
+    asked = [Problem(question, (), "7") for question in ("Anna has 3 apples.", "Anna has 5 apples.")]
+    scorer = GoldScorer(rim, asked)
+    first, second = scorer.scores(cut=("memory", "question")).log_probability
+    assert first == pytest.approx(second, abs=1e-5)
+    for part in ("memory", "question"):
+        first, second = scorer.scores(cut=(part,)).log_probability
+        assert abs(first - second) > 1e-5
+
+
+def test_an_answer_that_does_not_fit_is_left_out(make_rim):
     rim = make_rim(context=64)
-    with pytest.raises(RiMError, match="leave that problem out"):
-        GoldScorer(rim, [Problem("Anna has 3.", (), "1" * 60)])
+    long, short = Problem("Anna has 3.", (), "1" * 60), Problem("Anna has 3.", (), "1")
+    scorer = GoldScorer(rim, [long, short])
+    assert scorer.problems == [short] and len(scorer.scores().says) == 1
+    with pytest.raises(RiMError, match="No question fits"):
+        GoldScorer(rim, [long])
 
 
 # -------------------------------------------------------------------------------------------------------------- report
@@ -160,8 +190,11 @@ def section():
 def test_the_report_ranks_heads_beside_their_attention(section):
     assert section.n == {"choose": 5, "report": 5}
     assert len(section.data["reader"]) == len(section.data["writer"]) == 8
-    top = next(table for table in section.tables if table.title.startswith("Top readers"))
+    top = next(table for table in section.tables if table.title.startswith("Top heads at the answer"))
     assert [row[0].split(":")[0] for row in top.rows] == ["1", "2", "4"]  # of 8 heads
+    cut = section.tables[1]
+    assert [row[0] for row in cut.rows[:4]] == ["nothing (clean)", "memory", "question", "memory and question"]
+    assert "attention to memory cut" in section.summary and "reader" not in section.summary
     relation = section.tables[-1]
     assert all(-1 <= row[1].value <= 1 for row in relation.rows)
 

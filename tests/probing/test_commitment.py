@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rim_probe.decoding import answer_batch
+from rim_probe.errors import RiMError
 from rim_probe.probing import commitment
 from rim_probe.probing.commitment import chain_course, first_match, memory_course, stable_match
 from rim_probe.probing.section import Section
@@ -108,6 +109,18 @@ def test_the_report_is_plain_data_and_carries_its_controls(study):
         "control: P(gold) of the base model",
     ]
     assert len(blocks.rows) == study.K
+
+
+def test_a_model_whose_answers_never_end_is_refused_in_a_sentence():
+    from conftest import tiny_rim
+
+    problems = [Problem(f"Anna has {n} apples.", (), str(n)) for n in range(3)]
+    splits = {"fit": problems[:1], "choose": problems[1:2], "report": problems[2:]}
+    with Study({"memory": tiny_rim(num_blocks=2, context=48)}, splits, progress=False) as study:
+        for given in study.answers("memory", "report"):
+            object.__setattr__(given, "truncated", True)
+        with pytest.raises(RiMError, match="No answer of this model ends by itself"):
+            commitment.score(study)
 
 
 def test_a_truncated_answer_has_no_course(rim):

@@ -16,6 +16,7 @@ from rim_probe.probing.geometry import (
     TOGETHER,
     Basis,
     Geometry,
+    differences,
     measure,
     similarity,
 )
@@ -58,6 +59,31 @@ def test_variance_is_shared_out_between_blocks_questions_and_both():
         held = measure(states)
         shares = [held[key].value for key in held if key.startswith("share of variance")]
         assert sum(shares) == pytest.approx(1) and held[name].value == max(shares) > 0.7
+
+
+def test_the_interval_of_the_participation_ratio_is_not_pulled_down():
+    states = np.random.default_rng(5).normal(size=(60, 1, 40))  # few questions: draws with repeats would halve it
+    estimate = measure(states)[DIMENSIONS]
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate.high - estimate.value == pytest.approx(estimate.value - estimate.low)
+
+
+def test_differences_are_paired_and_vanish_between_equals():
+    rng = np.random.default_rng(6)
+    states = rng.normal(size=(80, 3, 6)) * rng.uniform(0.1, 5, size=(80, 1, 1))
+    assert all(e.value == e.low == e.high == 0 for e in differences(states, states).values())
+    slightly = differences(states * np.array([1, 1, 1.02])[:, None], states)[DISPLACEMENT]
+    apart = measure(states)[DISPLACEMENT]
+    assert slightly.high - slightly.low < (apart.high - apart.low) / 3
+
+
+def test_collapse_is_confirmed_only_where_all_measures_agree():
+    rng = np.random.default_rng(7)
+    collapsed = np.ones(6) + 0.01 * rng.normal(size=(80, 1, 1)) + 1e-4 * rng.normal(size=(80, 3, 6))
+    free = rng.normal(size=(80, 3, 6))
+    assert "collapsed is confirmed" in geometry._verdict(differences(free, collapsed))
+    against = geometry._verdict(differences(collapsed, free))
+    assert "not confirmed" in against and "against it: movement" in against and "for it" not in against
 
 
 @pytest.mark.parametrize("rank", [1, 4])
@@ -105,7 +131,10 @@ def test_a_basis_finds_the_directions_of_most_variance_with_a_fixed_sign():
 def test_the_report_sets_trained_beside_untrained(study, found):
     section = found.score(study)
     table = section.tables[0]
-    assert table.header == ["measure", "trained", "untrained"] and section.n["report"] == 250
+    assert (
+        table.header == ["measure", "trained", "untrained", "trained - untrained, paired"]
+        and section.n["report"] == 250
+    )
     heat = [figure for figure in section.figures if figure.kind == "heatmap"]
     assert [f", {name} (" in figure.title for figure, name in zip(heat, ("trained", "untrained"), strict=True)] == [
         True

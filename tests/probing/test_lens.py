@@ -1,5 +1,6 @@
 """The vocabulary lens: a planted code is read, noise is not, and both lenses are the model at its last layer."""
 
+import copy
 import json
 
 import numpy as np
@@ -92,6 +93,17 @@ def test_the_report_is_plain_data_with_controls(planted, lens):
     assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).name == "lens"
     assert sum(title.startswith("control") for title in section.tables[0].header) == 4
     assert section.n["report"] == SIZES["report"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_problems_without_steps_have_no_gold_result_to_look_for(planted, lens):
+    splits = {s: [Problem(p.question, (), p.answer) for p in given] for s, given in planted.splits.items()}
+    bare = copy.copy(planted)
+    bare.splits = splits
+    section = lens.score(bare)
+    assert "not defined" in section.summary and "nan" not in json.dumps(section.to_dict()).lower()
+    assert all(row[1] == "not defined" for row in section.tables[0].rows)
+    assert [figure.kind for figure in section.figures] == ["lines"]
 
 
 def test_values_that_say_nothing_of_the_step_are_left_out(rim):

@@ -9,7 +9,7 @@ from glassbox import glassbox, parts
 from planted import PlantedStudy, observed
 
 from rim_probe.errors import RiMError
-from rim_probe.probing import step_search, step_space
+from rim_probe.probing import step_search
 from rim_probe.probing.bank import Reading, read_steps
 from rim_probe.probing.section import Section
 from rim_probe.probing.step_maps import CANONICAL, Bank, LinearMap, Regression
@@ -27,7 +27,7 @@ from rim_probe.probing.step_space import (
 from rim_probe.probing.steps import StepDecoder
 from rim_probe.problems import Problem
 
-SIZES = {"fit": 200, "choose": 40, "report": 80}
+SIZES = {"fit": 200, "choose": 40, "report": 60}
 K, M, WIDTH, LAYER, BLOCK = 2, 1, 20, 1, 2
 STEP = 2  # what the block holds
 CONTROLS = {"shuffled pairing", "last question token", "mean slot", "another question's memory"}
@@ -64,8 +64,8 @@ def planted_study(planted: bool = True, seed: int = 0) -> Planted:
 def small_search():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_search, "MOST_READING_LAYERS", 1)
-        patch.setattr(step_space, "CONTEXTS", 2)
-        patch.setattr(step_space, "FIT_DISTRACTORS", 6)
+        patch.setattr(step_search, "CONTEXTS", 2)
+        patch.setattr(step_search, "FIT_DISTRACTORS", 6)
         yield
 
 
@@ -251,7 +251,7 @@ def test_places_hold_the_step_the_own_steps_and_twenty_others():
 def test_covering_problems_hold_every_step_as_often_as_wanted():
     problems = [Problem(str(n), (f"<<{n % 7}+1={n % 7 + 1}>>",), "") for n in range(70)]
     problems.append(Problem("once", ("<<1+1=2>>", "<<5+5=10>>"), ""))
-    chosen = Counter(step for i in covering(problems, np.random.default_rng(0), 2) for step in problems[i].steps)
+    chosen = Counter(step for i in covering(problems, 2, np.random.default_rng(0)) for step in problems[i].steps)
     assert chosen.pop("<<5+5=10>>") == 1
     assert len(chosen) == 7 and set(chosen.values()) <= {2, 3}
 

@@ -108,6 +108,16 @@ def test_own_memory_says_the_same_words_and_no_step_is_claimed_for_babble(sectio
         assert found["same: own step"] == found["another: donor's step"] == 0
 
 
+def test_readouts_of_one_problem_count_as_one_for_the_interval():
+    outcomes = [True, False] * 20
+    alone = words._problem_share(outcomes, range(40))
+    together = words._problem_share(outcomes, [i % 2 + 2 * (i // 8) for i in range(40)])
+    assert alone.value == together.value == 0.5 and (alone.n, together.n) == (40, 10)
+    none = words._problem_share([False] * 40, [i // 4 for i in range(40)])
+    assert none.n == 10 and none.value == none.low == 0 and none.high > 0.2  # draws of equal outcomes do not vary
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
+
+
 def test_problems_of_one_step_are_refused_in_a_sentence():
     study = SimpleNamespace(problems=lambda split: [problem(3, steps=1)])
     with pytest.raises(RiMError, match="two steps or more"):
