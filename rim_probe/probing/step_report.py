@@ -136,7 +136,7 @@ def _ratio(sums: np.ndarray, counts: np.ndarray, kept: np.ndarray | None = None)
 
 
 def _say(estimate: Estimate) -> str:
-    return f"{estimate.value:.1%}"
+    return f"{estimate.value:.1%}" if estimate.n else "unknown (it holds none of them)"
 
 
 def _verdict(top: Estimate, margin: Estimate) -> str:
@@ -144,7 +144,8 @@ def _verdict(top: Estimate, margin: Estimate) -> str:
     if top.value < GOAL:
         missed.append(f"{100 * (GOAL - top.value):.1f} points short of {GOAL:.0%}")
     if margin.value < MARGIN:
-        missed.append(f"only {100 * margin.value:.1f} points above the best control")
+        side = "only {:.1f} points above" if margin.value >= 0 else "{:.1f} points below"
+        missed.append(side.format(abs(100 * margin.value)) + " the best control")
     return f"The target is missed: {' and '.join(missed)}." if missed else "Both targets are met."
 
 
