@@ -10,6 +10,16 @@ from rim_probe.probing.study import Observation
 from rim_probe.report import format_answer, table
 
 
+LEGEND = {
+    "chance right": "by the judge, fitted on problems like those of the report; of other questions it knows nothing",
+    "nearest step (cosine)": "of the explicit steps in the bank; the report says how far it is above its controls",
+    "stage-1 model says": "the readout of the model that was trained to state steps, asked the same question",
+    "with these slots it says": "the same with this model's slots carried in; where nothing changes, they do not matter",
+    "results read (how often right)": "of each step, by linear probes, which always read something; in brackets how often "
+    "each was right on other problems",
+}
+
+
 def format_question(seen: Observation, told: Mapping[str, Any], steps: Sequence[str]) -> str:
     """A row for every block: its readout, nearest explicit step, own words, values, the chance that it is right."""
     columns: dict[str, dict[int, str]] = {
@@ -29,9 +39,9 @@ def format_question(seen: Observation, told: Mapping[str, Any], steps: Sequence[
     # A probe may have been fitted for fewer blocks than were asked for.
     rows = [[str(k), *(cells.get(k, "") for cells in columns.values())] for k in range(1, seen.capture.K + 1)]
     known = f"\ngold steps: {' '.join(steps)}" if steps else ""
-    return (
-        f"{seen.question}{known}\n\n{table(['block', *columns], rows)}\n\n{format_answer(seen.answer).splitlines()[-1]}"
-    )
+    legend = "\n".join(f"- {title}: {meaning}" for title, meaning in LEGEND.items() if title in columns)
+    cost = format_answer(seen.answer).splitlines()[-1]
+    return f"{seen.question}{known}\n\n{table(['block', *columns], rows)}\n\n{legend}\n\n{cost}"
 
 
 def _nearest(block: Mapping[str, Any]) -> str:
@@ -43,7 +53,7 @@ def _nearest(block: Mapping[str, Any]) -> str:
 def _values(block: Mapping[str, Any], steps: int) -> str:
     """The results alone, since the operands would crowd the line, and of the steps there are, where that is known."""
     results = [value for value in block["values"] if value["quantity"] == "result"]
-    shown = [value for value in results if value["step"] is None or not steps or value["step"] <= steps]
+    shown = [value for value in results if value["step"] is None or not steps or value["step"] < steps]
     return ", ".join(
         f"{'last' if value['step'] is None else value['step']}: {value['value']} ({value['accuracy']:.0%})"
         for value in shown
