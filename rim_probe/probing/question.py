@@ -9,14 +9,13 @@ from typing import Any
 from rim_probe.probing.study import Observation
 from rim_probe.report import format_answer, table
 
-
 LEGEND = {
-    "chance right": "by the judge, fitted on problems like those of the report; of other questions it knows nothing",
+    "chance right": "by the judge, fitted on problems like the report's; of other questions it knows nothing",
     "nearest step (cosine)": "of the explicit steps in the bank; the report says how far it is above its controls",
     "stage-1 model says": "the readout of the model that was trained to state steps, asked the same question",
-    "with these slots it says": "the same with this model's slots carried in; where nothing changes, they do not matter",
-    "results read (how often right)": "of each step, by linear probes, which always read something; in brackets how often "
-    "each was right on other problems",
+    "with these slots it says": "the same with this model's slots carried in; no change: they do not matter",
+    "results read (how often right)": "of each step, by linear probes, which always read something; in brackets how "
+    "often each was right on other problems",
 }
 
 
