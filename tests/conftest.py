@@ -20,7 +20,7 @@ from transformers import (
 from rim_probe.memory import MemoryLayout
 from rim_probe.model import RiM
 
-# With several threads the last bits of a row depend on its place in the batch; for models this small one is faster, too.
+# With several threads the last bits of a row depend on its place in the batch; one is faster here, too.
 torch.set_num_threads(1)
 
 FAMILIES = ("llama", "gpt2", "qwen3")
