@@ -8,7 +8,6 @@ Knows judges, scores and outcomes. Knows nothing of how the probe was fitted (`c
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from rim_probe.probing.correctness import (
     CorrectnessProbe,
     sample,
 )
+from rim_probe.probing.curves import curve
 from rim_probe.probing.judge import (
     OWN_VIEWS,
     PENALTIES,
@@ -399,9 +399,9 @@ class Report:
                 )
                 scores = judge.logits(self.report.capture, self.report.answers)[:, -1]
                 estimates.append(self._auroc(scores, self.right[:, -1]))
-            series.append(_series(name, sizes, estimates))
+            series.append(curve(name, sizes, estimates))
         baseline = self._auroc(self.baselines[OWN][:, -1], self.right[:, -1])
-        series.append(_series(OWN, sizes, [baseline] * len(sizes), control=True))
+        series.append(curve(OWN, sizes, [baseline] * len(sizes), control=True))
         return Figure(
             "lines",
             f"AUROC of the final readout by the number of problems fitted on (report, n = {self.n})",
@@ -517,17 +517,6 @@ class NewChains:
             "judge minus own probability": self.gain,
             f"judge minus {self.hardest}": self.lead,
         }
-
-
-def _series(name: str, x: list, estimates: list[Estimate], control: bool = False) -> dict[str, Any]:
-    return {
-        "name": name,
-        "x": x,
-        "y": [estimate.value for estimate in estimates],
-        "low": [estimate.low for estimate in estimates],
-        "high": [estimate.high for estimate in estimates],
-        "control": control,
-    }
 
 
 def _text(estimate: Estimate) -> str:

@@ -241,10 +241,14 @@ def _readout_table(
                 [
                     f"{_NAMES[role]}, readout {k}",
                     len(stated),
-                    None if few else _share(same_words(words[i], problems[i].steps[k]) for i in stated),
-                    None if few else _share(same_words(words[i], problems[donors[i]].steps[k]) for i in stated),
-                    _share("=" in text for text in words),
-                    _share(same_words(text, problem.answer) for text, problem in zip(words, problems, strict=True)),
+                    None if few else proportion_estimate(same_words(words[i], problems[i].steps[k]) for i in stated),
+                    None
+                    if few
+                    else proportion_estimate(same_words(words[i], problems[donors[i]].steps[k]) for i in stated),
+                    proportion_estimate("=" in text for text in words),
+                    proportion_estimate(
+                        same_words(text, problem.answer) for text, problem in zip(words, problems, strict=True)
+                    ),
                 ]
             )
     return Table(
@@ -475,10 +479,6 @@ class _Patchscope:
             }
             for (carried, layer), found in self.counts.items()
         }
-
-
-def _share(outcomes) -> Estimate:
-    return proportion_estimate(outcomes)
 
 
 def _problem_share(outcomes: Sequence, problems: Sequence[int]) -> Estimate:
