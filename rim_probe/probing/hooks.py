@@ -105,7 +105,8 @@ def edit_residual(rim: RiM, edits: Mapping[int, Callable[[torch.Tensor], torch.T
     thread = threading.get_ident()
 
     def before(function):
-        def hook(module, args, kwargs):
+        # A pass of another thread calls it without kwargs when it is removed in the middle of that pass.
+        def hook(module, args, kwargs=None):
             if threading.get_ident() != thread:
                 return None
             if args:

@@ -252,6 +252,28 @@ def test_hooks_of_one_thread_leave_the_answers_of_another_alone(attention):
     assert not seen
 
 
+def test_a_hook_removed_in_the_middle_of_another_threads_pass_does_not_disturb_it(rim):
+    inside, over = threading.Event(), threading.Event()
+
+    def probe():
+        with edit_residual(rim, {0: torch.zeros_like}):
+            inside.set()
+            over.wait(30)
+
+    def outlast(states):  # torch has listed both hooks by now; the other one goes before it is reached
+        over.set()
+        prober.join(30)
+        return states
+
+    ids = ids_of(rim, QUESTION)
+    expected = forward(rim, ids).logits
+    prober = threading.Thread(target=probe)
+    with edit_residual(rim, {0: outlast}):
+        prober.start()
+        assert inside.wait(30)
+        torch.testing.assert_close(forward(rim, ids).logits, expected)
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_two_threads_observe_one_model_each_its_own(attention):
     rim = tiny_rim("llama", attention)

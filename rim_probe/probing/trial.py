@@ -1,0 +1,303 @@
+"""One trial of a decode: the step that blocks are said to hold is exchanged; does the answer become what follows?
+
+A decode is a claim; an answer that changes as the claim predicts is evidence. Method (interchange intervention for one
+question; `interchange` is the same over many, with intervals):
+1. A partner question differs in one number, which enters step t (`equations.counterfactual`). The problem's own
+   equations say what the answer becomes if step t alone has the partner's result.
+2. The blocks said to hold step t are taken from the partner's run (see `surgery`), at all layers 1..L by default: on
+   the glass box this works by construction, and on rim-tiny's report no single layer does better (0 % either way).
+3. Only questions that the model answers right, both of them, can show anything: with other answers it does not follow
+   the equations that the prediction is made of.
+4. Control: as many wrong blocks (fewer where there are not so many) swapped the same way: blocks said to hold a step
+   before the change, or none that it changes. Later steps follow from step t, so that their blocks may bring the
+   predicted answer by right. Where no other block is left, a second number is changed in a later step: from there on
+   blocks bring the partner's answer, which then is not the predicted one.
+
+Knows one question and one swap. Knows nothing of how claims are found, and cannot show what holds in general: one trial
+may come out by chance; the report's interchange test counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rim_probe.decoding import Answer, answer
+from rim_probe.equations import Partner, chain, counterfactual, question_numbers, value_bounds
+from rim_probe.errors import ProblemError, QuestionError, RiMError
+from rim_probe.model import RiM
+from rim_probe.probing.surgery import named, operate
+from rim_probe.problems import ANSWER_MARKER, Problem, is_correct, parse_steps
+
+FORMAT = "rim-probe-counterfactual/1"
+PARTNERS_TRIED = 6  # per step; each costs one answer of the model
+LARGEST = 10**15  # numbers beyond cannot be drawn in 64 bits
+
+
+def try_counterfactual(
+    rim: RiM,
+    problem: Problem,
+    claims: Mapping[int, int] | None,
+    *,
+    block: int | None = None,
+    seed: int = 0,
+    layers: tuple[int, int] | None = None,
+    num_blocks: int | None = None,
+) -> dict[str, Any]:
+    """Swaps what is said to hold a step and tells whether the answer became the one that follows.
+
+    Args:
+        claims: block -> the step (1-based) that it is decoded as, for example `{b["block"]: b["step"]}` of the nearest
+            steps' `blocks`; None for block k as step k. Steps beyond the problem's last are left out.
+        block: the one block to swap; by default all blocks said to hold one step, which is the first one after step 1
+            that a partner is found for (its control is the cleanest), else step 1.
+        seed: of partner and control.
+        layers: (lo, hi); None for (1, L).
+
+    Returns:
+        JSON-ready: `format`; `problem` and `partner` (`question`, `steps`, `answer`); `change` in words; `step`;
+        `blocks` swapped; `claimed` and `brought`, that step of the problem and of the partner; `layers`; `expected`,
+        the answer if the decode is true; `own`, `partner_answer`, `said`; `outcome` ("expected", "own", "partner",
+        "other", the first that fits); `came`; `surgery`, the result of `operate`; `control` with `what`, `said`,
+        `outcome`, or None without a wrong block; `sentence`.
+
+    Raises:
+        RiMError: the problem's steps are no certain chain, the model answers it wrong, no block is said to hold a step
+            of it, no partner was found; and what `operate` raises.
+    """
+    K = rim.layout.check_blocks(num_blocks)
+    if reason := _unusable(problem):
+        raise RiMError(reason)
+    claims = _checked_claims(claims, block, len(problem.steps), K)
+    own = answer(rim, problem.question, "memory", num_blocks=K, readouts="final").value
+    if not is_correct(own, problem.answer):
+        raise RiMError(
+            f"The model answers {own or 'nothing'} here and not {problem.answer}, so it does not follow these steps "
+            "and there is nothing to predict; choose a question that it answers right."
+        )
+    partner, swapped, wrong = _partner(rim, problem, claims, block, seed, K)
+    options = {"partner": partner.problem.question, "layers": layers, "num_blocks": K, "gold": problem.answer}
+    surgery = operate(rim, problem.question, dict.fromkeys(swapped, "swap"), seed=seed, **options)
+    answers = {"expected": partner.predicted, "own": problem.answer, "partner": partner.problem.answer}
+    said, outcome = _outcome(surgery, answers)
+    control = None
+    if wrong:
+        instead = operate(rim, problem.question, dict.fromkeys(wrong, "swap"), seed=seed, **options)
+        control = {"what": f"{named(wrong)} taken from the partner instead"}
+        control |= dict(zip(("said", "outcome"), _outcome(instead, answers), strict=True))
+    result = {
+        "format": FORMAT,
+        "problem": _plain(problem),
+        "partner": _plain(partner.problem),
+        "change": _change(problem, partner),
+        "step": partner.step,
+        "blocks": swapped,
+        "claimed": problem.steps[partner.step - 1],
+        "brought": partner.problem.steps[partner.step - 1],
+        "layers": surgery["layers"],
+        "expected": partner.predicted,
+        "own": problem.answer,
+        "partner_answer": partner.problem.answer,
+        "said": said,
+        "outcome": outcome,
+        "came": outcome == "expected",
+        "surgery": surgery,
+        "control": control,
+    }
+    return result | {"sentence": _sentence(result)}
+
+
+def problem_from(
+    question: str,
+    gold_steps: Sequence[str],
+    chain_of_thought: Answer | Mapping[str, Any] | None,
+    gold: str | None = None,
+) -> Problem:
+    """The problem that a trial needs, from what is known of a question.
+
+    Args:
+        gold_steps: where they are known; else the steps that chain of thought wrote are taken.
+        chain_of_thought: what it answered, or that as a reading's `chain` (`text`, `steps`, `value`).
+        gold: the gold answer where it is known; by default the last step's result.
+
+    Raises:
+        RiMError: one sentence why no counterfactual can be made.
+    """
+    if gold_steps:
+        result = _bare(gold_steps[-1]).rpartition("=")[2]
+        problem = Problem(question, tuple(gold_steps), gold if gold is not None else result)
+    else:
+        problem = _from_chain(question, chain_of_thought, gold)
+    if reason := _unusable(problem):
+        raise RiMError(reason)
+    return problem
+
+
+def _from_chain(question: str, told: Answer | Mapping[str, Any] | None, gold: str | None) -> Problem:
+    if told is None:
+        raise RiMError(
+            "No counterfactual can be made: the steps of this question are not known, and chain of thought was "
+            "not asked."
+        )
+    text, value = (told["text"], told["value"]) if isinstance(told, Mapping) else (told.text, told.value)
+    try:
+        steps = parse_steps(text.partition(ANSWER_MARKER.strip())[0])
+    except ProblemError:
+        steps = ()
+    if not steps or value is None:
+        raise RiMError(
+            "No counterfactual can be made: the steps of this question are not known, and chain of thought wrote none "
+            "that can be read."
+        )
+    if gold is not None and not is_correct(value, gold):
+        raise RiMError(
+            "No counterfactual can be made: the steps of this question are not known, and chain of thought answers it "
+            "wrong."
+        )
+    return Problem(question, steps, value)
+
+
+def _unusable(problem: Problem) -> str | None:
+    """Why nothing certain follows from a change of this problem; None where it does."""
+    why, steps = None, chain(problem)
+    if steps is None:
+        why = "its steps are not all equations" if problem.steps else "its steps are not known"
+    elif wrong := next((s for s, e in zip(problem.steps, steps.equations, strict=True) if not e.exact), None):
+        why = f"its step {_bare(wrong)[:60]} does not hold exactly"
+    elif steps.answer_step != len(steps.equations):
+        why = "its answer is not the result of its last step"
+    elif steps.ambiguous:
+        why = "a number in its steps could come from several places, so what follows from changing it is not certain"
+    return why and f"No counterfactual can be made for this question: {why}."
+
+
+def _checked_claims(claims: Mapping[int, int] | None, block: int | None, steps: int, K: int) -> dict[int, int]:
+    """Block -> step, those alone that this problem has."""
+    claims = {k: k for k in range(1, K + 1)} if claims is None else claims
+    for number, step in claims.items():
+        if not all(isinstance(x, int) and not isinstance(x, bool) and x >= 1 for x in (number, step)):
+            raise RiMError("Claims name for blocks, numbered from 1, the step that each is said to hold.")
+    kept = {number: claims[number] for number in sorted(claims) if number <= K and claims[number] <= steps}
+    if not kept:
+        raise RiMError("No block is said to hold a step of this question, so there is nothing to try.")
+    if block is not None and block not in kept:
+        raise RiMError(
+            f"Block {str(block)[:30]} is not said to hold a step of this question; choose one of {named(list(kept))}."
+        )
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------------- the partner
+
+
+def _partner(
+    rim: RiM, problem: Problem, claims: Mapping[int, int], block: int | None, seed: int, K: int
+) -> tuple[Partner, list[int], list[int]]:
+    """A partner that the model answers right, the blocks to swap, and wrong blocks for the control."""
+    steps = [claims[block]] if block is not None else sorted(set(claims.values()), key=lambda t: (t == 1, t))
+    tried, uncontrolled = 0, None
+    for step in steps:
+        swapped = [block] if block is not None else [b for b, t in claims.items() if t == step]
+        for two_numbers in (False, True):
+            for partner in _candidates(problem, step, two_numbers, seed):
+                end = partner.second.step if partner.second else len(problem.steps) + 1
+                innocent = [b for b in range(1, K + 1) if b not in swapped and not step <= claims.get(b, 0) < end]
+                if uncontrolled and not innocent:
+                    break
+                tried += 1
+                if not _answered(rim, partner.problem, K):
+                    continue
+                if innocent:
+                    rng = np.random.default_rng([seed, step])
+                    wrong = rng.choice(innocent, min(len(swapped), len(innocent)), replace=False)
+                    return partner, swapped, sorted(wrong.tolist())
+                uncontrolled = partner, swapped, []
+    if uncontrolled:
+        return uncontrolled
+    if tried:
+        raise RiMError(
+            f"The model answers no question right that differs from this one in a number ({tried} tried); choose "
+            "another question."
+        )
+    where = " or ".join(map(str, sorted(steps)))
+    raise RiMError(
+        f"No number of this question can be changed with a certain effect on step {where} (it must stand once in the "
+        "question and enter one step alone); choose another question or block."
+    )
+
+
+def _candidates(problem: Problem, step: int, two_numbers: bool, seed: int) -> Iterator[Partner]:
+    """Different partners; numbers have no more digits than the problem's own, which the model must know."""
+    least, most = value_bounds([problem])
+    bounds = max(min(least, 1), -LARGEST), min(max(most, 10 ** len(str(int(most))) - 1), LARGEST)
+    seen = set()
+    for number in range(PARTNERS_TRIED):
+        rng = np.random.default_rng([seed, step, number])
+        partner = counterfactual(problem, rng, bounds, step=step, two_numbers=two_numbers)
+        if partner is None:
+            return
+        if partner.problem.question not in seen:
+            seen.add(partner.problem.question)
+            yield partner
+
+
+def _answered(rim: RiM, problem: Problem, K: int) -> bool:
+    """Whether the model can read the problem and answers it right."""
+    try:
+        told = answer(rim, problem.question, "memory", num_blocks=K, readouts="final")
+    except QuestionError:
+        return False
+    return is_correct(told.value, problem.answer)
+
+
+# ------------------------------------------------------------------------------------------------------ what is told
+
+
+def _outcome(surgery: Mapping[str, Any], answers: Mapping[str, str]) -> tuple[str, str]:
+    """What was said, and whose answer that is."""
+    after = surgery["after"]
+    return after["value"] or after["text"], next(
+        (name for name, text in answers.items() if is_correct(after["value"], text)), "other"
+    )
+
+
+def _plain(problem: Problem) -> dict[str, Any]:
+    return {"question": problem.question, "steps": list(problem.steps), "answer": problem.answer}
+
+
+def _bare(step: str) -> str:
+    return step.removeprefix("<<").removesuffix(">>")
+
+
+def _change(problem: Problem, partner: Partner) -> str:
+    """ "3 → 5 in step 1", numbers as the questions write them."""
+    both = zip(question_numbers(problem.question), question_numbers(partner.problem.question), strict=True)
+    changed = {place: f"{old.text} → {new.text}" for place, (old, new) in enumerate(both) if old.text != new.text}
+    sources = chain(problem).sources
+    made = [partner.change] + ([partner.second] if partner.second else [])
+    return " and ".join(f"{changed[sources[c.step - 1][c.operand].place]} in step {c.step}" for c in made)
+
+
+def _sentence(result: Mapping[str, Any]) -> str:
+    blocks, control = named(result["blocks"]), result["control"]
+    claim = (
+        f"{blocks[0].upper()}{blocks[1:]} {'are' if len(result['blocks']) > 1 else 'is'} said to hold "
+        f"{_bare(result['claimed'])}; taken from a question where this step is {_bare(result['brought'])}, the answer "
+        f"should become {result['expected']}"
+    )
+    if result["outcome"] == "own":
+        return (
+            f"{claim}, but it stayed {result['own']}: nothing here shows that the model computes with what was decoded."
+        )
+    if result["outcome"] == "partner":
+        return f"{claim}, but it became {result['said']}, the partner's own: more than this one step came along."
+    if result["outcome"] == "other":
+        return f"{claim}, but the model said “{result['said'][:60]}”, the answer of neither question."
+    if control is None:
+        return f"{claim}, and it did; there was no wrong block to compare it with."
+    if control["outcome"] == "expected":
+        return f"{claim}, and it did; but so it did with {control['what']}, so that this shows little."
+    what = "stayed" if control["outcome"] == "own" else "became"
+    return f"{claim}, and it did; with {control['what']} it {what} {control['said'][:60]}."
