@@ -347,8 +347,8 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 def _probe_question(arguments: argparse.Namespace) -> int:
     from rim_probe.equations import read_equation
-    from rim_probe.probing.probes import explain
     from rim_probe.probing.question import format_question
+    from rim_probe.probing.reading import Readers, explain_blocks
     from rim_probe.probing.run import default_folder
     from rim_probe.probing.study import load_models, observe
     from rim_probe.problems import parse_steps
@@ -364,7 +364,8 @@ def _probe_question(arguments: argparse.Namespace) -> int:
     for step in steps:
         if read_equation(step) is None:
             print(f"{step} is no equation such as <<3+4=7>>; it is compared as text.", file=sys.stderr)
-    told, complaints = explain(models, seen, folder, steps)
+    readers = Readers.restore(folder, models["memory"])
+    told, complaints = explain_blocks(models, readers, seen, steps)
     print(format_question(seen, told, steps), flush=True)
     for sentence in complaints:
         print(sentence, file=sys.stderr)

@@ -25,6 +25,9 @@ class UnknownWordsError(QuestionError):
         shown = ", ".join(f"“{_legible(word)}”" for word in words[:8]) + (" …" if len(words) > 8 else "")
         super().__init__(f"This small model has never seen {shown}; please use other words.")
 
+    def __reduce__(self) -> tuple:  # pickling calls the class with its arguments, and those are not the message
+        return type(self), (self.words,)
+
 
 def _legible(word: str) -> str:
     """A word as a sentence can show it: invisible characters by their number, long words cut."""

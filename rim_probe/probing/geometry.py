@@ -190,7 +190,9 @@ class Geometry:
         """The question's path through both bases; JSON-ready.
 
         Returns:
-            {"layer", "blocks" [K][3], "depth" [layers 1..L][K][3], "explained_blocks" [3], "explained_depth" [3]}.
+            {"layer", "blocks" [K][3], "depth_layers", "depth" [layers 1..L][K][3], "explained_blocks" [3],
+            "explained_depth" [3], "cloud" {"points" [c][2], "right" [c], "steps" [c], "n"}: known questions at the last
+            block that the geometry was fitted with, in the first two components; "mean_path" [blocks][3]: their mean}.
         """
         capture = observation.capture
         over_blocks = self.over_blocks.project(block_states(capture, self.layer))[0]
@@ -203,6 +205,13 @@ class Geometry:
             "depth": [_rounded(points) for points in depth],
             "explained_blocks": _rounded(self.over_blocks.explained),
             "explained_depth": _rounded(self.over_depth.explained),
+            "cloud": {
+                "points": _rounded(self.cloud[:, -1, :2]),
+                "right": self.cloud_right.tolist(),
+                "steps": self.cloud_steps.tolist(),
+                "n": len(self.cloud),
+            },
+            "mean_path": _rounded(self.cloud.mean(axis=0)),
         }
 
     def tensors(self) -> dict[str, np.ndarray]:

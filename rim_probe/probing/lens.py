@@ -36,7 +36,7 @@ from rim_probe.probing.lens_report import report
 from rim_probe.probing.section import Section
 
 if TYPE_CHECKING:
-    from rim_probe.probing.study import Observation, Study
+    from rim_probe.probing.study import Study
 
 FIT_ROWS = 24_000  # states per layer; 200 per parameter row of a model as wide as 120, and 300 MB at width 3,072
 CHOOSE_ROWS = 4_800
@@ -103,35 +103,6 @@ class VocabularyLens:
             index = self.layers.index(layer)
             states = states + states @ self.weights[index] + self.biases[index]
         return unembed(self.rim, states)
-
-    def explain(self, observation: Observation, top: int = 5) -> dict[str, Any]:
-        """The `top` tokens and their probabilities at every layer and memory position of one question.
-
-        Returns:
-            {"layers", "positions": [{"block", "position"}], "logit" and "tuned": [layer][position] lists of
-            {"token", "probability"}, most probable first}.
-        """
-        held = observation.capture
-        everywhere = list(places(held))
-        grid: dict[str, Any] = {
-            "layers": list(self.layers),
-            "positions": [{"block": block, "position": position} for block, position in everywhere],
-        }
-        for lens in LENSES:
-            grid[lens] = []
-            for layer in self.layers:
-                states = np.concatenate([held.cell(layer, block, position) for block, position in everywhere])
-                best = self.logits(states, layer, lens).softmax(-1).topk(top)
-                grid[lens].append(
-                    [
-                        [
-                            {"token": _token_text(self.rim, id), "probability": probability}
-                            for id, probability in zip(ids, probabilities, strict=True)
-                        ]
-                        for ids, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                    ]
-                )
-        return grid
 
     # ---------------------------------------------------------------------------------------------------------- score
 
@@ -210,8 +181,3 @@ def _translator(rim: RiM, inputs: dict, targets: dict, steps: int, order: np.ran
             weight.grad, bias.grad = torch.autograd.grad(divergence("fit", rows).mean(), (weight, bias))
             optimizer.step()
     return best
-
-
-def _token_text(rim: RiM, token: int) -> str:
-    """A token as a person reads it; by its name in the vocabulary where it is white space."""
-    return rim.tokenizer.decode([token]).strip() or str(rim.tokenizer.convert_ids_to_tokens(token))

@@ -153,6 +153,11 @@ def first_token(rim: RiM, value: str) -> int:
     return rim.encode_text(value)[0]
 
 
+def token_text(rim: RiM, token: int) -> str:
+    """A token as a person reads it; by its name in the vocabulary where it is white space."""
+    return rim.tokenizer.decode([token]).strip() or str(rim.tokenizer.convert_ids_to_tokens(token))
+
+
 def places(held) -> Iterator[tuple[int, Any]]:
     """(block, position) of every memory state, in the order of the text."""
     for block in range(1, held.K + 1):

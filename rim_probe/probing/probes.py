@@ -1,4 +1,4 @@
-"""Every probe by name: how it is run for a report, and how it is read for one question.
+"""Every probe by name: how it is run for a report, and how what it fitted is restored.
 
 Method: a probe that is fitted gives a decoder (`fit`, `score`, `tensors`, `settings`, `restore`, `explain`); one that
 is not is a pair of functions (`score`, `explain`). Modules are imported when their probe is used, so that one question
@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.artifacts import is_done, load_artifact
 from rim_probe.probing.section import Section
-from rim_probe.probing.study import Observation, Study
+from rim_probe.probing.study import Study
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,6 @@ PROBES: dict[str, Probe] = {
 }
 """In the order of the report; the command line's help says what each is."""
 
-TOLD = ("steps", "lens", "values", "correctness")  # fitted probes that tell something of every block of one question
-
 
 def restore(name: str, folder: str | Path, rim: RiM) -> Any:
     """The fitted decoder that lies in `folder`.
@@ -113,31 +110,6 @@ def restore(name: str, folder: str | Path, rim: RiM) -> Any:
     tensors, settings, _ = load_artifact(folder, name, rim)
     decoder = _decoder(name)
     return decoder.restore(tensors, settings, rim) if name == "lens" else decoder.restore(tensors, settings)
-
-
-def explain(
-    models: Mapping[str, RiM], observation: Observation, folder: str | Path, steps: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], list[str]]:
-    """What every probe that tells blocks apart says of one question, by name, and why others say nothing.
-
-    Args:
-        folder: of the fitted probes; those that are missing or belong to another checkpoint are left out and named.
-        steps: the question's gold steps, where they are known.
-    """
-    told: dict[str, Any] = {"words": _module("words").explain(models, observation)}
-    complaints: list[str] = []
-    names = [name for name in TOLD if (Path(folder) / f"{name}.json").exists()]
-    if unfitted := [name for name in TOLD if name not in names]:
-        complaints.append(
-            f"Unfitted in {folder}: {', '.join(unfitted)}; `python -m rim_probe probe CHECKPOINT --data FILE` does it."
-        )
-    for name in names:
-        try:
-            decoder = restore(name, folder, models["memory"])
-            told[name] = decoder.explain(observation, steps) if name == "steps" else decoder.explain(observation)
-        except RiMError as error:  # another checkpoint's, damaged, or fitted for another number of blocks
-            complaints.append(str(error))
-    return told, complaints
 
 
 def _module(name: str) -> Any:

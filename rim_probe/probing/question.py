@@ -1,6 +1,6 @@
 """One question's memory blocks as a table for the terminal.
 
-Knows what `probes.explain` gives and how a table is printed. Knows no model.
+Knows what `reading.explain_blocks` gives and how a table is printed. Knows no model.
 """
 
 from collections.abc import Callable, Mapping, Sequence

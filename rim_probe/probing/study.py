@@ -31,6 +31,7 @@ from rim_probe.problems import Problem, is_correct
 SPLITS = ("fit", "choose", "report")
 HELD_OUT = ("fit-heldout", "choose-heldout")  # optional: of the report split's kind, for probes of right and wrong
 SHARES = (0.5, 0.2, 0.3)  # of one file that has to serve as all three splits
+CONTROLS = ("stage1", "base")  # roles beside the three methods
 METHOD_OF_ROLE = {"memory": "memory", "base": "memory", "stage1": "memory", "direct": "direct", "cot": "cot"}
 ANSWER_BATCH = 64
 
@@ -47,20 +48,37 @@ def load_models(checkpoint: str | Path, device: str | None = None, base: str | P
     Raises:
         CheckpointError, LayoutError: as `RiM.from_pretrained`, for any of them.
     """
-    methods = load_methods(checkpoint, device)
+    models = own_models(load_methods(checkpoint, device))
+    for role in CONTROLS:
+        control = load_control(role, checkpoint, models["memory"], base)
+        if control is not None:
+            models[role] = control
+    return models
+
+
+def own_models(methods: Mapping[str, RiM]) -> dict[str, RiM]:
+    """Those of `load_methods` that have weights of their own, by role."""
     memory = methods["memory"]
-    models = {"memory": memory}
-    models |= {name: methods[name] for name in ("cot", "direct") if methods[name] is not memory}
+    return {name: rim for name, rim in methods.items() if name == "memory" or rim is not memory}
+
+
+def load_control(role: str, checkpoint: str | Path, memory: RiM, base: str | Path | None = None) -> RiM | None:
+    """The `stage1` or `base` model of a checkpoint folder, where its memory model is; None where there is none.
+
+    Args:
+        base: as for `load_models`.
+
+    Raises:
+        CheckpointError, LayoutError: as `RiM.from_pretrained`.
+    """
     folder = Path(checkpoint)
-    if (folder / "stage1").is_dir():
-        models["stage1"] = RiM.from_pretrained(folder / "stage1", memory.device, memory.dtype)
-    if base is None and (folder / "base").is_dir():
-        base = folder / "base"
+    if role == "stage1":
+        return RiM.from_pretrained(folder / role, memory.device, memory.dtype) if (folder / role).is_dir() else None
+    if base is None and (folder / role).is_dir():
+        base = folder / role
     if base is None and (folder / ADAPTER_FILE).exists():
         base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if base is not None:
-        models["base"] = _load_base(base, memory)
-    return models
+    return None if base is None else _load_base(base, memory)
 
 
 def _load_base(path: str | Path, memory: RiM) -> RiM:

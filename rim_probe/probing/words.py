@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rim_probe.decoding import answer_batch
+from rim_probe.decoding import Answer, answer_batch
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.curves import curve
-from rim_probe.probing.hooks import edit_residual, num_layers
+from rim_probe.probing.hooks import causal_lm, edit_residual
 from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap, proportion_estimate
 
 if TYPE_CHECKING:
@@ -81,22 +81,21 @@ def carried_words(
     said = []
     for start in range(0, len(questions), BATCH):
         part = questions[start : start + BATCH]
-        with edit_residual(
-            rim, {layer: _once(given[start : start + BATCH], columns) for layer, given in states.items()}
-        ):
+        held = {layer: torch.as_tensor(given[start : start + BATCH]).flatten(1, 2) for layer, given in states.items()}
+        with edit_residual(rim, {layer: _once(given, columns, range(len(part))) for layer, given in held.items()}):
             answers = answer_batch(rim, part, "memory", num_blocks=blocks, max_new_tokens=max_new_tokens)
         said += [answer.text for answer in answers]
     return said
 
 
-def _once(states: np.ndarray | torch.Tensor, columns: list[int]):
-    """An edit of the first pass alone: later passes hold the readout's own tokens."""
-    left = [torch.as_tensor(states).flatten(1, 2)]
+def _once(states: torch.Tensor, columns: list[int], rows: Sequence[int]):
+    """An edit of the first pass alone (later passes hold the readout's own tokens): states [rows, columns, d]."""
+    left = [states]
 
     def edit(stream: torch.Tensor) -> torch.Tensor:
         if left:
             stream = stream.clone()
-            stream[:, columns] = left.pop().to(stream)
+            stream[torch.tensor(rows)[:, None], torch.tensor(columns)] = left.pop().to(stream)
         return stream
 
     return edit
@@ -116,33 +115,64 @@ def carried_states(held, blocks: int, layers: Sequence[int], ends: bool) -> dict
 # ----------------------------------------------------------------------------------------------------- one question
 
 
-def explain(models: Mapping[str, RiM], observation: Observation, layer: int | None = None) -> dict[str, Any]:
+def carried_answers(
+    rim: RiM, observation: Observation, variants: Sequence[Sequence[int]], *, max_new_tokens: int = 64
+) -> list[Answer]:
+    """What `rim` answers to one question with the slots of another run of it carried in, all variants in one batch.
+
+    Readout k sees blocks 1..k alone, so with all K blocks carried it is the one that `carried_words` gives for blocks
+    1..k, and one row per variant tells all K.
+
+    Args:
+        observation: whose slots are carried, into the same question with as many blocks.
+        variants: for each the layers 0..L at which slots are replaced; () carries nothing.
+
+    Returns:
+        One answer per variant, with all K readouts.
+
+    Raises:
+        RiMError: a question that this model cannot be asked, or slots of another shape than its own.
+    """
+    held = observation.capture
+    if held.M != rim.layout.slots_per_block or held.slots.shape[-1] != causal_lm(rim).config.hidden_size:
+        raise RiMError(f"The slots do not fit into {rim.name}, which has others; take them from a model of its shape.")
+    columns = [
+        column - held.K * rim.layout.block_length for block in rim.layout.slot_positions(0, held.K) for column in block
+    ]
+    said: list[Answer] = []
+    for start in range(0, len(variants), BATCH):
+        part = variants[start : start + BATCH]
+        edits = {}
+        for layer in sorted({layer for layers in part for layer in layers}):
+            rows = [row for row, layers in enumerate(part) if layer in layers]
+            slots = held.slots[0, held.layers.index(layer)].flatten(0, 1)
+            edits[layer] = _once(slots.expand(len(rows), -1, -1), columns, rows)
+        with edit_residual(rim, edits):
+            said += answer_batch(
+                rim, [observation.question] * len(part), "memory", num_blocks=held.K, max_new_tokens=max_new_tokens
+            )
+    return said
+
+
+def explain(observation: Observation, plain: Answer | None = None, carried: Answer | None = None) -> dict[str, Any]:
     """What is said after every block of one question.
 
     Args:
-        models: `memory`, and `stage1` where there is one.
-        layer: where the memory's slots enter the stage-1 model; None is every layer.
+        plain, carried: by the stage-1 model where there is one (`carried_answers`): as it is, and with this model's
+            slots at every layer.
 
     Returns:
-        {"blocks": [{"block", "memory", "stage1", "carried"}]}: the readouts as text; `stage1` and `carried` are None
-        without a stage-1 model.
+        {"blocks": [{"block", "memory", "stage1", "carried"}]}: the readouts as text; None where there is none.
     """
-    held, question = observation.capture, observation.question
-    told = {readout.block: readout.text.strip() for readout in observation.answer.readouts}
-    stage1 = models.get("stage1")
-    plain: list[str | None] = [None] * held.K
-    carried: list[str | None] = [None] * held.K
-    if stage1 is not None:
-        (given,) = answer_batch(stage1, [question], "memory", num_blocks=held.K)
-        plain = [readout.text.strip() for readout in given.readouts]
-        layers = range(num_layers(stage1) + 1) if layer is None else [layer]
-        for block in range(1, held.K + 1):
-            states = carried_states(held, block, layers, ends=False)
-            carried[block - 1] = carried_words(stage1, [question], states)[0].strip()
+    given = {"memory": observation.answer, "stage1": plain, "carried": carried}
+    texts = {
+        name: {} if told is None else {readout.block: readout.text.strip() for readout in told.readouts}
+        for name, told in given.items()
+    }
     return {
         "blocks": [
-            {"block": k, "memory": told.get(k), "stage1": plain[k - 1], "carried": carried[k - 1]}
-            for k in range(1, held.K + 1)
+            {"block": block, **{name: said.get(block) for name, said in texts.items()}}
+            for block in range(1, observation.capture.K + 1)
         ]
     }
 

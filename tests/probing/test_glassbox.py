@@ -3,24 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from glassbox import (
+
+from rim_probe.decoding import answer_batch
+from rim_probe.glassbox.box import (
     DIMS,
     END_LAYER,
     HELD_LAYER,
     LAYERS,
     QUESTION_LENGTH,
     RIGHT,
-    SIGNS,
     SLOTS,
     START,
     STEP,
     STEP_LAYER,
     glassbox,
-    parts,
-    swapped_answer,
 )
-
-from rim_probe.decoding import answer_batch
+from rim_probe.glassbox.problems import SIGNS, parts, swapped_answer
 from rim_probe.model import RiM
 from rim_probe.probing import importance, interchange, step_search, step_space, steps
 from rim_probe.probing.attention import attention_shares

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from glassbox import END_LAYER, HELD_LAYER, LAYERS, glassbox
 
 from rim_probe.errors import RiMError
+from rim_probe.glassbox.box import END_LAYER, HELD_LAYER, LAYERS, glassbox
 from rim_probe.probing import importance, interchange
 from rim_probe.probing.section import Section
 from rim_probe.probing.study import Study

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from planted import PlantedStudy, chains, observed
+from planted import PlantedStudy, chains
 
 from rim_probe.errors import RiMError
 from rim_probe.probing.hooks import unembed
@@ -70,22 +70,11 @@ def test_restored_it_reads_the_same_and_another_width_is_refused(planted, lens):
     again = VocabularyLens.restore(lens.tensors(), settings, lens.rim)
     states = planted.capture("memory", "report").cell(1, 2, 1)
     torch.testing.assert_close(again.logits(states, 1), lens.logits(states, 1))
+    with pytest.raises(RiMError, match="no lens"):
+        lens.logits(states, 1, "other")
     narrow = {name: values[..., :5] for name, values in lens.tensors().items()}
     with pytest.raises(RiMError, match="fit it again"):
         VocabularyLens.restore(narrow, settings, lens.rim)
-
-
-def test_explain_names_the_most_probable_tokens_of_every_cell(planted, lens):
-    held = planted.capture("memory", "report")
-    told = lens.explain(observed(held), top=3)
-    assert told == json.loads(json.dumps(told))
-    assert told["layers"] == [0, 1, 2]
-    assert told["positions"][1] == {"block": 1, "position": "end"}
-    cell = told["tuned"][2][1]
-    probabilities = lens.logits(held.cell(2, 1, "end")[0], 2).softmax(-1)
-    assert [entry["probability"] for entry in cell] == pytest.approx(probabilities.topk(3).values.tolist(), rel=1e-4)
-    with pytest.raises(RiMError, match="no lens"):
-        lens.logits(held.cell(2, 1, "end"), 2, "other")
 
 
 def test_the_report_is_plain_data_with_controls(planted, lens):

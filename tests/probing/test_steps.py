@@ -5,10 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from glassbox import glassbox, parts
 from planted import PlantedStudy, observed
 
 from rim_probe.errors import RiMError
+from rim_probe.glassbox import glassbox, parts
 from rim_probe.probing import step_search
 from rim_probe.probing.bank import Reading, read_steps
 from rim_probe.probing.section import Section

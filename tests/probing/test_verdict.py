@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest import ALL_FAMILIES, tiny_base, tiny_rim, tiny_tokenizer
-from glassbox import glassbox
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
 
+from rim_probe.glassbox import glassbox
 from rim_probe.memory import MemoryLayout
 from rim_probe.model import RiM
 from rim_probe.probing.verdict import verdict

@@ -9,12 +9,13 @@ import torch
 
 from rim_probe.decoding import answer_batch
 from rim_probe.errors import RiMError
+from rim_probe.memory import MemoryLayout
 from rim_probe.probing import words
 from rim_probe.probing.capture import capture
 from rim_probe.probing.hooks import decoder_layers, num_layers
 from rim_probe.probing.section import Section
 from rim_probe.probing.study import Study, observe
-from rim_probe.probing.words import carried_states, carried_words, same_words
+from rim_probe.probing.words import carried_answers, carried_states, carried_words, same_words
 from rim_probe.problems import Problem
 
 QUESTIONS = ["Anna has 3 apples.", "How many apples has she? 14 more", "3 + 14"]
@@ -71,13 +72,37 @@ def test_states_of_another_shape_are_refused_and_hooks_go_after_an_error(rim):
 def test_explain_tells_every_block_with_and_without_a_stage_1_model(make_rim):
     rim = make_rim(num_blocks=2, context=48)
     observation = observe(rim, QUESTIONS[0])
-    alone = words.explain({"memory": rim}, observation)
+    alone = words.explain(observation)
     assert [block["block"] for block in alone["blocks"]] == [1, 2]
     assert all(block["stage1"] is None and block["carried"] is None for block in alone["blocks"])
-    both = words.explain({"memory": rim, "stage1": rim}, observation)
+    both = words.explain(observation, *carried_answers(rim, observation, [(), [0, 1, 2]]))
     assert both == json.loads(json.dumps(both))
     for block in both["blocks"]:
         assert block["memory"] == block["stage1"] == block["carried"]
+
+
+def test_one_row_per_variant_says_what_every_block_carried_by_itself_says(make_rim, family):
+    rim, stage1 = make_rim(family, num_blocks=3), make_rim(family, num_blocks=3, seed=1)
+    observation = observe(rim, QUESTIONS[0])
+    held, variants = observation.capture, [(), (0,), (1,), (2,), (0, 1, 2)]
+    together = carried_answers(stage1, observation, variants, max_new_tokens=6)
+    assert len({answer.text for answer in together}) > 1  # something is carried
+    plain = answer_batch(stage1, [QUESTIONS[0]], "memory", max_new_tokens=6)[0]
+    assert [r.text for r in together[0].readouts] == [r.text for r in plain.readouts]
+    for layers, answer in zip(variants[1:], together[1:], strict=True):
+        alone = [
+            carried_words(stage1, QUESTIONS[:1], carried_states(held, k, layers, ends=False), max_new_tokens=6)[0]
+            for k in (1, 2, 3)
+        ]
+        assert [readout.text for readout in answer.readouts] == alone
+
+
+def test_slots_of_another_shape_are_not_carried(make_rim):
+    observation = observe(make_rim(num_blocks=2), QUESTIONS[0])
+    other = make_rim(num_blocks=2)
+    other.layout = MemoryLayout(num_blocks=2, slots_per_block=1)
+    with pytest.raises(RiMError, match="do not fit"):
+        carried_answers(other, observation, [()])
 
 
 @pytest.fixture(scope="module")

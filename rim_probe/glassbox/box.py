@@ -1,9 +1,9 @@
 """The glass box: a small transformer whose weights are written by hand, so that what its memory holds is known.
 
 It is an ordinary `GPT2LMHeadModel` (ReLU, learned positions) wrapped as a RiM with K = 3 blocks of M = 2 slots. It
-answers questions such as "what is 3 + 2 - 1 + 4 ?": a start and three operations, every result from 0 to 9, every step
-a true equation. Nothing is trained: a decoder that does not find what is written down here is wrong, and so is one that
-finds more. Layer by layer (layer l = the residual stream after decoder layer l, 0 = embeddings):
+answers questions such as "what is 3 + 2 - 1 + 4 ?" (see `problems`). Nothing is trained: a decoder that does not find
+what is written down here is wrong, and so is one that finds more. Layer by layer (layer l = the residual stream after
+decoder layer l, 0 = embeddings):
 
     layer 0        every token holds its position; digits and signs what they are; `<m>`, `</b>` and `>>` their kind
     layer 1        the last token of an explicit step, `>>`, reads that step: left, operator, right, result
@@ -22,21 +22,22 @@ So readout k says the result of step k, and the last readout the answer. What fo
   layers HELD_LAYER[k] .. HELD_LAYER[k + 1] - 1 (block 3: END_LAYER - 1) changes the answer to what `swapped_answer`
   says. Until END_LAYER later ones change readout k alone; all others change nothing.
 - The last question token reads nothing: no step can be found there, at any layer.
+- Without blocks, and from a fourth block on, nothing is written: the readout ends at once and says nothing.
 
 Two tricks keep the weights readable. LayerNorm with an epsilon of a million and a weight of a thousand only subtracts
 the mean; the dimension `ground` is always zero, and each reader subtracts it, which takes the mean out again. A head
-that has nothing to read looks at token 0, "what", which holds nothing that is ever copied.
+that has nothing to read looks at token 0, "what", which holds nothing that is ever copied. Every weight is a whole
+number that bfloat16 holds exactly.
 """
 
-import functools
 import itertools
 import math
-import random
 from dataclasses import dataclass
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from rim_probe.glassbox.problems import SIGNS, draw_problems, true_result
 from rim_probe.memory import MemoryLayout
 from rim_probe.model import RiM
 from rim_probe.problems import Problem
@@ -44,7 +45,6 @@ from rim_probe.training.scratch import word_tokenizer
 
 LAYOUT = MemoryLayout(num_blocks=3, slots_per_block=2)
 STEP_LAYER, HELD_LAYER, END_LAYER, LAYERS = 1, {1: 2, 2: 4, 3: 6}, 7, 8
-SIGNS = ("+", "-")
 
 # Where things stand: "what is 3 + 2 - 1 + 4 ?" is always ten tokens.
 QUESTION_LENGTH = 10
@@ -52,14 +52,14 @@ START = 2
 OPERATOR, RIGHT = {1: 3, 2: 5, 3: 7}, {1: 4, 2: 6, 3: 8}
 SLOTS = dict(enumerate(LAYOUT.slot_positions(QUESTION_LENGTH), start=1))
 ENDS = dict(enumerate(LAYOUT.end_positions(QUESTION_LENGTH), start=1))
-CONTEXT = 48  # room for question, blocks, three explicit steps, marker, answer and EOS
-PLACES = 34  # positions that are known as such, one-hot, and the width of a head; the others hold nothing
+CONTEXT = 96  # room for the question and 16 blocks, so that K can be swept as on any other checkpoint
+PLACES = 34  # positions known as such, one-hot, and the width of a head: question, three explicit steps and a bit more
 
 _HEADS = 4
-_STRENGTH = 60.0  # score of what a head looks for; token 0 always scores half of it, everything else nothing
+_STRENGTH = 352.0  # weight on what a head looks for: its score is 60, that of token 0 half as much, all others' nothing
 _EPSILON = 1e6
 
-_VOCABULARY = ("what", "is", "?", "=", "<<", ">>", "####", *SIGNS, *map(str, range(10)))
+VOCABULARY = ("what", "is", "?", "=", "<<", ">>", "####", *SIGNS, *map(str, range(10)))
 _WIDTHS = {
     "position": PLACES,  # of every token
     "digit": 10,  # of the tokens 0..9
@@ -95,13 +95,8 @@ class GlassBox:
     dims: dict[str, list[int]]
 
     def problems(self, seed: int, n: int, split: str) -> list[Problem]:
-        """`n` different problems of one of the disjoint splits "fit" (4374), "choose" and "report" (1458 each)."""
-        return [problem_of(start, moves) for start, moves in random.Random(seed).sample(_splits()[split], n)]
-
-
-def true_result(left: int, sign: str, right: int) -> int:
-    """What a step makes; on a clock of ten, which problems never need and only some swaps of random partners do."""
-    return (left + right if sign == "+" else left - right) % 10
+        """See `problems.draw_problems`."""
+        return draw_problems(seed, n, split)
 
 
 def glassbox(*, trained: bool = True, confused_by: int | None = None) -> GlassBox:
@@ -113,7 +108,7 @@ def glassbox(*, trained: bool = True, confused_by: int | None = None) -> GlassBo
         confused_by: a result that always comes out one too high. Its block knows: it and all that build on it hold
             `doubt`, so readout k is wrong exactly where the slots and the end of block k do. For probes of correctness.
     """
-    tokenizer = word_tokenizer(_VOCABULARY)
+    tokenizer = word_tokenizer(VOCABULARY)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=CONTEXT,
@@ -141,50 +136,6 @@ def glassbox(*, trained: bool = True, confused_by: int | None = None) -> GlassBo
         if trained:
             _write_memory_tokens(rim)
     return GlassBox(rim, HELD_LAYER, DIMS)
-
-
-def swapped_answer(problem: Problem, partner: Problem, block: int) -> str:
-    """What the problem's own equations give once the result of step `block` is the partner's."""
-    (_, _, _, value) = parts(partner.steps[block - 1])
-    for step in problem.steps[block:]:
-        _, sign, right, _ = parts(step)
-        value = true_result(value, sign, right)
-    return str(value)
-
-
-def problem_of(start: int, moves: tuple[tuple[str, int], ...]) -> Problem:
-    """The problem that begins with `start` and makes three moves (sign, number)."""
-    steps, value = [], start
-    for sign, right in moves:
-        result = true_result(value, sign, right)
-        steps.append(f"<<{value}{sign}{right}={result}>>")
-        value = result
-    question = f"what is {start} " + " ".join(f"{sign} {right}" for sign, right in moves) + " ?"
-    return Problem(question, tuple(steps), str(value))
-
-
-def parts(step: str) -> tuple[int, str, int, int]:
-    """(3, "+", 2, 5) of "<<3+2=5>>"."""
-    return int(step[2]), step[3], int(step[4]), int(step[6])
-
-
-@functools.cache
-def _splits() -> dict[str, list]:
-    """Every start and three moves whose results stay from 0 to 9 (7,290), shuffled and cut in three."""
-
-    def moves(value: int, count: int):
-        if count == 0:
-            yield ()
-            return
-        for sign, right in itertools.product(SIGNS, range(1, 10)):
-            result = value + right if sign == "+" else value - right
-            if 0 <= result <= 9:
-                yield from (((sign, right), *rest) for rest in moves(result, count - 1))
-
-    every = [(start, found) for start in range(10) for found in moves(start, 3)]
-    random.Random(0).shuffle(every)
-    tenth = len(every) // 10
-    return {"fit": every[: 6 * tenth], "choose": every[6 * tenth : 8 * tenth], "report": every[8 * tenth :]}
 
 
 # ------------------------------------------------------------------------------------------ what is written where
@@ -260,11 +211,10 @@ def _attend(
     attention = model.transformer.h[layer - 1].attn
     query, key, value = (weights.narrow(1, head * PLACES, PLACES) for weights in attention.c_attn.weight.chunk(3, 1))
     bias = attention.c_attn.bias.narrow(0, head * PLACES, PLACES)
-    strength = _STRENGTH * math.sqrt(PLACES)  # attention divides scores by the root of a head's width
     for position, seen in look.items():
-        query[DIMS["position"][position], seen] = strength
-    bias[0] = 2.5 * strength
-    query[DIMS[reader], 0] = -2 * strength
+        query[DIMS["position"][position], seen] = _STRENGTH
+    bias[0] = 2.5 * _STRENGTH
+    query[DIMS[reader], 0] = -2 * _STRENGTH
     key[DIMS["position"], range(PLACES)] = 1
     width = len(DIMS[source])
     value[DIMS[source], range(width)] = 1

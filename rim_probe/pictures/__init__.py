@@ -1,0 +1,50 @@
+"""Pictures of a reading: plain data in, an HTML figure out, the same in the app, in a notebook and in a saved file.
+
+    from rim_probe.pictures import draw
+    from rim_probe.probing.reading import read_checkpoint
+
+    reading = read_checkpoint("checkpoints/rim-tiny", "Ann has 3 apples. ...")
+    draw(reading, "layers", mode="tuned lens").save("layers.html")
+
+Knows which panels there are. Knows no model, no tensor and no web framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from rim_probe.errors import RiMError
+from rim_probe.pictures.parts import Picture, resolve
+
+PANELS = ("blocks", "attention", "layers", "trajectory", "surgery")
+"""Panels that are drawn from one reading, in the order of the page; `evidence` is drawn from a checkpoint's reports."""
+
+
+def draw(reading: Any, panel: str, **view: str) -> Picture:
+    """One panel of one reading.
+
+    Args:
+        reading: a `rim_probe.probing.reading.Reading` or its dictionary.
+        panel: one of `PANELS`.
+        view: what is selected, as strings (`view_of` lists the names and values); a value that this reading does not
+            have becomes the default, since views come from addresses that people edit and share.
+
+    Raises:
+        RiMError: no such panel.
+    """
+    if panel not in PANELS:
+        raise RiMError(f"There is no panel {panel!r}; choose one of {', '.join(PANELS)}.")
+    data = reading if isinstance(reading, Mapping) else reading.to_dict()
+    module = import_module(f"rim_probe.pictures.{panel}")
+    return module.draw(data, **resolve(module.VIEW, data, view))
+
+
+def view_of(reading: Any, panel: str, view: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """The complete, valid view nearest to `view`: what `draw` would show."""
+    data = reading if isinstance(reading, Mapping) else reading.to_dict()
+    return resolve(import_module(f"rim_probe.pictures.{panel}").VIEW, data, view or {})
+
+
+__all__ = ["PANELS", "Picture", "draw", "view_of"]

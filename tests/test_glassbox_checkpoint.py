@@ -1,0 +1,101 @@
+"""The checkpoint `glass-box` as it is shipped: it is the model of `rim_probe.glassbox`, and its memory is a cause."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rim_probe.decoding import answer, answer_batch
+from rim_probe.errors import RiMError
+from rim_probe.gallery import load_examples
+from rim_probe.glassbox import all_problems, draw_problems, glassbox, swapped_answer
+from rim_probe.glassbox.build import build
+from rim_probe.model import RiM
+from rim_probe.probing.interventions import Variant, intervene_many
+from rim_probe.probing.study import load_models
+from rim_probe.problems import is_correct, read_problems
+
+FOLDER = Path(__file__).parent.parent / "checkpoints" / "glass-box"
+
+
+@pytest.fixture(scope="module")
+def models():
+    return load_models(FOLDER, "cpu")
+
+
+def same_weights(one: RiM, other: RiM) -> bool:
+    left, right = one.model.state_dict(), other.model.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_every_role_is_there_and_reads_the_same_words(models):
+    assert set(models) == {"memory", "base", "cot", "direct"}
+    assert len({str(sorted(rim.tokenizer.get_vocab().items())) for rim in models.values()}) == 1
+    assert len({rim.layout for rim in models.values()}) == 1
+
+
+@pytest.mark.parametrize(("role", "trained"), [("memory", True), ("base", False)])
+def test_what_is_shipped_is_what_the_library_writes(models, role, trained):
+    assert same_weights(models[role], glassbox(trained=trained).rim)
+
+
+def test_building_it_anew_gives_what_is_shipped(tmp_path):
+    build(tmp_path / "box", tmp_path / "work")
+    for weights in ("model.safetensors", "base/model.safetensors"):
+        written, shipped = (load_file(folder / weights) for folder in (tmp_path / "box", FOLDER))
+        assert written.keys() == shipped.keys() and all(torch.equal(written[name], shipped[name]) for name in written)
+    for file in ("examples.json", "memory_layout.json", "base/memory_layout.json"):
+        assert (tmp_path / "box" / file).read_bytes() == (FOLDER / file).read_bytes()
+    for split, problems in all_problems().items():
+        assert read_problems(tmp_path / "work" / f"{split}.txt").problems == list(problems)
+
+
+def test_its_answers_are_right_in_float32_and_bfloat16(models):
+    problems = draw_problems(0, 50, "report")
+    coarse = RiM.from_pretrained(FOLDER, "cpu", torch.bfloat16)
+    for rim in (models["memory"], coarse):
+        answers = answer_batch(rim, [problem.question for problem in problems], "memory")
+        assert [given.value for given in answers] == [problem.answer for problem in problems]
+
+
+@pytest.mark.parametrize("method", ["cot", "direct"])
+def test_the_trained_models_can_be_asked_the_same_questions(models, method):
+    problems = draw_problems(0, 50, "report")
+    answers = answer_batch(models[method], [problem.question for problem in problems], method)
+    right = [is_correct(given.value, problem.answer) for given, problem in zip(answers, problems, strict=True)]
+    assert sum(right) >= 48
+    if method == "cot":
+        assert answers[0].text == f"{' '.join(problems[0].steps)} #### {problems[0].answer}"
+
+
+@pytest.mark.parametrize(("block", "layers"), [(1, (2, 3)), (2, (4, 5)), (3, (6,))])
+def test_swapping_a_block_gives_the_predicted_answer(models, block, layers):
+    pairs = list(zip(draw_problems(1, 8, "report"), draw_problems(2, 8, "choose"), strict=True))
+    for own, partner in pairs:
+        swap = Variant([block], list(layers), None, "swap", partner.question)
+        (outcome,) = intervene_many(models["memory"], own.question, [swap], gold=own.answer)
+        assert outcome.before.value == own.answer
+        assert outcome.after.value == swapped_answer(own, partner, block)
+    flipped = [own for own, partner in pairs if swapped_answer(own, partner, block) not in (own.answer, partner.answer)]
+    assert block == 3 or len(flipped) >= 4  # a new answer, neither its own nor copied; the last step is the answer
+
+
+def test_blocks_that_nothing_is_written_for_say_nothing(models):
+    (problem,) = draw_problems(3, 1, "report")
+    without = answer(models["memory"], problem.question, "memory", num_blocks=0)
+    assert without.text == "" and without.value is None
+    many = answer(models["memory"], problem.question, "memory", num_blocks=16)
+    assert many.readouts[2].value == problem.answer
+    assert {readout.text for readout in many.readouts[3:]} == {""}
+
+
+def test_more_blocks_than_its_context_holds_are_refused_in_a_sentence(models):
+    (problem,) = draw_problems(3, 1, "report")
+    with pytest.raises(RiMError, match=r"this model reads at most 94"):
+        answer(models["memory"], problem.question, "memory", num_blocks=40)
+
+
+def test_its_examples_are_of_the_report_split():
+    examples = load_examples(FOLDER)
+    assert len(examples) == 9 and set(examples) <= set(all_problems()["report"])
