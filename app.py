@@ -8,15 +8,24 @@ from pathlib import Path
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="RiM Probe: ask a word problem and watch memory race chain of thought."
+        description="RiM Probe: ask a word problem, watch memory race chain of thought, look inside the blocks.",
+        epilog="Where a flag is not given, Gradio's own variables count: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, "
+        "GRADIO_ROOT_PATH, GRADIO_MCP_SERVER=true.",
     )
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0 for every network)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--root-path", metavar="PATH", help="where a proxy serves the page, such as /rim (default: /)")
+    parser.add_argument(
+        "--mcp", action="store_true", help="offer the endpoints as tools for language models (MCP)"
+    )
     parser.add_argument(
         "--model", help="checkpoint folder or Hugging Face Hub id to start with (default: checkpoints/)"
     )
     parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one; falls back to the CPU)")
     flags = parser.parse_args()
+    port = os.environ.get("GRADIO_SERVER_PORT", "0")
+    if not port.isdecimal():
+        parser.error(f"GRADIO_SERVER_PORT must be a number, not {port[:40]!r}")
 
     # Before gradio and huggingface_hub are imported: the page makes no calls of its own.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -24,21 +33,34 @@ def main() -> int:
     if flags.model is None or Path(flags.model).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from app.demo import build_demo, serve
+    from app import gpu
+
+    gpu.prepare()  # before torch is imported
+
+    from app.demo import build_demo
     from app.models import ModelShelf
+    from app.serving import serve
+    from rim_probe.errors import RiMError
 
     shelf = ModelShelf(preferred=flags.model, device=flags.device)
     demo = build_demo(shelf)
+    shelf.place()
     try:
-        url = serve(demo, flags.host, flags.port)
+        url = serve(demo, flags.host, flags.port, flags.root_path, flags.mcp or None)
+    except RiMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except OSError:
-        place = f"{flags.host or 'this machine'}, port {flags.port or '7860 or the next hundred'}"
+        host = flags.host or os.environ.get("GRADIO_SERVER_NAME") or "this machine"
+        place = f"{host}, port {flags.port or '7860 or the next hundred'}"
         print(
             f"error: The page cannot be served at {place}; give a free --port and a --host of this machine.",
             file=sys.stderr,
         )
         return 1
     print(f"RiM Probe is at {url}  (Ctrl+C stops it)", flush=True)
+    if demo.mcp_server:
+        print(f"Tools for language models (MCP) are at {url.rstrip('/')}/gradio_api/mcp/", flush=True)
     for name in shelf.names[:1]:  # while the first visitor reads the page
         shelf.start(name)
     demo.block_thread()

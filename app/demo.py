@@ -1,81 +1,97 @@
-"""Assembles the panels into one page and serves it.
+"""Assembles the panels into one page.
 
-Knows Gradio's page, theme and server. Does not know what is in a panel.
+Knows Gradio's page and which part of it an event changes. Does not know what is in a panel, nor how the page is served
+(`app.serving`).
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from app import recorded
+from app import api, recorded, shell
 from app.models import ModelShelf
-from app.panels import race
+from app.panels import inspect, race, tour
+from app.panels.race import PRIVATE
+from app.session import Session
+from app.view import Looking
 
 HERE = Path(__file__).parent
 HEADER = """
 <header class="masthead">
   <h1>RiM Probe</h1>
   <p><b class="memory">RiM</b> thinks in silent memory blocks; <b class="cot">CoT</b> writes its chain of thought out.
-  Ask both, and see what the silence is worth.</p>
+  Ask both, see what the silence is worth, and look inside it.</p>
 </header>
 """
+PARTED = {"apply_default_css": False}
 
 
 def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Blocks:
     """The page over the checkpoints of `shelf`, opening with the runs in the folder `recordings`. Loads no model."""
+    asking = race.Race(shelf, recordings)
+    looker = inspect.Inspector(shelf, asking)
+    guide = tour.Tour(asking, looker)
+    name = next(iter(shelf.names), None)
+    first, looked = Session(), Looking()
+    opening, opening_run = asking.opening(name, session=first)
     with gr.Blocks(title="RiM Probe", analytics_enabled=False) as demo:
-        gr.HTML(HEADER, apply_default_css=False)
-        race.build(race.Race(shelf, recordings), demo)
+        api.register(asking)
+        session, looking = gr.State(first), gr.State(looked)
+        gr.HTML(HEADER, **PARTED)
+        tour_card = gr.HTML(
+            tour.INVITATION if guide.offered else "",
+            elem_id="tour",
+            js_on_load=tour.SCRIPT,
+            visible=guide.offered,
+            **PARTED,
+        )
+        with gr.Row(elem_id="page"):
+            with gr.Column(elem_id="ask"):
+                parts = race.build_ask(asking, name, opening_run)
+            with gr.Column(elem_id="stage-column"):
+                tabs = gr.HTML(shell.tabs(), elem_id="tabs", js_on_load=inspect.PANEL_JS, **PARTED)
+                stage = gr.HTML(opening, elem_id="stage", js_on_load=race.STAGE_JS, **PARTED)
+                panel = gr.HTML(
+                    looker.panel(first, looked, name), elem_id="panel", js_on_load=inspect.PANEL_JS, **PARTED
+                )
+                history = gr.HTML(
+                    shell.history(first, looked), elem_id="history", js_on_load=inspect.PANEL_JS, **PARTED
+                )
+                load = gr.UploadButton("Load a saved run (JSON)", file_types=[".json"], elem_id="load-run")
+                export = gr.HTML(elem_id="export", js_on_load=inspect.PANEL_JS, **PARTED)
+                export_button = gr.Button("Save", elem_id="export-button")
+
+        shown = [panel, history, session, looking]
+        after = {"fn": looker.read, "inputs": [session, looking, parts.model], "outputs": shown}
+        after |= {"concurrency_limit": None, **PRIVATE}
+        race.wire(asking, parts, stage, session, demo, after)
+        changed = {"fn": looker.change, "inputs": [session, looking, parts.model], "concurrency_limit": None, **PRIVATE}
+        for chooser in (tabs, panel, history):
+            chooser.select(outputs=[panel, history, stage, session, looking], trigger_mode="multiple", **changed)
+        export_button.click(looker.export, [session, looking], [export], **PRIVATE)
+        loaded = [stage, panel, history, parts.notice, session, looking]
+        load.upload(looker.load, [load, session, looking, parts.model], loaded, **PRIVATE)
+
+        named = {"stage": stage, "panel": panel, "history": history, "session": session, "looking": looking}
+        named |= {key: getattr(parts, key) for key in ("question", "gold", "blocks", "model", "examples", "notice")}
+        named |= {"tour": tour_card}
+        together = {"outputs": list(named.values()), "concurrency_limit": None, **PRIVATE}
+        tour_card.select(_by_name(guide.step, named), [session, looking], **together)
+        demo.load(_by_name(looker.arrive, named), [session, looking, parts.model], **together)
     return demo
 
 
-def theme() -> gr.themes.Base:
-    """Calm paper and ink, system fonts only (a Google font would be a call to another server)."""
-    sans = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Helvetica Neue", "Arial", "sans-serif"]
-    mono = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "Liberation Mono", "monospace"]
-    return gr.themes.Base(primary_hue="indigo", neutral_hue="stone", font=sans, font_mono=mono, radius_size="md").set(
-        body_background_fill="#faf9f6",
-        body_background_fill_dark="#15151a",
-        block_background_fill="transparent",
-        block_background_fill_dark="transparent",
-        block_border_width="0px",
-        block_shadow="none",
-        block_padding="0px",
-        input_background_fill="#ffffff",
-        input_background_fill_dark="#1e1e25",
-        input_border_color="#8a857c",
-        input_border_color_dark="#77767f",
-        body_text_color_subdued="#57534e",
-        body_text_color_subdued_dark="#b3afa8",
-        block_label_text_color="#57534e",
-        block_label_text_color_dark="#c9c6c0",
-        button_primary_background_fill="#4338ca",
-        button_primary_background_fill_hover="#3730a3",
-        button_primary_background_fill_dark="#a5b4fc",
-        button_primary_background_fill_hover_dark="#c7d2fe",
-        button_primary_text_color="#ffffff",
-        button_primary_text_color_dark="#15151a",
-    )
+def _by_name(function: Callable[..., Iterator[dict[str, Any]]], parts: dict[str, Any]) -> Callable[..., Any]:
+    """An event's function that names the parts it changes, as one that gives Gradio the components."""
 
+    @functools.wraps(function)  # Gradio reads from the signature which function wants the request and the event
+    def visit(*given: Any) -> Iterator[dict[Any, Any]]:
+        for changes in function(*given):
+            yield {parts[name]: value for name, value in changes.items()}
 
-def serve(demo: gr.Blocks, host: str | None = None, port: int | None = None) -> str:
-    """Starts the server in the background and returns the page's address.
-
-    Raises:
-        OSError: the port is taken, or the address is not this machine's.
-    """
-    _, url, _ = demo.queue().launch(
-        server_name=host,
-        server_port=port,
-        theme=theme(),
-        css_paths=HERE / "page.css",
-        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-        run_history=False,
-        ssr_mode=False,
-        footer_links=["api"],
-        prevent_thread_lock=True,
-        quiet=True,
-    )
-    return url
+    return visit

@@ -1,5 +1,9 @@
 """The checkpoints the page can use: which there are, what can be read without their weights, and loading one.
 
+Method: a thread loads what a race needs and says so; then it goes on to what only a reading needs, the control models
+(stage 1, untrained base) and the fitted probes. A race never waits for those, and damage in them costs no more than a
+note.
+
 Knows folders and threads. Does not know Gradio. Models are loaded in the background and nothing heavy is imported
 before, so the page is up before torch is.
 """
@@ -13,16 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app import gpu
 from rim_probe.errors import CheckpointError, RiMError
 from rim_probe.memory import LAYOUT_FILE, MemoryLayout
 
 if TYPE_CHECKING:
     from rim_probe.model import RiM
+    from rim_probe.probing.reading import Readers
     from rim_probe.problems import Problem
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+GREETING = "rim-tiny"  # comes first where it is there: trained, and its questions are those of the page
 SMALL_MODEL = 20_000_000  # parameters
 KEPT = 2  # so that two visitors with two models do not throw out each other's
 WARM_UPS = 3  # the first passes pay for allocation and the choice of kernels; no visitor should
@@ -30,11 +37,21 @@ WARM_UPS = 3  # the first passes pay for allocation and the choice of kernels; n
 
 @dataclass
 class Loading:
-    """How far a checkpoint is: `models` when it is ready, `error` when it failed, neither while it is being loaded."""
+    """How far a checkpoint is.
+
+    Attributes:
+        models: by method, when it is ready for a race; a method without weights of its own has the memory model's.
+        error: why it failed; neither this nor `models` while it is being loaded.
+        roles: `models` with weights of their own and the controls (`rim_probe.probing.study.load_models`), later.
+        readers: the fitted probes, at the same time as `roles`.
+        note: what a visitor should know, for example that the GPU was not usable.
+    """
 
     models: dict[str, RiM] | None = None
     error: RiMError | None = None
-    note: str = ""  # what a visitor should know, for example that the GPU was not usable
+    roles: dict[str, RiM] | None = None
+    readers: Readers | None = None
+    note: str = ""
 
 
 class ModelShelf:
@@ -51,7 +68,7 @@ class ModelShelf:
         if preferred is not None:
             self._paths[Path(preferred).name] = str(preferred)
         if folder.is_dir():
-            for path in sorted(folder.iterdir()):
+            for path in sorted(folder.iterdir(), key=lambda path: (path.name != GREETING, path.name)):
                 if (path / LAYOUT_FILE).is_file():
                     self._paths.setdefault(path.name, str(path))
         self._device = device
@@ -108,7 +125,7 @@ class ModelShelf:
         path = self.path(name)
         with self._lock:
             loading = self._loadings.get(name)
-            if loading is None or loading.error is not None:
+            if loading is None or (loading.error is not None and not gpu.is_lent()):
                 ready = [other for other, value in self._loadings.items() if value.models is not None]
                 for other in ready[: len(ready) + 1 - KEPT]:
                     del self._loadings[other]
@@ -117,6 +134,15 @@ class ModelShelf:
                     target=self._load, args=(name, path, loading), name=f"load {name}", daemon=True
                 ).start()
         return loading
+
+    def place(self) -> None:
+        """On ZeroGPU, loads every checkpoint in this thread and keeps them all (see `app.gpu`); elsewhere nothing."""
+        if not gpu.is_lent():
+            return
+        for name, path in self._paths.items():
+            loading = self._loadings[name] = Loading()
+            self._load(name, path, loading)
+            gpu.stay(loading.models, loading.roles, loading.readers)
 
     def wait(self, name: str, cancel: threading.Event, seconds: float = 0.2) -> dict[str, RiM] | None:
         """The loaded models by method, or None if that takes longer than `seconds` (ask again) or `cancel` is set.
@@ -130,6 +156,22 @@ class ModelShelf:
         if loading.error is not None:
             raise loading.error
         return None if cancel.is_set() else loading.models
+
+    def wait_readers(
+        self, name: str, cancel: threading.Event, seconds: float = 0.2
+    ) -> tuple[dict[str, RiM], Readers] | None:
+        """Models by role and fitted probes, for `rim_probe.probing.reading.read`; None and errors as for `wait`."""
+        loading = self.start(name)
+        with self._ready:
+            self._ready.wait_for(lambda: loading.readers or loading.error or cancel.is_set(), timeout=seconds)
+        if loading.error is not None:
+            raise loading.error
+        return None if cancel.is_set() or loading.readers is None else (loading.roles, loading.readers)
+
+    def has(self, name: str | None, method: str) -> bool:
+        """Whether a checkpoint has a model of its own for a method, as far as can be told without its weights."""
+        path = Path(self._paths.get(name, ""))
+        return name in self._paths and (path / method).is_dir()
 
     def _load(self, name: str, path: str, loading: Loading) -> None:
         models, error = None, None
@@ -145,6 +187,12 @@ class ModelShelf:
         with self._ready:
             loading.models, loading.error = (models, None) if error is None else (None, error)
             self._ready.notify_all()
+        if models is not None:
+            roles, readers, notes = _load_readers(path, models)
+            with self._ready:
+                loading.note = " ".join(filter(None, [loading.note, *notes]))
+                loading.roles, loading.readers = roles, readers
+                self._ready.notify_all()
 
     def _spare_threads(self, models: dict[str, RiM]) -> None:
         """One CPU thread for a small model: it gains nothing from more, and waits for them where cores are shared."""
@@ -157,6 +205,8 @@ class ModelShelf:
     def _warm_up(self, name: str, models: dict[str, RiM]) -> None:
         from rim_probe.decoding import answer
 
+        if gpu.is_lent():  # there is none yet, and the process that will have it is another one
+            return
         try:
             examples = self.examples(name)
             for problem in examples[:WARM_UPS]:
@@ -183,6 +233,27 @@ def _load_somewhere(path: str, device: str | None) -> tuple[dict[str, RiM], str]
         return load_methods(path, device="cpu"), "The GPU has too little free memory, so it runs on the CPU."
 
 
+def _load_readers(path: str, models: dict[str, RiM]) -> tuple[dict[str, RiM], Readers, list[str]]:
+    """Models by role, fitted probes, and a sentence for everything that is damaged."""
+    from rim_probe.probing.reading import Readers
+    from rim_probe.probing.study import CONTROLS, load_control, own_models
+
+    roles, notes = own_models(models), []
+    for role in CONTROLS:
+        try:
+            control = load_control(role, path, models["memory"])
+            if control is not None:
+                roles[role] = control
+        except Exception as error:  # the race and every other probe go on without it
+            log.warning("no %s model from %s: %s", role, path, error, exc_info=not isinstance(error, RiMError))
+            notes.append(f"Its {role} model could not be loaded, so what is compared with it is missing.")
+    try:
+        return roles, Readers.load(path, roles), notes
+    except Exception:
+        log.exception("no probes from %s", path)
+        return roles, Readers({}, ("The fitted probes could not be loaded.",)), [*notes, "Its probes are damaged."]
+
+
 def has_own_cot(models: dict[str, RiM]) -> bool:
     """Whether chain of thought is answered by weights trained for it."""
     return models["cot"] is not models["memory"]
@@ -193,6 +264,8 @@ def describe_machine(models: dict[str, RiM]) -> str:
     rim = models["memory"]
     cores = f"{os.cpu_count()} core{'s' if os.cpu_count() != 1 else ''}"
     dtype = str(rim.dtype).removeprefix("torch.")
+    if gpu.is_lent():
+        return f"a GPU lent by ZeroGPU, {dtype}"
     if rim.device.type == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""`python -m app.record CHECKPOINT`: answers one example of every depth for real and keeps the runs for the page."""
+"""`python -m app.record CHECKPOINT`: answers one example of every depth, reads its memory, keeps both for the page."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from pathlib import Path
 
 from app import figures, recorded
 from app.models import ModelShelf, describe_machine, has_own_cot
-from app.session import Run, Turnstile, race
+from app.runs import METHODS, RACERS, Run
+from app.session import Turnstile, race
 from rim_probe.errors import RiMError
 
 
 def record(checkpoint: str, device: str | None = None, folder: Path = recorded.FOLDER, command: str = "") -> Path:
-    """Runs the first example of every depth and writes `folder/<checkpoint name>.json`.
+    """Runs the first example of every depth and writes `folder/<checkpoint name>.json.gz`.
 
     Raises:
         RiMError: a checkpoint that cannot be loaded or brings no examples.
     """
+    from rim_probe.probing.reading import read
+
     shelf = ModelShelf(preferred=checkpoint, device=device)
     name = shelf.names[0]
-    models = None
-    while models is None:
-        models = shelf.wait(name, threading.Event())
+    patience, found = threading.Event(), None
+    while found is None:
+        found = shelf.wait_readers(name, patience)
+    models, (roles, readers) = shelf.wait(name, patience), found
+    methods = METHODS if shelf.has(name, "direct") else RACERS
     first_of_depth = {len(problem.steps): problem for problem in reversed(shelf.examples(name))}
     if not first_of_depth:
         raise RiMError(f"{checkpoint} brings no examples.json, so there is nothing to record.")
@@ -32,9 +37,14 @@ def record(checkpoint: str, device: str | None = None, folder: Path = recorded.F
     for depth in sorted(first_of_depth):
         problem = first_of_depth[depth]
         blocks, machine = shelf.layout(name).num_blocks, describe_machine(models)
-        run = Run(name, problem.question, problem.answer, blocks, machine, matched=has_own_cot(models))
-        for finished in race(models, run, threading.Event(), Turnstile()):
-            run = finished
+        run = Run(
+            name, problem.question, problem.answer, blocks, machine, steps=problem.steps, matched=has_own_cot(models)
+        )
+        for _ in race(models, run, patience, Turnstile(), methods):
+            pass
+        run.reading = read(
+            roles, readers, run.question, num_blocks=blocks, gold=run.gold, steps=run.steps, chain=run.chain()
+        ).to_dict()
         print(f"{figures.count(depth, 'step')}: {figures.verdict(run)}")
         recordings.append(recorded.Recording(figures.count(depth, "step"), run))
     return recorded.save(name, recordings, command, folder)

@@ -1,20 +1,24 @@
 """Committed example runs, which the page shows before any model is loaded.
 
-One file per checkpoint, `recorded/<checkpoint name>.json`, made from real runs by `python -m app.record`.
+One file per checkpoint, `recorded/<checkpoint name>.json.gz`: real runs and readings, made by `python -m app.record`.
 Knows the file. Does not know models or Gradio.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.session import Run
+from app.runs import Run
 from rim_probe.errors import RiMError
 
 FOLDER = Path(__file__).parent / "recorded"
-RECORDED_FORMAT = "rim-probe-recorded/1"
+RECORDED_FORMAT = "rim-probe-recorded/2"
 
 
 @dataclass(frozen=True)
@@ -26,32 +30,41 @@ class Recording:
 
 
 def load(checkpoint: str, folder: Path = FOLDER) -> list[Recording]:
-    """The recordings of a checkpoint, [] where there is no file.
+    """The recordings of a checkpoint, [] where there is no file; runs that may be given other readings and experiments.
 
     Raises:
         RiMError: a damaged file.
     """
-    path = folder / f"{checkpoint}.json"
+    path = _path(checkpoint, folder)
     if not path.is_file():
         return []
+    return [Recording(entry.label, copy.copy(entry.run)) for entry in _load(path, path.stat().st_mtime_ns)]
+
+
+@functools.lru_cache(maxsize=8)
+def _load(path: Path, written: int) -> list[Recording]:  # `written` makes a file that was replaced another one
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(gzip.decompress(path.read_bytes()))
         if data["format"] != RECORDED_FORMAT:
             raise RiMError(f"its format is {data['format']!r}, not {RECORDED_FORMAT!r}")
-        return [Recording(str(entry["label"]), Run.from_dict(entry["run"])) for entry in data["runs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        recordings = [Recording(str(entry["label"]), Run.from_dict(entry["run"])) for entry in data["runs"]]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise RiMError(
             f"The recorded runs in {path.name} cannot be shown ({error}); make them again with `python -m app.record`."
         ) from None
+    for recording in recordings:
+        recording.run.fold()  # every visitor gets a copy of the first one
+    return recordings
 
 
 def save(checkpoint: str, recordings: list[Recording], command: str, folder: Path = FOLDER) -> Path:
     """Writes the recordings of a checkpoint and returns the file's path."""
-    path = folder / f"{checkpoint}.json"
+    path = _path(checkpoint, folder)
     folder.mkdir(parents=True, exist_ok=True)
     runs = [{"label": recording.label, "run": recording.run.to_dict()} for recording in recordings]
     data = {"format": RECORDED_FORMAT, "command": command, "runs": runs}
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))  # no time stamp: equal runs, equal file
     return path
 
 
@@ -63,3 +76,7 @@ def opening(recordings: list[Recording]) -> int:
         if all(lane.correct is not False for lane in recording.run.lanes.values())
     ]
     return solved[-1] if solved else len(recordings) - 1
+
+
+def _path(checkpoint: str, folder: Path) -> Path:
+    return folder / f"{checkpoint}.json.gz"

@@ -1,9 +1,7 @@
-"""What a visitor asks and how it is answered: a `Run` holds one question answered by memory and by chain of thought.
+"""What a visitor asks and how it is answered: the order of a race, its clock, its cancelling, and the queue before it.
 
-Knows the order of a race, its clock and its cancelling. Does not know Gradio, HTML or where models come from.
-
-A run is computed once and read by every panel. Its dictionary form (`Run.to_dict`) is at the same time what the page
-offers for download, what the API returns and what is committed under `app/recorded/`.
+Knows a visitor's `Session` with its bounded history. Does not know Gradio, HTML or where models come from; what a run
+is, is in `app.runs`.
 """
 
 from __future__ import annotations
@@ -14,11 +12,13 @@ import threading
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from app import gpu
+from app.runs import METHODS, RACERS, Lane, Run
 from rim_probe.errors import QuestionError, RiMError
 
 if TYPE_CHECKING:
@@ -26,121 +26,77 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUN_FORMAT = "rim-probe-run/1"
-RACERS = ("memory", "cot")  # in the order in which they run
 MAX_BLOCKS = 16
 MAX_GOLD_CHARACTERS = 100
 MAX_NEW_TOKENS = 256
+MAX_HISTORY = 12
 # The page is redrawn at most this often, and then given this long to draw. Meanwhile nothing is decoded and the clock
 # stands still, for drawing shares the processor with decoding: chain of thought, which is drawn more often, was
 # measured up to 3 times too slow without this.
 REDRAW_SECONDS = 0.15
+FIRST_REDRAW_SECONDS = 0.08  # sooner, so that a slower method, too, shows its first token soon after the click
 DRAWING_SECONDS = 0.05
-SETTLE_SECONDS = 0.2  # before each method starts, so that neither pays for what came before it
-MAX_WAITING = 16
-
-
-@dataclass
-class Lane:
-    """One method's part of a run.
-
-    Attributes:
-        events: dictionaries with `kind` ("prefill", "token", "readout"), `seconds` since this method started, and
-            `text`; a readout also has `block` (1-based), `value` and `probability`.
-        answer: `rim_probe.decoding.Answer.to_dict()`, or None while the method is running.
-        correct: whether the answer equals the gold one; None where no gold answer is known.
-    """
-
-    events: list[dict[str, Any]] = field(default_factory=list)
-    answer: dict[str, Any] | None = None
-    correct: bool | None = None
-
-    @property
-    def answered_seconds(self) -> float | None:
-        """When the last token of the answer had come; None before the method has finished.
-
-        For memory this may be earlier than `answer["total_seconds"]`: the readouts of the other blocks, which the page
-        shows but an answer does not need, can take more tokens.
-        """
-        if self.answer is None:
-            return None
-        tokens = [event["seconds"] for event in self.events if event["kind"] == "token"]
-        return self.answer["total_seconds"] if self.answer["cancelled"] or not tokens else tokens[-1]
-
-
-@dataclass
-class Run:
-    """One question answered by both methods.
-
-    Attributes:
-        matched: chain of thought has weights of its own; else the memory model's are asked for it.
-        status: "waiting" (for another visitor's run), "running", "done" or "stopped".
-        ahead: how many runs are before this one while it waits.
-    """
-
-    checkpoint: str
-    question: str
-    gold: str | None
-    num_blocks: int
-    machine: str = ""
-    date: str = ""
-    matched: bool = True
-    lanes: dict[str, Lane] = field(default_factory=lambda: {method: Lane() for method in RACERS})
-    status: str = "running"
-    ahead: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": RUN_FORMAT,
-            "checkpoint": self.checkpoint,
-            "question": self.question,
-            "gold": self.gold,
-            "num_blocks": self.num_blocks,
-            "machine": self.machine,
-            "date": self.date,
-            "matched": self.matched,
-            "status": self.status,
-            **{
-                method: {
-                    "answer": lane.answer,
-                    "answered_seconds": lane.answered_seconds,
-                    "correct": lane.correct,
-                    "events": lane.events,
-                }
-                for method, lane in self.lanes.items()
-            },
-        }
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Run:
-        """Inverse of `to_dict`.
-
-        Raises:
-            RiMError: not a run of this format.
-        """
-        try:
-            if data["format"] != RUN_FORMAT:
-                raise RiMError(f"A run of format {data['format']!r} cannot be shown; this page reads {RUN_FORMAT!r}.")
-            return cls(
-                **{
-                    key: data[key]
-                    for key in ("checkpoint", "question", "gold", "num_blocks", "machine", "date", "matched", "status")
-                },
-                lanes={
-                    method: Lane(data[method]["events"], data[method]["answer"], data[method]["correct"])
-                    for method in RACERS
-                },
-            )
-        except (KeyError, TypeError) as error:
-            raise RiMError(f"This is not a run of format {RUN_FORMAT!r} ({error}).") from None
+# Before each method starts, so that neither pays for the drawing before it. Measured on rim-tiny with a browser on the
+# same two cores: without a pause memory seems to take twice as long as it does (34 ms instead of 15), because the page
+# is just being sent; from 0.05 s on its time and the ratio of both methods change no more.
+SETTLE_SECONDS = 0.05
+MAX_WAITING = 48
+CANCEL_SECONDS = 0.15  # how long a cancelled run may still stand in line
 
 
 @dataclass
 class Session:
-    """What one visitor has done so far. `picked` is the example (question, answer) put into the boxes, if any."""
+    """What one visitor has done so far.
 
-    picked: tuple[str, str] | None = None
-    run: Run | None = None
+    Attributes:
+        picked: the example (question, answer, gold steps) put into the boxes, if any.
+        runs: the last `MAX_HISTORY` runs, oldest first. A run that falls out is forgotten with all it holds.
+        recorded: which recorded run is shown, None where it is one of `runs`.
+    """
+
+    picked: tuple[str, str, tuple[str, ...]] | None = None
+    runs: deque[Run] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
+    recorded: int | None = None
+    _shown: Run | None = None
+
+    @property
+    def run(self) -> Run | None:
+        """The run that is shown."""
+        return self._shown
+
+    @property
+    def shown(self) -> int | None:
+        """Its place in `runs`; None where nothing or a recorded run is shown."""
+        return next((index for index, run in enumerate(self.runs) if run is self._shown), None)
+
+    def add(self, run: Run) -> None:
+        """Shows a new run; only the shown one keeps its reading unpacked."""
+        self.runs.append(run)
+        self._show(run, None)
+
+    def show(self, index: int) -> Run:
+        """Shows an earlier run.
+
+        Raises:
+            RiMError: it has fallen out of the history.
+        """
+        if not 0 <= index < len(self.runs):
+            raise RiMError("This run is no longer in the history; ask its question again.")
+        self._show(self.runs[index], None)
+        return self.runs[index]
+
+    def show_recorded(self, run: Run, index: int) -> None:
+        """Shows a recorded run, which does not enter the history."""
+        self._show(run, index)
+
+    def _show(self, run: Run, recorded: int | None) -> None:
+        if self._shown is not None and self._shown is not run:
+            self._shown.fold()
+        self._shown, self.recorded = run, recorded
+
+    def steps_for(self, question: str) -> tuple[str, ...]:
+        """The gold steps of the picked example, as long as its question has not been edited."""
+        return self.picked[2] if self.picked is not None and self.picked[0] == question else ()
 
 
 class Turnstile:
@@ -148,23 +104,33 @@ class Turnstile:
 
     def __init__(self) -> None:
         self._line: deque[object] = deque()
+        self._moved = threading.Condition()
 
     def wait(self, ticket: object, cancel: threading.Event) -> Iterator[int]:
-        """Yields the number of runs ahead until it is this ticket's turn or `cancel` is set. Call `leave` in any case.
+        """Yields the number of runs ahead, whenever it has changed, until it is this ticket's turn or `cancel` is set.
+        Call `leave` in any case.
 
         Raises:
             RiMError: too many are waiting already.
         """
-        if len(self._line) > MAX_WAITING:
-            raise RiMError(f"{MAX_WAITING} runs are waiting already; please try again in a minute.")
-        self._line.append(ticket)
-        while self._line[0] is not ticket and not cancel.is_set():
-            yield self._line.index(ticket)
-            cancel.wait(REDRAW_SECONDS)
+        with self._moved:
+            if len(self._line) > MAX_WAITING:
+                raise RiMError(f"{MAX_WAITING} runs are waiting already; please try again in a minute.")
+            self._line.append(ticket)
+            ahead = len(self._line) - 1
+        while ahead and not cancel.is_set():
+            yield ahead
+            before = ahead
+            while ahead == before and not cancel.is_set():
+                with self._moved:
+                    self._moved.wait_for(lambda: self._line.index(ticket) != before, timeout=CANCEL_SECONDS)  # noqa: B023
+                    ahead = self._line.index(ticket)
 
     def leave(self, ticket: object) -> None:
-        if ticket in self._line:
-            self._line.remove(ticket)
+        with self._moved:
+            if ticket in self._line:
+                self._line.remove(ticket)
+                self._moved.notify_all()
 
 
 class Cancellations:
@@ -172,24 +138,29 @@ class Cancellations:
 
     def __init__(self) -> None:
         self._switches: dict[str, list[threading.Event]] = {}
+        self._lock = threading.Lock()
 
     def start(self, session: str) -> threading.Event:
         """A switch for a new run."""
         switch = threading.Event()
-        self._switches.setdefault(session, []).append(switch)
+        with self._lock:
+            self._switches.setdefault(session, []).append(switch)
         return switch
 
     def stop(self, session: str) -> None:
         """Stops every run of a session."""
-        for switch in self._switches.pop(session, []):
+        with self._lock:
+            switches = self._switches.pop(session, [])
+        for switch in switches:
             switch.set()
 
     def finish(self, session: str, switch: threading.Event) -> None:
         """Stops one run, if it still goes on, and forgets it."""
         switch.set()
-        others = [other for other in self._switches.pop(session, []) if other is not switch]
-        if others:
-            self._switches[session] = others
+        with self._lock:
+            others = [other for other in self._switches.pop(session, []) if other is not switch]
+            if others:
+                self._switches[session] = others
 
 
 def check_question(question: Any) -> str:
@@ -227,17 +198,27 @@ def check_gold(gold: Any) -> str | None:
     return str(gold).strip()
 
 
-def race(models: dict[str, RiM], run: Run, cancel: threading.Event, turnstile: Turnstile) -> Iterator[Run]:
-    """Answers `run.question` with both methods, one after the other, and yields `run` whenever it is worth redrawing.
+def race(
+    models: Mapping[str, RiM],
+    run: Run,
+    cancel: threading.Event,
+    turnstile: Turnstile,
+    methods: Sequence[str] = RACERS,
+) -> Iterator[Run]:
+    """Answers `run.question` with every method, one after the other, and yields `run` whenever it is worth redrawing.
 
     Every time is measured from its own method's start, and no clock runs while a run is yielded: the times are those
     of decoding, not of drawing. The last run yielded has the status "done" or "stopped". Closing the generator ends the
     decoding, and `cancel` ends it within one token.
 
+    Args:
+        methods: which lanes the run gets, of `METHODS`, "memory" and "cot" among them.
+
     Raises:
         RiMError: a question the model cannot be asked, or a failure in the model.
     """
-    for method in RACERS:  # what cannot be asked is refused before anything is drawn or queued
+    run.lanes = {method: Lane() for method in METHODS if method in methods}
+    for method in run.lanes:  # what cannot be asked is refused before anything is drawn or queued
         models[method].prompt_ids(run.question, method, run.num_blocks)
     ticket = object()
     try:
@@ -247,7 +228,10 @@ def race(models: dict[str, RiM], run: Run, cancel: threading.Event, turnstile: T
         run.status, run.ahead = "running", 0
         yield run
         if not cancel.is_set():
-            yield from _decode(models, run, cancel)
+            with closing(gpu.stream(_decode, models, run, cancel=cancel)) as steps:
+                for step in steps:
+                    run.lanes = step.lanes  # a lent GPU decodes a copy of the run
+                    yield run
         run.status = "stopped" if cancel.is_set() else "done"
         run.date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         yield run
@@ -255,17 +239,17 @@ def race(models: dict[str, RiM], run: Run, cancel: threading.Event, turnstile: T
         turnstile.leave(ticket)
 
 
-def _decode(models: dict[str, RiM], run: Run, cancel: threading.Event) -> Iterator[Run]:
+def _decode(models: Mapping[str, RiM], run: Run, cancel: threading.Event) -> Iterator[Run]:
     from rim_probe.decoding import stream
 
-    for method in RACERS:
+    for method in run.lanes:
         if cancel.wait(SETTLE_SECONDS):
             return
         blocks = {"num_blocks": run.num_blocks} if method == "memory" else {}
         events = stream(models[method], run.question, method, max_new_tokens=MAX_NEW_TOKENS, cancel=cancel, **blocks)
         try:
             with closing(events):
-                drawn = time.monotonic()
+                drawn = time.monotonic() - (REDRAW_SECONDS - FIRST_REDRAW_SECONDS)
                 for event in events:
                     _note(run, method, event)
                     if event.kind != "done" and time.monotonic() - drawn >= REDRAW_SECONDS:

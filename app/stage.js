@@ -1,10 +1,13 @@
 // What the drawn parts of the page do in the browser. Runs once per gr.HTML, with `element` and `trigger`; the HTML inside is
 // replaced while a run streams, so every listener sits on `element` and looks for its target when something happens.
 
-// ---- choosing: an example (question and answer), a recorded run (index), a depth of the gallery (stays in the browser)
+// ---- choosing: an example (question, answer, gold steps), a recorded run (index), a depth or outcome of the gallery (stays in the browser)
 element.addEventListener("click", (event) => {
   const example = event.target.closest("[data-question]");
-  if (example) trigger("select", { question: example.dataset.question, answer: example.dataset.answer });
+  if (example) {
+    const { question, answer, steps } = example.dataset;
+    trigger("select", { question, answer, steps: JSON.parse(steps) });
+  }
   const recording = event.target.closest("[data-recorded]");
   if (recording) trigger("select", { index: Number(recording.dataset.recorded) });
   const replay = event.target.closest(".replay");
@@ -55,7 +58,7 @@ element.addEventListener("keydown", (event) => {
   if (mark) showTip(mark);
 });
 
-// ---- replaying: a finished race once more, both methods from the same zero, stretched to a length an eye can follow
+// ---- replaying: a finished race once more, all methods from the same zero, stretched to a length an eye can follow
 function toggleReplay(button) {
   const stage = button.closest(".stage");
   const marks = [...stage.querySelectorAll("[data-t]")];

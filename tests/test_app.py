@@ -1,5 +1,6 @@
 """The screen without a browser: words and figures, sessions, models, recorded runs, and the endpoint for programs."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -11,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from app import figures, record, recorded
-from app.demo import build_demo, serve
+from app.axis import axis_end
+from app.api import ENDPOINTS
+from app.demo import build_demo
 from app.models import ModelShelf, describe_machine
 from app.panels.race import Race, forget_gold
+from app.runs import Lane, Run
+from app.serving import serve
 from app.session import (
     MAX_WAITING,
     Cancellations,
-    Lane,
-    Run,
     Session,
     Turnstile,
     check_blocks,
@@ -150,7 +153,7 @@ def test_strip_of_any_length(blocks):
 @pytest.mark.parametrize("seconds", [0.0004, 0.0099, 0.031, 0.41, 1.0, 7.7, 93.0, 600.0])
 def test_axis_ends_just_after_the_race(seconds):
     run = finished_run(lane("1", seconds / 3, 2, None), lane("1", seconds, 5, None))
-    assert seconds <= figures.axis_end(run) <= max(1.6 * seconds, 0.01)
+    assert seconds <= axis_end(run) <= max(1.6 * seconds, 0.01)
     assert "ms" in figures.stage(run) or " s" in figures.stage(run)
 
 
@@ -291,8 +294,9 @@ def test_cancellations_belong_to_their_session():
 
 
 def test_gold_of_an_example_does_not_outlive_its_question():
-    session = Session(picked=("3 + 4?", "7"))
+    session = Session(picked=("3 + 4?", "7", ("<<3+4=7>>",)))
     assert forget_gold("3 + 4?", "7", session) == "7"
+    assert session.steps_for("3 + 4?") == ("<<3+4=7>>",) and session.steps_for("3 + 5?") == ()
     assert forget_gold("3 + 5?", "7", session) == ""
     assert forget_gold("3 + 5?", "8", session) == "8"
     assert forget_gold("3 + 5?", "7", session) == "7"
@@ -365,8 +369,9 @@ def test_nothing_heavy_is_imported_before_the_page_is_up():
 
 def test_recording_and_showing_it_without_a_model(small_checkpoint, tmp_path, monkeypatch, capsys):
     path = record.record(str(small_checkpoint), "cpu", tmp_path, "python -m app.record small")
-    assert path == tmp_path / "small.json" and "RiM:" in capsys.readouterr().out
+    assert path == tmp_path / "small.json.gz" and "RiM:" in capsys.readouterr().out
     recordings = recorded.load("small", tmp_path)
+    assert all(entry.run.reading["num_blocks"] == 8 and entry.run.steps for entry in recordings)
     assert [entry.label for entry in recordings] == ["1 step", "2 steps", "3 steps"]
     monkeypatch.setattr(ModelShelf, "start", lambda *_: pytest.fail("a recorded run needs no model"))
     stage, run = Race(ModelShelf(small_checkpoint.parent), tmp_path).opening("small")
@@ -378,12 +383,12 @@ def test_recording_and_showing_it_without_a_model(small_checkpoint, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"format": "other", "runs": []}', '{"format": "rim-probe-recorded/1", "runs": [{}]}']
+    "text", ["{", "[]", '{"format": "other", "runs": []}', '{"format": "rim-probe-recorded/2", "runs": [{}]}', None]
 )
 def test_damaged_recording_gives_a_sentence(tmp_path, text, small_checkpoint):
-    (tmp_path / "small.json").write_text(text)
+    (tmp_path / "small.json.gz").write_bytes(b"no gzip" if text is None else gzip.compress(text.encode()))
     stage, run = Race(ModelShelf(small_checkpoint.parent), tmp_path).opening("small")
-    assert run is None and "small.json cannot be shown" in stage
+    assert run is None and "small.json.gz cannot be shown" in stage
 
 
 def test_no_recording_and_no_checkpoint_is_not_an_error(tmp_path):
@@ -425,8 +430,8 @@ def test_endpoint_answers(client, shelf):
     assert client.predict(problem.question, api_name="/run")["num_blocks"] == 8
 
 
-def test_only_the_named_endpoint_is_public(client):
-    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/run"]
+def test_only_the_named_endpoints_are_public(client):
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == [f"/{name}" for name in ENDPOINTS]
 
 
 @pytest.mark.parametrize(

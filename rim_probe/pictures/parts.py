@@ -207,7 +207,8 @@ def missing(panel: str, title: str, why: str, view: Mapping[str, str] | None = N
 @functools.cache
 def stylesheet() -> str:
     """The rules of all pictures."""
-    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(HERE.glob("picture*.css")))
+    paths = [HERE / "picture.css", *sorted(HERE.glob("picture-*.css"))]  # what a panel says goes before the frame
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 @functools.cache

@@ -4,8 +4,8 @@ Drawn from the view alone; results lie beside the reading, under `surgery` (of `
 `try_counterfactual`), and are shown only if they belong to this question, K and view. View: `ops` such as "2b3n5s"
 (block number, then b = blank, n = noise, s = taken from the second question; a block not named is kept), `layers`
 ("lo-hi", both written), `partner` (the second question). The page runs the operation again when one of them changes.
-Acts: `operate` (ops, and layers for a reset), `blocks` (k), `partner` (text of the field), `operate_cell` (block,
-layer, action), `try_counterfactual` (block).
+Acts: `set` (block, letter), `operate` (ops and layers, for a reset), `blocks` (k), `partner` (text of the field),
+`operate_cell` (block, layer, action), `try_counterfactual` (block).
 
 Knows what an operation is called and looks like. Does not know how it is done.
 """
@@ -100,11 +100,12 @@ def draw(reading: Mapping[str, Any], ops: str = "", layers: str = "", partner: s
         tried = None
     importance = reading["probes"].get("importance")
     body = (
-        _outcome(reading, actions, partner, done)
+        (draw_try(reading, tried) if tried else "")  # what was just asked for comes first
+        + _outcome(reading, actions, partner, done)
         + _operating_table(reading, actions, done)
         + _second_question(actions, partner)
         + (draw_map(importance) if importance else "")
-        + draw_try(reading, tried)
+        + ("" if tried else draw_try(reading, tried))
     )
     return Picture(
         "surgery",
@@ -284,7 +285,7 @@ def _column(
     switch = "".join(
         f'<button type="button" aria-pressed="{"true" if letter == chosen else "false"}" '
         f'aria-label="{name} block {block}" data-tip="{escape(_TIPS[letter].format(block))}" '
-        f"{do('operate', ops=write({**actions, block: letter}))}>{name}</button>"
+        f"{do('set', block=str(block), letter=letter)}>{name}</button>"
         for letter, name in ACTIONS.items()
     )
     return (

@@ -38,10 +38,7 @@ def draw_map(importance: Mapping[str, Any]) -> str:
     head = "".join(f'<th scope="col"><span class="surgery-long">block </span>{block}</th>' for block in blocks)
     body = "".join(
         f'<tr><th scope="row"><span class="surgery-long">layer </span>{layer}</th>'
-        + "".join(
-            _cell(cells[i * len(blocks) + j], (i, j), answer, clean, importance["log_probability"], most)
-            for j in range(len(blocks))
-        )
+        + "".join(_cell(cells[i * len(blocks) + j], (i, j), answer, clean, most) for j in range(len(blocks)))
         + "</tr>"
         for i, layer in enumerate(layers)
     )
@@ -62,7 +59,7 @@ def draw_map(importance: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(cell: list[Any], place: tuple[int, int], answer: str, clean: float, log: float, most: float) -> str:
+def _cell(cell: list[Any], place: tuple[int, int], answer: str, clean: float, most: float) -> str:
     layer, block, change, says = cell
     tip = f"Block {block}, layer {layer} removed: {_said(answer, clean, change)}"
     tip += "." if says else "; the answer becomes another one."

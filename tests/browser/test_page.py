@@ -14,9 +14,11 @@ import gradio as gr
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from app import record
-from app.demo import build_demo, serve
+from app import outcomes, record
+from app.demo import build_demo
 from app.models import ModelShelf
+from app.serving import serve
+from rim_probe.gallery import load_examples
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
@@ -33,13 +35,17 @@ DONE = ".stage.done .badge:text('Live')"
 
 @pytest.fixture(scope="module")
 def folder(small_checkpoint, tmp_path_factory) -> Path:
-    """Checkpoints `small` and `torn` (half of its weights file), and a recording of `small`."""
+    """Checkpoints `small` and `torn` (half of its weights file), and a recording and outcomes of `small`."""
     folder = tmp_path_factory.mktemp("served")
     shutil.copytree(small_checkpoint, folder / "small")
     shutil.copytree(small_checkpoint, folder / "torn")
     weights = folder / "torn" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     record.record(str(small_checkpoint), "cpu", folder / "recorded")
+    shutil.copytree(small_checkpoint, folder / "small" / "direct")
+    counts = dict.fromkeys(outcomes.OUTCOMES.values(), 5)
+    kept = {name: load_examples(small_checkpoint)[2:4] for name in outcomes.OFFERED}
+    outcomes.save(outcomes.Outcomes("small", "some.txt", "…", "2026-11-22", counts, kept), folder / "recorded")
     return folder
 
 
@@ -166,6 +172,33 @@ def test_picking_an_example_runs_it_and_an_edit_forgets_its_answer(open_page, ex
     page.get_by_label("A word problem").press("End")
     page.get_by_label("A word problem").type(" 3")
     expect(gold).to_have_value("")
+
+
+def test_an_example_by_outcome_brings_its_gold_steps(open_page, examples):
+    page = open_page()
+    page.get_by_role("radio", name="RiM wrong, CoT right").check()
+    expect(page.locator(".gallery")).to_contain_text("as 5 of 20 problems of some.txt")
+    page.locator(".example:visible").first.click()
+    page.wait_for_selector(DONE)
+    run = json.loads(base64.b64decode(page.locator("a.download").get_attribute("href").partition("base64,")[2]))
+    assert run["question"] == examples[2]["question"] and run["steps"] == examples[2]["steps"]
+
+
+def test_the_direct_answer_is_a_third_lane(open_page):
+    page = open_page()
+    page.get_by_label("A third lane").check()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_selector(DONE)
+    assert page.locator(".track").count() == 3 and page.locator(".meter").count() == 6
+    expect(page.locator(".verdict")).to_contain_text("Direct:")
+    expect(page.locator(".reason")).to_contain_text("Why is RiM")
+    page.locator(".replay").click()
+    page.wait_for_selector(".replaying .track.direct .later")
+    page.wait_for_function("!document.querySelector('.track.direct .later')", timeout=PATIENCE)
+    page.locator(".replay").click()
+    for width in (380, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert not scrolls_sideways(page)
 
 
 def test_blocks_slider_and_control_enter(open_page, examples):
@@ -331,7 +364,7 @@ def test_a_pasted_question_forgets_the_answer_of_the_example(open_page):
     page.locator(".example:visible").first.click()
     page.wait_for_selector(DONE)
     page.get_by_label("A word problem").fill("What is 3 + 4?")
-    page.get_by_role("button", name="Run").click()
+    page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator(".asked")).to_have_text("What is 3 + 4?")
     page.wait_for_selector(DONE)
     expect(page.get_by_label("Correct answer")).to_have_value("")

@@ -121,10 +121,10 @@ def test_operations_are_written_as_they_are_read():
     assert parse("", 0) == {} and parse("1b", 0) is None
 
 
-def test_every_switch_sends_the_whole_string(reading):
-    sent = [act["ops"] for act in acts(draw(reading, "surgery", ops="2b").html()) if act["act"] == "operate"]
-    assert {"", "2b", "2n", "2s", "1b2b", "1s2b", "2b3n"} <= set(sent)
-    assert len(sent) == 1 + 3 * 4  # reset and four buttons a block
+def test_every_block_has_a_switch_of_four(reading):
+    sent = [act for act in acts(draw(reading, "surgery", ops="2b").html()) if act["act"] == "set"]
+    assert {(act["block"], act["letter"]) for act in sent} == {(k, letter) for k in "123" for letter in ("", *"bns")}
+    assert len(sent) == 3 * 4
 
 
 def test_blocks_stay_between_0_and_16(reading):

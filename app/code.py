@@ -1,0 +1,62 @@
+"""The lines of Python that draw a figure again, for "copy as Python". Knows the library's public names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pprint import pformat
+from typing import Any
+
+from app.runs import Run
+
+
+def python(run: Run, panel: str, view: Mapping[str, str], place: str) -> str:
+    """A script that reproduces one figure.
+
+    Args:
+        view: what is selected; empty values are left out.
+        place: the checkpoint's folder or Hub id.
+    """
+    asked = {"num_blocks": run.num_blocks, "gold": run.gold, "steps": list(run.steps)}
+    chosen = {name: value for name, value in view.items() if value}
+    if panel != "surgery" or (run.surgery is None and run.counterfactual is None):
+        return (
+            "from rim_probe.pictures import draw\n"
+            "from rim_probe.probing.reading import read_checkpoint\n\n"
+            f"reading = read_checkpoint({_call([place, run.question], asked)})\n"
+            f"draw({_call(['reading', panel], chosen, plain=1)}).save({panel + '.html'!r})\n"
+        )
+    imports = ["from rim_probe.pictures import draw", "from rim_probe.probing.reading import Readers, read"]
+    imports.append("from rim_probe.probing.study import load_models")
+    lines = [
+        f"models = load_models({place!r})",
+        f"question = {run.question!r}",
+        f"readers = Readers.load({place!r}, models)",
+        f"reading = read({_call(['models', 'readers', 'question'], asked, plain=3)}).to_dict()",
+    ]
+    if run.surgery is not None:
+        imports.append("from rim_probe.probing.surgery import operate")
+        done = run.surgery
+        options = {key: done[key] for key in ("partner", "unrelated", "num_blocks", "gold", "seed") if key in done}
+        options["layers"] = tuple(done["layers"])
+        actions = {int(block): action for block, action in done["actions"].items()}
+        called = _call(["models['memory']", "question", repr(actions)], options, plain=3)
+        lines.append(f"reading['surgery'] = operate({called})")
+    if run.counterfactual is not None:
+        imports.append("from rim_probe.probing.trial import problem_from, try_counterfactual")
+        told = (run.reading or {}).get("probes", {}).get("steps", {"blocks": []})["blocks"]
+        claims = {entry["block"]: entry["step"] for entry in told} or None
+        tested = run.counterfactual["blocks"]
+        options = {"num_blocks": run.num_blocks, "seed": run.seed}
+        options |= {"block": tested[0]} if len(tested) == 1 else {}
+        lines.append(f"problem = problem_from(question, {list(run.steps)!r}, reading['chain'], {run.gold!r})")
+        called = _call(["models['memory']", "problem", repr(claims)], options, plain=3)
+        lines.append(f"reading['counterfactual'] = try_counterfactual({called})")
+    lines.append(f"draw({_call(['reading', panel], chosen, plain=1)}).save({panel + '.html'!r})")
+    return "\n".join([*imports, "", *lines]) + "\n"
+
+
+def _call(arguments: list[str], options: Mapping[str, Any], plain: int = 0) -> str:
+    """The inside of a call's parentheses; the first `plain` arguments are names, the others texts to be quoted."""
+    given = [text if index < plain else repr(text) for index, text in enumerate(arguments)]
+    given += [f"{name}={pformat(value, width=100)}" for name, value in options.items() if value not in (None, [], "")]
+    return ", ".join(given)

@@ -1,0 +1,193 @@
+"""The first visit: five steps that run one experiment, on a model whose memory is known and on one that was trained.
+
+Every sentence with a figure in it is made from what has just been computed. Drives the same functions as the page's own
+buttons (`Race.answer`, `Inspector`). Offered only where both checkpoints are there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from app import figures
+from app.panels.inspect import Inspector
+from app.panels.race import Race
+from app.runs import Run
+from app.session import Session
+from app.view import Looking
+from rim_probe.errors import RiMError
+from rim_probe.pictures.parts import plain_step
+from rim_probe.pictures.surgery_words import named
+from rim_probe.problems import Problem
+
+SCRIPT = """
+const seen = "rim-probe-tour";
+element.addEventListener("click", (event) => {
+  const step = event.target.closest("[data-step]");
+  if (!step) return;
+  try { localStorage.setItem(seen, "1"); } catch {}
+  trigger("select", { step: step.dataset.step });
+});
+try {
+  if (localStorage.getItem(seen)) trigger("select", { step: "close" });
+} catch {}
+"""
+KNOWN, TRAINED = "glass-box", "rim-tiny"
+TITLES = (
+    "Two ways to think",
+    "What block 2 seems to hold",
+    "A prediction",
+    "The experiment",
+    "The same on a trained model",
+)
+INVITATION = (
+    '<section class="tour" aria-label="Tour"><p><b>New here?</b> One minute, five steps, one real experiment: take a '
+    "thought out of a model’s memory and watch the answer change.</p>"
+    '<p class="tour-steps"><button type="button" class="go" data-step="1">Take the tour</button>'
+    '<button type="button" class="link" data-step="close">Not now</button></p></section>'
+)
+AGAIN = '<p class="tour-again"><button type="button" class="link" data-step="1">Take the one-minute tour</button></p>'
+
+
+@dataclass
+class Tour:
+    """What the tour needs of the page."""
+
+    race: Race
+    inspector: Inspector
+
+    @property
+    def offered(self) -> bool:
+        return {KNOWN, TRAINED} <= set(self.race.shelf.names)
+
+    def step(
+        self, session: Session, looking: Looking, request: gr.Request, event: gr.EventData
+    ) -> Iterator[dict[str, Any]]:
+        """One step of the tour; yields what changes on the page, by the names of its parts."""
+        wanted = str(event._data.get("step", "")) if isinstance(event._data, dict) else ""
+        if wanted not in [str(number) for number in range(1, len(TITLES) + 1)]:
+            yield {"tour": AGAIN}
+            return
+        number = int(wanted)
+        yield {"tour": _card(number, "…", busy=True)}
+        cancel = self.race.cancellations.start(request.session_hash)
+        try:
+            yield from self._step(number, session, looking, cancel)
+        except RiMError as error:
+            yield {"tour": _card(number, escape(str(error)))}
+        finally:
+            self.race.cancellations.finish(request.session_hash, cancel)
+
+    def _step(
+        self, number: int, session: Session, looking: Looking, cancel: threading.Event
+    ) -> Iterator[dict[str, Any]]:
+        name = TRAINED if number == len(TITLES) else KNOWN
+        run = session.run
+        if number == 1 or run is None or run.checkpoint != name or run.reading is None:
+            looking.open("race")
+            yield from self.inspector.ask(self._problem(name), name, session, looking, cancel)
+            run = session.run
+            if run is None or run.reading is None:
+                return
+        if number >= 3 and (run.counterfactual is None or number == len(TITLES)):
+            self.inspector.counterfactual(run, looking, "2" if number < len(TITLES) else "")
+        shown = run.counterfactual
+        if number == 3:  # the experiment itself is step 4: until then only its prediction is on the page
+            run.surgery = run.counterfactual = None
+            looking.views.pop("surgery", None)
+        looking.open(("race", "blocks", "surgery", "surgery", "surgery")[number - 1])
+        text = (_two_ways, _claim, _prediction, _outcome, _trained)[number - 1](run, shown)
+        yield self.inspector.everything(session, looking, name) | {"tour": _card(number, text)}
+
+    def _problem(self, name: str) -> Problem:
+        """The checkpoint's first example of the greatest depth.
+
+        Raises:
+            RiMError: it brings none.
+        """
+        examples = self.race.shelf.examples(name)
+        if not examples:
+            raise RiMError(f"The checkpoint {name} brings no examples, so there is nothing to show.")
+        return max(examples, key=lambda problem: len(problem.steps))
+
+
+# ----------------------------------------------------------------------------------------------------- what each says
+
+
+def _two_ways(run: Run, shown: Any) -> str:
+    return (
+        f"Both were asked the same question and took real time. <b>CoT</b> wrote its steps down. <b>RiM</b> wrote "
+        f"nothing: it read {figures.count(run.num_blocks, 'silent memory block')} after the question and answered. "
+        "What did it think in there? This model, the <i>glass box</i>, has weights written by hand, so that we know: "
+        "block k holds step k."
+    )
+
+
+def _claim(run: Run, shown: Any) -> str:
+    blocks = {block["block"]: block for block in (run.reading or {})["probes"].get("steps", {"blocks": []})["blocks"]}
+    if 2 not in blocks:
+        raise RiMError("The nearest steps of this checkpoint are not fitted, so there is no claim to test.")
+    best = blocks[2]["nearest"][0]
+    return (
+        "A probe compares each block with explicit steps. Block 2 lies nearest to "
+        f"<b>{escape(plain_step(best['step']))}</b> (cosine {best['cosine']:.2f}). That is a <b>claim</b>: to find "
+        "something in a block does not show that the model uses it. How could one tell?"
+    )
+
+
+def _prediction(run: Run, shown: Any) -> str:
+    return (
+        f"Change one number of the question ({escape(shown['change'])}): then block 2 should hold "
+        f"<b>{escape(plain_step(shown['brought']))}</b> instead of <b>{escape(plain_step(shown['claimed']))}</b>. "
+        f"If the claim is true, then putting <i>that one block</i> into the old question must turn its answer "
+        f"{escape(shown['own'])} into exactly <b>{escape(shown['expected'])}</b>. Nothing else is touched."
+    )
+
+
+def _outcome(run: Run, shown: Any) -> str:
+    predicted, said = escape(shown["expected"]), escape(str(shown["said"]))
+    verdict = (
+        f"predicted {predicted}, and it says <b>{said}</b>. The claim held: this block is what the answer is made from."
+        if shown["came"]
+        else f"predicted {predicted}, but it says <b>{said}</b>. The claim failed."
+    )
+    control = shown.get("control")
+    beside = f" The control, {escape(control['what'])}, gives {escape(str(control['said']))}." if control else ""
+    return f"Block 2 was taken from the second question, and the model answered again: {verdict}{beside}"
+
+
+def _trained(run: Run, shown: Any) -> str:
+    blocks = shown["blocks"]
+    held = f"Its {named(blocks)} also {'lies' if len(blocks) == 1 else 'lie'} near a step"
+    said = escape(str(shown["said"]))
+    verdict = (
+        f"expected {escape(shown['expected'])}, and it says <b>{said}</b>: here the claim held, this once."
+        if shown["came"]
+        else f"expected {escape(shown['expected'])}, but it says <b>{said}</b>. What was decoded there is not what "
+        "this answer is made from."
+    )
+    return (
+        f"<b>{TRAINED}</b> learnt its weights. {held}, "
+        f"<b>{escape(plain_step(shown['claimed']))}</b>, so the same experiment was run: {verdict} One trial proves "
+        "little; <b>Evidence</b> has the test over hundreds of pairs. Now it is your turn: ask your own question, "
+        "blank a block, and see what happens."
+    )
+
+
+def _card(number: int, text: str, busy: bool = False) -> str:
+    last = number == len(TITLES)
+    back = f'<button type="button" class="link" data-step="{number - 1}">Back</button>' if number > 1 else ""
+    forward = "close" if last else str(number + 1)
+    label = "Finish" if last else "Run the experiment" if number == 3 else "Next"
+    disabled = " disabled" if busy else ""
+    return (
+        f'<section class="tour" aria-label="Tour" aria-live="polite"><h2><span class="tour-number">{number} of '
+        f"{len(TITLES)}</span> {TITLES[number - 1]}</h2><p>{text}</p>"
+        f'<p class="tour-steps">{back}<button type="button" class="go" data-step="{forward}"{disabled}>{label}</button>'
+        '<button type="button" class="link" data-step="close">Leave the tour</button></p></section>'
+    )

@@ -1,0 +1,121 @@
+"""A run in words: times, counts, the verdict, and why one method was faster. Plain text; nothing is escaped here.
+
+Knows what is compared with what. Does not know HTML, Gradio or models.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from app.runs import Lane, Run
+
+NAMES = {"memory": "RiM", "cot": "CoT", "direct": "Direct"}
+LONG_TEXT = 12  # characters; longer values do not fit a cell of the strip or the large type of an answer
+
+
+def format_time(seconds: float) -> str:
+    """Two or three figures and the unit a person would choose: "8.4 ms", "31 ms", "1.2 s"."""
+    ms = seconds * 1000
+    if ms < 9.95:
+        return f"{ms:.1f} ms"
+    return f"{ms:.0f} ms" if ms < 999.5 else f"{seconds:.1f} s"
+
+
+def count(number: int, thing: str, plural: str | None = None) -> str:
+    return f"{number} {thing if number == 1 else plural or thing + 's'}"
+
+
+def compare(memory_seconds: float, other_seconds: float) -> str:
+    """How another method did against memory, in time: "13 times slower", "1.4 times faster", "as fast"."""
+    return _factor(other_seconds / memory_seconds, "slower", "faster")
+
+
+def _factor(ratio: float, above: str, below: str) -> str:
+    factor, word = (ratio, above) if ratio > 1 else (1 / ratio, below)
+    if factor < 1.05:
+        return "as fast"
+    return f"{factor:.0f} times {word}" if factor >= 9.95 else f"{factor:.1f} times {word}"
+
+
+def facts(lane: Lane) -> dict[str, str]:
+    """The parts of a method's half sentence: value, mark ("right", "wrong", ""), time, work."""
+    answer = lane.answer
+    assert answer is not None
+    passes = sum(event["kind"] == "prefill" for event in lane.events)
+    work = f"{count(passes, 'pass', 'passes')} + {count(answer['generated_tokens'], 'token')}"
+    value = answer["value"] if answer["value"] is not None else "no answer"
+    if answer["cancelled"]:
+        value = "stopped"
+    elif answer["truncated"]:
+        work += ", cut off at the limit"
+    mark = {True: "right", False: "wrong", None: ""}[lane.correct]
+    return {"value": value, "mark": mark, "time": format_time(lane.answered_seconds), "work": work}
+
+
+def verdict(run: Run) -> str:
+    """The race in one line of plain text, for example:
+    "RiM: 42, right, 31 ms, 1 pass + 2 tokens. CoT: 42, right, 410 ms, 1 pass + 37 tokens: 13 times slower."
+    """
+    sentences = []
+    for method, lane in run.lanes.items():
+        if lane.answer is not None:
+            comparison = comparison_of(run, method)
+            said = f"{NAMES[method]}: {', '.join(part for part in facts(lane).values() if part)}"
+            sentences.append(said + (f": {comparison}." if comparison else "."))
+    return " ".join(sentences)
+
+
+def comparison_of(run: Run, method: str) -> str:
+    """A method against memory, where both came to their end; nothing for memory itself."""
+    lanes = run.lanes["memory"], run.lanes[method]
+    unfinished = any(lane.answer is None or lane.answer["cancelled"] or not lane.answered_seconds for lane in lanes)
+    return "" if method == "memory" or unfinished else compare(*(lane.answered_seconds for lane in lanes))
+
+
+def why(run: Run) -> tuple[str, str] | None:
+    """Why memory was faster than chain of thought, or why not, from the passes this run counted: a question and its
+    answer. None while one of them has not come to its end.
+    """
+    comparison = comparison_of(run, "cot")
+    if not comparison:
+        return None
+    mine, theirs = (run.lanes[method].answer["generated_tokens"] for method in ("memory", "cot"))
+    # The pass that reads the prompt gives the first token, so an answer takes as many passes as it has tokens.
+    blocks = f" and {count(run.num_blocks, 'memory block')}" if run.num_blocks else ""
+    work = f"RiM read the question{blocks} in 1 pass and wrote {count(mine, 'token')}"
+    if comparison.endswith("slower"):
+        question = "Why is RiM faster?"
+        if theirs > mine:
+            answer = (
+                f"{work}; CoT wrote {count(theirs, 'token')}, and every token is one pass that has to wait for the one "
+                "before."
+            )
+        else:
+            answer = f"Not by fewer passes: {work}, CoT {theirs}. Times as short as these also vary by chance."
+    else:
+        question = "Why is RiM not faster here?"
+        if theirs > mine:
+            answer = (
+                f"{work}, CoT wrote {theirs}: fewer passes for RiM, but its first one also reads the blocks, "
+                "and times as short as these vary by chance."
+            )
+        else:
+            answer = f"It saved no pass: {work}, CoT wrote {theirs}, and every token is one pass."
+    direct = run.lanes.get("direct")
+    if direct is not None and comparison_of(run, "direct"):
+        tokens = count(direct.answer["generated_tokens"], "token")
+        answer += f" The direct answer, with neither blocks nor steps, wrote {tokens}."
+    return question, answer
+
+
+def settled_at(readouts: Sequence[dict[str, Any]]) -> int | None:
+    """The block from which on every readout gives the final value; None where there are no readouts."""
+    settled = None
+    for readout in reversed(readouts):
+        if readout["value"] != readouts[-1]["value"]:
+            break
+        settled = readout["block"]
+    return settled

@@ -1,0 +1,247 @@
+"""Runs: their dictionary form, what a stranger may put into it, a visitor's history, three lanes, why one is faster."""
+
+import base64
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from app import figures
+from app.models import ModelShelf
+from app.panels.race import Race, pick
+from app.runs import METHODS, Lane, Run
+from app.session import MAX_HISTORY, Session, Turnstile, race
+from app.words import why
+from rim_probe.errors import RiMError
+from rim_probe.model import RiM
+
+
+@pytest.fixture(scope="module")
+def shelf(small_checkpoint, tmp_path_factory) -> ModelShelf:
+    """The small checkpoint with a direct and a (damaged) stage-1 model of its own."""
+    folder = tmp_path_factory.mktemp("more")
+    shutil.copytree(small_checkpoint, folder / "small")
+    RiM.from_pretrained(small_checkpoint).save_pretrained(folder / "small" / "direct")
+    shutil.copytree(folder / "small" / "direct", folder / "small" / "stage1")
+    (folder / "small" / "stage1" / "config.json").write_text("{")
+    return ModelShelf(folder)
+
+
+@pytest.fixture(scope="module")
+def readers(shelf):
+    found = None
+    while found is None:
+        found = shelf.wait_readers("small", threading.Event())
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(shelf, readers) -> Run:
+    """A finished run with three lanes, a reading and an experiment."""
+    from rim_probe.probing.reading import read
+    from rim_probe.probing.surgery import operate
+
+    problem = shelf.examples("small")[2]
+    run = Run("small", problem.question, problem.answer, 3, "a machine", steps=problem.steps, matched=False)
+    for _ in race(shelf.wait("small", threading.Event()), run, threading.Event(), Turnstile(), METHODS):
+        pass
+    roles, fitted = readers
+    run.reading = read(roles, fitted, run.question, num_blocks=3, gold=run.gold, steps=run.steps).to_dict()
+    run.surgery = operate(roles["memory"], run.question, {2: "blank"}, num_blocks=3, gold=run.gold)
+    return run
+
+
+def lane(seconds: float, tokens: int, **answer) -> Lane:
+    events = [{"kind": "prefill", "seconds": seconds / 10, "text": ""}]
+    events += [{"kind": "token", "seconds": seconds * (n + 1) / tokens, "text": "t"} for n in range(tokens)]
+    given = {"value": "4", "total_seconds": seconds, "generated_tokens": tokens, "ttft_seconds": seconds / 10}
+    given |= {"kv_cache_bytes": 2048 * tokens, "cancelled": False, "truncated": False}
+    return Lane(events, given | answer)
+
+
+def raced(**lanes: Lane) -> Run:
+    return Run("small", "How many?", None, 8, lanes=lanes, status="done")
+
+
+# ------------------------------------------------------------------------------------------------- the dictionary form
+
+
+def test_a_run_survives_its_file(run):
+    data = json.loads(json.dumps(run.to_dict()))
+    assert set(METHODS) <= set(data) and data["steps"] and data["reading"] and data["surgery"]
+    again = Run.from_dict(data)
+    assert again.to_dict() == run.to_dict()
+    assert again.drawable()["surgery"]["actions"] == {"2": "blank"}
+    assert figures.stage(again) == figures.stage(run)
+
+
+def test_the_older_format_is_still_read(run):
+    data = json.loads(json.dumps(run.to_dict())) | {"format": "rim-probe-run/1"}
+    for key in ("steps", "seed", "reading", "surgery", "counterfactual", "direct"):
+        del data[key]
+    old = Run.from_dict(data)
+    assert old.steps == () and old.reading is None and list(old.lanes) == ["memory", "cot"]
+
+
+DAMAGES = {
+    "format": "other/1",
+    "question": "",
+    "gold": ["4"],
+    "num_blocks": True,
+    "steps": "<<1+1=2>>",
+    "status": "running",
+    "checkpoint": "x" * 1000,
+    "machine": None,
+    "seed": 0.5,
+    "memory": None,
+    "cot": {"events": [], "answer": {}, "correct": None},
+    "direct": {"events": [{"kind": "token", "seconds": "1", "text": ""}], "answer": None, "correct": None},
+    "reading": {"format": "rim-probe-reading/1"},
+    "surgery": {"format": "rim-probe-surgery/1"},
+    "counterfactual": [],
+}
+
+
+@pytest.mark.parametrize("key", DAMAGES)
+def test_a_damaged_run_gives_one_sentence(run, key):
+    with pytest.raises(RiMError) as error:
+        Run.from_dict(run.to_dict() | {key: DAMAGES[key]})
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("data", [None, 7, [], {}, "x", {"format": "rim-probe-run/2"}])
+def test_something_else_than_a_run_gives_one_sentence(data):
+    with pytest.raises(RiMError):
+        Run.from_dict(data)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 10**400, "1", None])
+def test_no_number_that_cannot_be_drawn(run, value):
+    data = copy.deepcopy(run.to_dict(whole=False))
+    data["cot"]["events"][0]["seconds"] = value
+    with pytest.raises(RiMError, match="seconds"):
+        Run.from_dict(data)
+
+
+def test_a_run_without_any_event_can_be_drawn(run):
+    data = run.to_dict(whole=False)
+    for method in METHODS:
+        data[method] = {"events": [], "answer": None, "correct": None}
+    assert "Stopped before an answer" in figures.stage(Run.from_dict(data | {"status": "loaded"}))
+
+
+def test_the_stage_offers_the_race_without_the_reading(run):
+    packed = figures.stage(run).partition("base64,")[2].partition('"')[0]
+    offered = json.loads(base64.b64decode(packed))
+    assert offered["question"] == run.question and offered["reading"] is None
+
+
+# --------------------------------------------------------------------------------------------------------- the history
+
+
+def test_history_is_bounded_and_folds_what_is_not_shown(run):
+    session, runs = Session(), [copy.copy(run) for _ in range(MAX_HISTORY + 3)]
+    for one in runs:
+        session.add(one)
+    assert list(session.runs) == runs[3:] and session.run is runs[-1] and session.shown == MAX_HISTORY - 1
+    assert runs[-1]._folded is None and all(one._folded is not None for one in runs[:-1])
+    assert session.show(0) is runs[3] is session.run
+    assert session.run.reading == run.reading
+    with pytest.raises(RiMError, match="no longer"):
+        session.show(MAX_HISTORY)
+
+
+def test_a_recorded_run_is_shown_beside_the_history(run):
+    session = Session()
+    session.add(copy.copy(run))
+    session.show_recorded(run, 2)
+    assert session.run is run and session.recorded == 2 and session.shown is None and len(session.runs) == 1
+    session.show(0)
+    assert session.recorded is None
+
+
+def test_steps_of_an_example_go_with_it(shelf):
+    panel, problem = Race(shelf), shelf.examples("small")[3]
+    data = {"question": problem.question, "answer": problem.answer, "steps": list(problem.steps)}
+    session = Session()
+    pick(session, type("Event", (), {"_data": data})())
+    assert session.steps_for(problem.question) == problem.steps and session.steps_for(problem.question + " ") == ()
+    assert panel.gold_steps("small", problem.question) == problem.steps
+    assert panel.gold_steps("small", "3 + 4 = ?") == ()
+
+
+# ----------------------------------------------------------------------------------------------------------- the shelf
+
+
+def test_controls_and_probes_come_after_the_race_and_damage_is_a_note(shelf, readers):
+    roles, fitted = readers
+    assert set(roles) == {"memory", "direct"}, "no cot of its own, and stage1 is damaged"
+    assert fitted.complaints
+    assert "stage1" in shelf.start("small").note
+    assert list(Race(shelf).watch_model("small"))[-1].count("stage1") == 1
+    assert shelf.has("small", "direct") and not shelf.has("small", "cot") and not shelf.has(None, "direct")
+
+
+def test_a_race_does_not_wait_for_the_probes(small_checkpoint, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr("app.models._load_readers", lambda path, models: go.wait(60) and ({}, None, []))
+    shelf = ModelShelf(small_checkpoint.parent)
+    while shelf.wait("small", threading.Event()) is None:
+        pass
+    assert shelf.wait_readers("small", threading.Event(), seconds=0) is None
+    go.set()
+
+
+# ---------------------------------------------------------------------------------------------------------- three lanes
+
+
+def test_direct_is_a_lane_where_it_was_asked_for(shelf, run):
+    drawn = figures.stage(run)
+    assert drawn.count('class="card direct"') == 1 and 'class="track direct"' in drawn and "Direct:" in drawn
+    assert drawn.count('class="meter"') == 6, "time and KV cache for every method"
+    asked = shelf.examples("small")[0].question
+    for methods, lanes in ((METHODS, list(METHODS)), (METHODS[:2], ["memory", "cot"])):
+        *_, last = Race(shelf).answer(asked, 2, "", "small", threading.Event(), methods=methods)
+        assert list(last.lanes) == lanes and last.status == "done"
+
+
+def test_verdict_compares_every_method_with_memory():
+    run = raced(memory=lane(0.03, 2), cot=lane(0.3, 24), direct=lane(0.02, 2))
+    assert figures.verdict(run) == (
+        "RiM: 4, 30 ms, 1 pass + 2 tokens. CoT: 4, 300 ms, 1 pass + 24 tokens: 10 times slower. "
+        "Direct: 4, 20 ms, 1 pass + 2 tokens: 1.5 times faster."
+    )
+
+
+@pytest.mark.parametrize(
+    ("memory", "cot", "question", "answer"),
+    [
+        (
+            lane(0.03, 2),
+            lane(0.3, 24),
+            "Why is RiM faster?",
+            "RiM read the question and 8 memory blocks in 1 pass and wrote 2 tokens; CoT wrote 24 tokens, and every "
+            "token is one pass that has to wait for the one before.",
+        ),
+        (lane(0.03, 2), lane(0.3, 2), "Why is RiM faster?", "Not by fewer passes"),
+        (lane(0.3, 2), lane(0.2, 5), "Why is RiM not faster here?", "fewer passes for RiM, but"),
+        (lane(0.3, 4), lane(0.3, 4), "Why is RiM not faster here?", "It saved no pass"),
+    ],
+)
+def test_why_is_it_faster(memory, cot, question, answer):
+    told = why(raced(memory=memory, cot=cot))
+    assert told[0] == question and answer in told[1]
+
+
+def test_no_reason_for_a_race_that_was_stopped():
+    assert why(raced(memory=lane(0.3, 2), cot=lane(0.3, 4, cancelled=True))) is None
+    assert why(raced(memory=lane(0.3, 2), cot=Lane())) is None
+
+
+def test_reading_a_file_needs_no_torch():
+    code = "import sys, app.run_format, app.recorded, app.outcomes; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
