@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from app import figures, record, recorded
-from app.axis import axis_end
 from app.api import ENDPOINTS
+from app.axis import axis_end
 from app.demo import build_demo
 from app.models import ModelShelf, describe_machine
 from app.panels.race import Race, forget_gold
