@@ -1,4 +1,5 @@
-"""The lines of Python that draw a figure again, for "copy as Python". Knows the library's public names alone."""
+"""The lines of Python that draw a figure again, for "copy as Python". Knows a run and the library's names;
+does not know what a panel shows."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pprint import pformat
 from typing import Any
 
 from app.runs import Run
+from rim_probe.pictures.matches import claims
 
 
 def python(run: Run, panel: str, view: Mapping[str, str], place: str) -> str:
@@ -43,16 +45,23 @@ def python(run: Run, panel: str, view: Mapping[str, str], place: str) -> str:
         lines.append(f"reading['surgery'] = operate({called})")
     if run.counterfactual is not None:
         imports.append("from rim_probe.probing.trial import problem_from, try_counterfactual")
-        told = (run.reading or {}).get("probes", {}).get("steps", {"blocks": []})["blocks"]
-        claims = {entry["block"]: entry["step"] for entry in told} or None
         tested = run.counterfactual["blocks"]
         options = {"num_blocks": run.num_blocks, "seed": run.seed}
         options |= {"block": tested[0]} if len(tested) == 1 else {}
         lines.append(f"problem = problem_from(question, {list(run.steps)!r}, reading['chain'], {run.gold!r})")
-        called = _call(["models['memory']", "problem", repr(claims)], options, plain=3)
+        called = _call(["models['memory']", "problem", repr(claims(run.reading))], options, plain=3)
         lines.append(f"reading['counterfactual'] = try_counterfactual({called})")
     lines.append(f"draw({_call(['reading', panel], chosen, plain=1)}).save({panel + '.html'!r})")
     return "\n".join([*imports, "", *lines]) + "\n"
+
+
+def evidence(place: str) -> str:
+    """A script that draws a checkpoint's report again."""
+    return (
+        "from rim_probe.pictures.evidence import draw_evidence\n"
+        "from rim_probe.probing.evidence import load_evidence\n\n"
+        f"draw_evidence(load_evidence({place!r})).save('evidence.html')\n"
+    )
 
 
 def _call(arguments: list[str], options: Mapping[str, Any], plain: int = 0) -> str:

@@ -34,7 +34,7 @@ PARTED = {"apply_default_css": False}
 def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Blocks:
     """The page over the checkpoints of `shelf`, opening with the runs in the folder `recordings`. Loads no model."""
     asking = race.Race(shelf, recordings)
-    looker = inspect.Inspector(shelf, asking)
+    looker = inspect.Inspector(asking)
     guide = tour.Tour(asking, looker)
     name = next(iter(shelf.names), None)
     first, looked = Session(), Looking()
@@ -78,8 +78,8 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Bloc
         load.upload(looker.load, [load, session, looking, parts.model], loaded, **PRIVATE)
 
         named = {"stage": stage, "panel": panel, "history": history, "session": session, "looking": looking}
-        named |= {key: getattr(parts, key) for key in ("question", "gold", "blocks", "model", "examples", "notice")}
-        named |= {"tour": tour_card}
+        named |= {key: getattr(parts, key) for key in ("question", "gold", "blocks", "direct", "model", "examples")}
+        named |= {"notice": parts.notice, "stop": parts.stop, "tour": tour_card}
         together = {"outputs": list(named.values()), "concurrency_limit": None, **PRIVATE}
         tour_card.select(_by_name(guide.step, named), [session, looking], **together)
         demo.load(_by_name(looker.arrive, named), [session, looking, parts.model], **together)

@@ -22,6 +22,7 @@ from app.axis import REPLAY_SECONDS, axis, axis_end, longest
 from app.gallery import example_button, gallery
 from app.parts import at, shorten
 from app.words import LONG_TEXT, NAMES, comparison_of, count, facts, format_time, settled_at, verdict, why
+from rim_probe.pictures.parts import Table, data_table, toolbar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def stage(run: Run | None, recorded: bool = False, selector: str = "") -> str:
     scrolls = ' tabindex="0"' if len(run.question) > LONG_QUESTION else ""
     return (
         f'<section class="stage {run.status}" aria-label="{escape(label, quote=True)}" '
-        f'data-end="{longest(run):.6f}" data-axis="{end:.6f}" '
+        f'data-panel="race" data-end="{longest(run):.6f}" data-axis="{end:.6f}" '
         f'data-replay="{REPLAY_SECONDS}">'
         f'<div class="top">{_provenance(run, recorded)}{selector}</div>'
         f'<blockquote class="asked"{scrolls}>{escape(run.question)}</blockquote>'
@@ -261,7 +262,24 @@ def _footer(run: Run) -> str:
     return (
         f'<div class="actions"><a class="download" download="rim-probe-race-{name}.json" '
         f'href="data:application/json;base64,{data}">Download this race (JSON)</a></div>'
+        f"{data_table(_moments(run), 'Race')}{toolbar(['full', 'png', 'csv'])}"
     )
+
+
+def _moments(run: Run) -> Table:
+    """Everything that happened in a race, with its time."""
+    rows = [
+        (
+            NAMES[method],
+            event["kind"],
+            f"{event['seconds']:.6f}",
+            event["text"],
+            *map(event.get, ("block", "probability")),
+        )
+        for method, lane in run.lanes.items()
+        for event in lane.events
+    ]
+    return Table(("method", "what", "seconds since its start", "text", "block", "probability"), rows)
 
 
 def recorded_selector(runs: Sequence[Run], shown: int, labels: Sequence[str]) -> str:

@@ -23,12 +23,23 @@ window.rimProbe = {
     }
     document.querySelector("#stage-column")?.setAttribute("data-panel", panel);
   },
+  open: "race",
+  reveal() {
+    const tabs = document.querySelector("#tabs");
+    const { top, bottom } = tabs.getBoundingClientRect();
+    if (bottom < 0 || top > window.innerHeight / 2) tabs.scrollIntoView({ block: "start" });
+  },
   // The server has drawn: what it drew says which panel it is, and the address that brings it back.
   drawn(element) {
     const panel = element.querySelector("[data-open]");
     if (panel) {
       document.querySelector("#panel").classList.remove("busy");
       this.mark(panel.dataset.open);
+      // A panel that opens may be out of sight: below the question on a narrow screen, above a button at the end of another one.
+      if (panel.dataset.open !== this.open) {
+        this.open = panel.dataset.open;
+        requestAnimationFrame(() => this.reveal());
+      }
       if (panel.dataset.address !== location.search) history.replaceState(null, "", location.pathname + panel.dataset.address);
     }
     const file = element.querySelector("template[data-file]");

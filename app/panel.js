@@ -14,11 +14,12 @@ element.addEventListener("click", (event) => {
 });
 element.addEventListener("keydown", (event) => {
   const tab = event.target.closest("[role=tab]");
-  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  if (!tab || !step) return;
-  event.preventDefault();
+  if (!tab) return;
   const tabs = [...element.querySelectorAll("[role=tab]")];
-  const next = tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length];
+  const at = tabs.indexOf(tab);
+  const next = { ArrowRight: tabs[(at + 1) % tabs.length], ArrowLeft: tabs.at(at - 1), Home: tabs[0], End: tabs.at(-1) }[event.key];
+  if (!next) return;
+  event.preventDefault();
   next.focus();
   openPanel(next);
 });
@@ -31,16 +32,42 @@ function openPanel(tab) {
   send({ panel: tab.dataset.panel });
 }
 
-// ---- after the server has drawn: focus goes back to the control that was used, for it was replaced by a new one
+// ---- after the server has drawn: focus goes back to the control that was used, for it was replaced by a new one, and what was
+// scrolled stays where it was
+const MARKS = "[data-view], [data-do], [data-view-key], [data-do-input]";
+const BOXES = ".layers-scroll, .attention-scroll, .surgery-map, .pic-scroll, ol";
 let used = null;
+let scrolled = [];
 element.addEventListener("focusin", (event) => {
-  const mark = event.target.closest("[data-view], [data-do], [data-view-key], [data-do-input], [data-cell]");
-  used = mark && ["view", "do", "viewKey", "doInput", "cell"].map((key) => [key, mark.dataset[key]]).filter((pair) => pair[1]);
+  const mark = event.target.closest(MARKS);
+  if (!mark) return (used = null);
+  const { cell, view, do: act, viewKey, doInput } = mark.dataset;
+  const keys = { "data-cell": cell, "data-view": view, "data-do": act, "data-view-key": viewKey, "data-do-input": doInput };
+  const exact = Object.entries(keys).filter(([, value]) => value).map(([name, value]) => `[${name}="${CSS.escape(value)}"]`);
+  used = { selectors: [exact.join("")], place: [...element.querySelectorAll(MARKS)].indexOf(mark), of: count() };
+  if (cell) used.selectors = ["[data-cell][aria-current]", ...used.selectors]; // pressed, so it is the chosen one now
+  const label = mark.getAttribute("aria-label");
+  if (label) used.selectors.push(`[aria-label="${CSS.escape(label)}"]`); // "one more block" asks for another number each time
 });
+element.addEventListener(
+  "scroll",
+  () => (scrolled = [...element.querySelectorAll(BOXES)].map((box) => [box.className, box.scrollLeft, box.scrollTop])),
+  true,
+);
+function count() {
+  return element.querySelectorAll(MARKS).length;
+}
 watch("value", () => {
   window.rimProbe.drawn(element);
+  const boxes = [...element.querySelectorAll(BOXES)];
+  if (boxes.length === scrolled.length)
+    boxes.forEach((box, i) => {
+      if (box.className === scrolled[i][0]) [box.scrollLeft, box.scrollTop] = scrolled[i].slice(1);
+    });
   if (!used || document.activeElement !== document.body) return;
-  const names = { view: "data-view", do: "data-do", viewKey: "data-view-key", doInput: "data-do-input", cell: "data-cell" };
-  const again = element.querySelector(used.map(([key, value]) => `[${names[key]}="${CSS.escape(value)}"]`).join(""));
+  const able = (mark) => mark && !mark.disabled;
+  let again = used.selectors.map((selector) => element.querySelector(selector)).find(able);
+  if (!again && used.of === count()) again = element.querySelectorAll(MARKS)[used.place]; // a switch that now says the opposite
+  if (!able(again)) again = element.querySelector("[role=tabpanel]"); // gone: another panel has opened
   if (again) again.focus({ preventScroll: true });
 });

@@ -6,6 +6,7 @@ is, is in `app.runs`.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import logging
 import threading
@@ -14,7 +15,6 @@ import unicodedata
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from app import gpu
@@ -44,9 +44,9 @@ MAX_WAITING = 48
 CANCEL_SECONDS = 0.15  # how long a cancelled run may still stand in line
 
 
-@dataclass
 class Session:
-    """What one visitor has done so far.
+    """What one visitor has done so far. No dataclass: those Gradio writes out in full each time it keeps one, and
+    then forgets what it wrote; with a reading inside, this was half of all the work under load.
 
     Attributes:
         picked: the example (question, answer, gold steps) put into the boxes, if any.
@@ -54,10 +54,20 @@ class Session:
         recorded: which recorded run is shown, None where it is one of `runs`.
     """
 
-    picked: tuple[str, str, tuple[str, ...]] | None = None
-    runs: deque[Run] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
-    recorded: int | None = None
-    _shown: Run | None = None
+    def __init__(self, picked: tuple[str, str, tuple[str, ...]] | None = None):
+        self.picked = picked
+        self.runs: deque[Run] = deque(maxlen=MAX_HISTORY)
+        self.recorded: int | None = None
+        self._shown: Run | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """What Gradio starts a visitor with: experiments on the opening run are the visitor's own, its reading, which
+        nobody changes, is everybody's.
+        """
+        other = Session(self.picked)
+        other.runs.extend(self.runs)
+        other.recorded, other._shown = self.recorded, copy.copy(self._shown)
+        return other
 
     @property
     def run(self) -> Run | None:

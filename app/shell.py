@@ -12,10 +12,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from app import figures
+from app.parts import shorten
 from app.view import PANELS
 
 if TYPE_CHECKING:
-    from app.session import Run, Session
+    from app.runs import Run
+    from app.session import Session
     from app.view import Looking
 
 
@@ -39,8 +41,8 @@ def panel(name: str, body: str, address: str, run: Run | None) -> str:
     if run is not None and name not in ("race", "evidence"):
         head = f'<p class="whose"><q>{escape(run.question)}</q> {escape(figures.verdict(run))}</p>'
     return (
-        f'<div class="panel" id="panel-{name}" role="tabpanel" aria-labelledby="tab-{name}" data-open="{name}" '
-        f'data-address="{escape(address, quote=True)}" data-drawn="{next(_drawn)}">{head}{body}</div>'
+        f'<div class="panel" id="panel-{name}" role="tabpanel" tabindex="-1" aria-labelledby="tab-{name}" '
+        f'data-open="{name}" data-address="{escape(address, quote=True)}" data-drawn="{next(_drawn)}">{head}{body}</div>'
     )
 
 
@@ -52,10 +54,13 @@ def side_by_side(pictures: Sequence[tuple[Run, str]]) -> str:
     """One picture, or two with the run each belongs to."""
     if len(pictures) == 1:
         return pictures[0][1]
+    # By hand one works on the current run alone; the attribute cannot come from a text, where quotes are escaped.
+    (run, first), *others = pictures
+    still = [(other, picture.replace(' data-do="', ' disabled data-do="')) for other, picture in others]
     columns = "".join(
         f'<section class="compared"><p class="whose"><q>{escape(run.question)}</q> '
         f"{escape(run.checkpoint)}, K = {run.num_blocks}. {escape(figures.verdict(run))}</p>{picture}</section>"
-        for run, picture in pictures
+        for run, picture in [(run, first), *still]
     )
     return f'<div class="comparison">{columns}</div>'
 
@@ -66,7 +71,7 @@ def history(session: Session, looking: Looking) -> str:
     for index, run in reversed(list(enumerate(session.runs))):
         current = run is session.run
         compared = run is looking.compared
-        label = f"{run.checkpoint}, K = {run.num_blocks}: {_shorten(run.question, 70)}"
+        label = f"{run.checkpoint}, K = {run.num_blocks}: {shorten(run.question, 70)}"
         beside = (
             ""
             if current
@@ -88,10 +93,6 @@ def _do(act: str, index: int, label: str, pressed: bool, kind: str = "") -> str:
     return f'<button type="button" class="{kind}" aria-pressed="{state}" data-do="{wanted}">{escape(label)}</button>'
 
 
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
 def file(name: str, content: str) -> str:
     """A file that the page's script saves as soon as it comes."""
-    return f'<template data-file="{escape(name, quote=True)}">{escape(content)}</template>'
+    return f'<template data-file="{escape(name, quote=True)}" data-drawn="{next(_drawn)}">{escape(content)}</template>'

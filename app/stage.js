@@ -1,6 +1,8 @@
 // What the drawn parts of the page do in the browser. Runs once per gr.HTML, with `element` and `trigger`; the HTML inside is
 // replaced while a run streams, so every listener sits on `element` and looks for its target when something happens.
 
+pictures(element, () => {}); // full screen, PNG and CSV, as for every other figure
+
 // ---- choosing: an example (question, answer, gold steps), a recorded run (index), a depth or outcome of the gallery (stays in the browser)
 element.addEventListener("click", (event) => {
   const example = event.target.closest("[data-question]");

@@ -26,6 +26,8 @@ PANELS = {
 }
 LONGEST = 4000  # characters of one value of an address
 MOST_KEYS = 12  # of a view
+MOST_STEPS = 20
+VIEW, COMPARED = "v.", "c."  # before the keys of the open panel's view, and of the run beside the current one
 
 
 @dataclass
@@ -34,11 +36,13 @@ class Looking:
     panel: one of `PANELS`.
     views: for every panel, what was selected there by hand; the rest is its own default.
     compared: the run of the history that is shown beside the current one, if any.
+    unread: a run whose memory could not be read, and why.
     """
 
     panel: str = "race"
     views: dict[str, dict[str, str]] = field(default_factory=dict)
     compared: Run | None = None
+    unread: tuple[Run, str] | None = None
 
     def __post_init__(self) -> None:
         # One change after the other: two that come close together are computed by two threads.
@@ -46,7 +50,8 @@ class Looking:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Looking:
         """What Gradio starts a visitor with; locks cannot be copied."""
-        return Looking(self.panel, {panel: dict(view) for panel, view in self.views.items()}, self.compared)
+        views = {panel: dict(view) for panel, view in self.views.items()}
+        return Looking(self.panel, views, self.compared, self.unread)
 
     @property
     def view(self) -> dict[str, str]:
@@ -55,61 +60,104 @@ class Looking:
 
     def open(self, panel: Any) -> None:
         """Another panel; one that does not exist changes nothing."""
-        if panel in PANELS:
+        if isinstance(panel, str) and panel in PANELS:
             self.panel = panel
 
     def select(self, change: Any) -> None:
-        """Changes the view of the open panel."""
+        """Changes the view of the open panel; what is no text changes nothing."""
         if isinstance(change, Mapping):
             for name, value in list(change.items())[:MOST_KEYS]:
-                if len(self.view) < MOST_KEYS or name in self.view:
-                    self.view[str(name)[:40]] = str(value)[:LONGEST]
+                if isinstance(value, str) and (len(self.view) < MOST_KEYS or name in self.view):
+                    self.view[str(name)[:40]] = value[:LONGEST]
 
 
 @dataclass(frozen=True)
 class Address:
-    """The parts of a shared link; texts as they came, not yet checked."""
+    """The parts of a shared link; texts as they came, not yet checked.
+
+    Attributes:
+        steps: gold steps ("<<3+4=7>>").
+        recorded: the number of a recorded run, which is not recomputed.
+        compared: the run beside this one.
+    """
 
     model: str = ""
     question: str = ""
     gold: str = ""
     blocks: int | None = None
     direct: bool = False
+    seed: int = 0
+    steps: tuple[str, ...] = ()
     recorded: int | None = None
     looking: Looking = field(default_factory=Looking)
+    compared: Address | None = None
 
     @classmethod
     def read(cls, query: Mapping[str, str]) -> Address:
         """From the query of an address. Unknown keys are what the open panel makes of them; nothing raises."""
-        known = {key: str(query.get(key, ""))[:LONGEST] for key in ("model", "q", "gold", "k", "direct", "recorded")}
+        text = {key: str(query.get(key, ""))[:LONGEST] for key in ("model", "q", "gold", "k", "direct", "steps")}
         looking = Looking()
         looking.open(query.get("panel"))
-        prefix = "v."
-        looking.select({key[len(prefix) :]: value for key, value in query.items() if key.startswith(prefix)})
+        looking.select(_under(VIEW, query))
+        beside = _without(COMPARED, _under(COMPARED, query))  # one run beside another, not a chain of them
         return cls(
-            known["model"],
-            known["q"],
-            known["gold"],
-            _number(known["k"]),
-            known["direct"] == "1",
-            _number(known["recorded"]),
+            text["model"],
+            text["q"],
+            text["gold"],
+            _number(text["k"]),
+            text["direct"] == "1",
+            _number(str(query.get("seed", "")), 10) or 0,
+            tuple(f"<<{step}>>" for step in text["steps"].split(";")[:MOST_STEPS] if step),
+            _number(str(query.get("recorded", ""))),
             looking,
+            cls.read(_without(COMPARED, query) | beside) if beside else None,
         )
 
 
 def query(run: Run | None, looking: Looking, model: str | None, recorded: int | None = None) -> str:
-    """The query that brings all this back: "?model=rim-tiny&q=…&panel=layers&v.mode=tuned+lens"."""
-    parts: dict[str, Any] = {"model": model or (run.checkpoint if run else "")}
-    if recorded is not None:
-        parts["recorded"] = recorded
-    elif run is not None and run.status in ("done", "loaded"):
-        parts |= {"q": run.question, "gold": run.gold or "", "k": run.num_blocks}
-        parts |= {"direct": 1} if "direct" in run.lanes else {}
+    """The query that brings all this back: "?model=rim-tiny&q=…&panel=layers&v.mode=tuned+lens".
+
+    Args:
+        model: the checkpoint that is chosen, for what shows no run.
+        recorded: the number of the recorded run that `run` is, if it is one.
+    """
+    asked = _asked(run) if run is not None and looking.panel != "evidence" else {}
+    parts: dict[str, Any] = asked or {"model": model}
+    if asked and run is not None and recorded is not None:
+        parts = {"model": run.checkpoint, "recorded": recorded}
+    said = {key: value for key, value in parts.items() if value not in ("", None)}
+    beside = _asked(looking.compared) if asked and looking.compared is not None else {}
+    # What the link says of the one run holds for the other, too, where it says nothing else.
+    said |= {COMPARED + key: value for key, value in beside.items() if value != parts.get(key, "")}
     if looking.panel != "race":
-        parts["panel"] = looking.panel
-        parts |= {f"v.{name}": value for name, value in looking.view.items()}
-    return "?" + urlencode({key: value for key, value in parts.items() if value not in ("", None)})
+        said["panel"] = looking.panel
+        said |= {VIEW + name: value for name, value in looking.view.items() if value}
+    return "?" + urlencode(said)
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else None
+def _asked(run: Run) -> dict[str, Any]:
+    """The keys from which a run can be computed again; none of a run that is not over, or too long for an address."""
+    steps = [step.removeprefix("<<").removesuffix(">>") for step in run.steps]
+    if run.status not in ("done", "loaded") or len(run.question) > LONGEST:
+        return {}
+    return {
+        "model": run.checkpoint,
+        "q": run.question,
+        "gold": run.gold or "",
+        "k": run.num_blocks,
+        "direct": 1 if "direct" in run.lanes else "",
+        "seed": run.seed or "",
+        "steps": ";".join(steps) if not any(";" in step for step in steps) else "",
+    }
+
+
+def _under(prefix: str, query: Mapping[str, str]) -> dict[str, str]:
+    return {key[len(prefix) :]: value for key, value in query.items() if key.startswith(prefix)}
+
+
+def _without(prefix: str, query: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in query.items() if not key.startswith(prefix)}
+
+
+def _number(text: str, digits: int = 3) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None

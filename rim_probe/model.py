@@ -104,14 +104,18 @@ class RiM:
         if method not in METHODS:
             raise RiMError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
         ids = self.encode_question(question)
+        remedy = "shorten the question"
         if method == "memory":
-            ids = ids + self.encoder.block_ids * self.layout.check_blocks(num_blocks)
+            blocks = self.layout.check_blocks(num_blocks)
+            ids = ids + self.encoder.block_ids * blocks
+            if blocks:
+                remedy += " or use fewer blocks"
         elif method == "direct":
             ids = ids + self.encoder.marker_ids
         if len(ids) + _MINIMUM_ROOM > self.max_length:
             raise QuestionError(
                 f"The question needs {len(ids)} tokens with its prompt, but this model reads at most "
-                f"{self.max_length - _MINIMUM_ROOM}; shorten the question."
+                f"{self.max_length - _MINIMUM_ROOM}; {remedy}."
             )
         return ids
 

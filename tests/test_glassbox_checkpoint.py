@@ -14,6 +14,7 @@ from rim_probe.glassbox.build import build
 from rim_probe.model import RiM
 from rim_probe.probing.interventions import Variant, intervene_many
 from rim_probe.probing.study import load_models
+from rim_probe.probing.trial import try_counterfactual
 from rim_probe.problems import is_correct, read_problems
 
 FOLDER = Path(__file__).parent.parent / "checkpoints" / "glass-box"
@@ -96,6 +97,10 @@ def test_more_blocks_than_its_context_holds_are_refused_in_a_sentence(models):
         answer(models["memory"], problem.question, "memory", num_blocks=40)
 
 
-def test_its_examples_are_of_the_report_split():
+def test_every_block_of_its_examples_can_be_tried_and_the_predicted_answer_comes(models):
     examples = load_examples(FOLDER)
-    assert len(examples) == 9 and set(examples) <= set(all_problems()["report"])
+    assert len(set(examples)) == 9 and set(examples) <= set(all_problems()["report"])
+    for problem in examples:
+        for block in (1, 2, 3):
+            trial = try_counterfactual(models["memory"], problem, None, block=block)
+            assert trial["came"] and trial["control"]["outcome"] != "expected"

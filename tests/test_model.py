@@ -756,9 +756,15 @@ def test_a_question_longer_than_the_context(make_rim, method, extra):
     fits = "?" * room
     assert len(rim.encode_text(fits)) == room
     assert len(rim.prompt_ids(fits, method)) == 62
-    with pytest.raises(QuestionError, match="needs 63 tokens .* reads at most 62; shorten the question") as caught:
+    remedy = "shorten the question" + (" or use fewer blocks" if method == "memory" else "")
+    with pytest.raises(QuestionError, match=rf"needs 63 tokens .* reads at most 62; {remedy}\.$") as caught:
         rim.prompt_ids(fits + "?", method)
     one_sentence(caught)
+
+
+def test_without_blocks_there_are_none_to_leave_out(make_rim):
+    with pytest.raises(QuestionError, match=r"; shorten the question\.$"):
+        make_rim(context=64).prompt_ids("?" * 64, "memory", 0)
 
 
 def test_unknown_words_are_named_once_in_order():

@@ -28,8 +28,9 @@ from app.session import (
 )
 from rim_probe.errors import RiMError, UnknownWordsError
 from rim_probe.memory import MemoryLayout
+from rim_probe.pictures.parts import script
 
-STAGE_JS = (Path(__file__).parent.parent / "stage.js").read_text(encoding="utf-8")
+STAGE_JS = script() + (Path(__file__).parent.parent / "stage.js").read_text(encoding="utf-8")
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 

@@ -36,6 +36,13 @@ element.addEventListener("click", (event) => {
 try {
   if (localStorage.getItem(seen)) trigger("select", { step: "close" });
 } catch {}
+// The card of a step stays at the top of the window: what is brought into view must not be brought under it.
+watch("value", () =>
+  requestAnimationFrame(() => {
+    const height = element.querySelector(".tour-number") ? element.offsetHeight : 0;
+    document.documentElement.style.setProperty("--tour", `${height}px`);
+  }),
+);
 """
 KNOWN, TRAINED = "glass-box", "rim-tiny"
 TITLES = (
@@ -46,8 +53,8 @@ TITLES = (
     "The same on a trained model",
 )
 INVITATION = (
-    '<section class="tour" aria-label="Tour"><p><b>New here?</b> One minute, five steps, one real experiment: take a '
-    "thought out of a model’s memory and watch the answer change.</p>"
+    '<section class="tour invitation" aria-label="Tour"><p><b>New here?</b> One minute, five steps, one real '
+    'experiment<span class="more">: take a thought out of a model’s memory and watch the answer change</span>.</p>'
     '<p class="tour-steps"><button type="button" class="go" data-step="1">Take the tour</button>'
     '<button type="button" class="link" data-step="close">Not now</button></p></section>'
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rim_probe.pictures.matches import Decode, Explicit, decodes, explicit_steps
+from rim_probe.pictures.matches import Decode, Explicit, claims, decodes, explicit_steps
 from rim_probe.pictures.parts import (
     Choice,
     Picture,
@@ -28,6 +28,7 @@ from rim_probe.pictures.parts import (
     plain_step,
     term,
 )
+from rim_probe.problems import is_correct
 
 TITLE = "Memory blocks beside explicit steps"
 OWN = "own"
@@ -55,7 +56,11 @@ def draw(reading: Mapping[str, Any], *, step: str = OWN) -> Picture:
     if not reading["readouts"]:
         return missing("blocks", TITLE, "This question was answered without memory blocks.", view)
     rows, read = explicit_steps(reading), decodes(reading, step)
-    cards = [_Card(reading, readout, read.get(readout["block"])) for readout in reading["readouts"]]
+    testable = claims(reading) if step == OWN else {}  # other readings of a block are looked at, not claimed
+    cards = [
+        _Card(reading, readout, read.get(readout["block"]), readout["block"] in testable)
+        for readout in reading["readouts"]
+    ]
     body = (
         f'<div class="blocks-board{"" if rows else " alone"}">{_heads(reading, rows)}'
         f'<ol class="blocks-cards">{"".join(card.html() for card in cards)}</ol>'
@@ -145,7 +150,7 @@ def _heads(reading: Mapping[str, Any], rows: Sequence[Explicit]) -> str:
         return left + '<div class="blocks-head blocks-head-steps"><b>Known solution</b></div>'
     gold, sign = reading.get("gold"), ""
     if gold is not None and chain.get("value") is not None:
-        sign = _sign(chain["value"] == gold)
+        sign = _sign(is_correct(chain["value"], gold))
     return (
         f'{left}<div class="blocks-head blocks-head-steps"><b>Chain of thought</b> '
         f"<span>answers {escape(chain.get('value') or 'nothing')} {sign}</span></div>"
@@ -159,8 +164,10 @@ def _sign(right: bool) -> str:
 class _Card:
     """One block: its figures, its HTML and its row of the table."""
 
-    def __init__(self, reading: Mapping[str, Any], readout: Mapping[str, Any], decode: Decode | None):
-        self.block, self.readout, self.decode = readout["block"], readout, decode
+    def __init__(
+        self, reading: Mapping[str, Any], readout: Mapping[str, Any], decode: Decode | None, testable: bool = False
+    ):
+        self.block, self.readout, self.decode, self.testable = readout["block"], readout, decode, testable
         self.words = _of(reading, "words", self.block).get("stage1")
         judged = _of(reading, "correctness", self.block)
         self.chance = judged.get("chance_right")
@@ -184,7 +191,7 @@ class _Card:
             + (
                 f'<button type="button" {do("try_counterfactual", block=str(self.block))}>Test this claim'
                 f'<span class="blocks-label"> (block {self.block})</span></button>'
-                if self.decode
+                if self.testable
                 else ""
             )
             + "</div></article></li>"

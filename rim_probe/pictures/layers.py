@@ -246,7 +246,7 @@ def _table_of(grid: _Grid, chosen: tuple[int, int]) -> str:
             for column in range(len(positions))
         )
         rows.append(f'<tr><th scope="row">{layers[row]}</th>{cells}</tr>')
-    width = "3.9rem" if len(positions) <= 12 or grid.mode["score_name"] == "cosine" else "2.1rem"
+    width = "3.9rem" if len(positions) <= 12 or grid.mode["score_name"] == "cosine" else "1.9rem"
     return (
         '<div class="layers-scroll" tabindex="0" role="region" aria-label="Layers and memory positions">'
         f'<table class="layers-grid" data-grid style="--cell:{width};--columns:{len(positions)}"><thead>'

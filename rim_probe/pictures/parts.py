@@ -165,15 +165,9 @@ class Picture:
 
     def html(self, python: str = "") -> str:
         """The figure with its frame. `python`: the lines that reproduce it, offered by "copy as Python"."""
-        table = (
-            f'<details class="pic-table"><summary>Data as a table</summary><div class="pic-scroll" tabindex="0" '
-            f'role="region" aria-label="Data of {escape(self.title)}">{self.table.html(self.title)}</div></details>'
-            if self.table
-            else ""
-        )
+        table = data_table(self.table, self.title) if self.table else ""
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         tools = ["full", "png"] + (["csv"] if self.table else []) + (["python"] if python else [])
-        row = "".join(f'<button type="button" data-tool="{tool}">{_TOOLS[tool]}</button>' for tool in tools)
         code = f'<pre class="pic-python" hidden>{escape(python)}</pre>' if python else ""
         return (
             f'<figure class="pic pic-{self.panel}" data-panel="{self.panel}" aria-label="{escape(self.title)}">'
@@ -185,7 +179,8 @@ class Picture:
             + (f'<ul class="pic-notes">{notes}</ul>' if notes else "")
             + table
             + code
-            + f'<div class="pic-tools" role="group" aria-label="Take it with you">{row}</div></figure>'
+            + toolbar(tools)
+            + "</figure>"
         )
 
     def save(self, path: str | Path) -> None:
@@ -197,6 +192,20 @@ class Picture:
 
 
 _TOOLS = {"full": "Full screen", "png": "PNG", "csv": "CSV", "python": "Copy as Python"}
+
+
+def data_table(table: Table, title: str) -> str:
+    """A figure's data, folded away until it is wanted."""
+    return (
+        '<details class="pic-table"><summary>Data as a table</summary><div class="pic-scroll" tabindex="0" '
+        f'role="region" aria-label="Data of {escape(title)}">{table.html(title)}</div></details>'
+    )
+
+
+def toolbar(tools: Sequence[str]) -> str:
+    """Buttons that the script `pictures` understands, of "full", "png", "csv" and "python"."""
+    row = "".join(f'<button type="button" data-tool="{tool}">{_TOOLS[tool]}</button>' for tool in tools)
+    return f'<div class="pic-tools" role="group" aria-label="Take it with you">{row}</div>'
 
 
 def missing(panel: str, title: str, why: str, view: Mapping[str, str] | None = None) -> Picture:

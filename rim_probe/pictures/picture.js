@@ -46,7 +46,7 @@ function pictures(root, act) {
     const action = near(event, "[data-do]");
     if (action) act({ do: JSON.parse(action.dataset.do) });
     const tool = near(event, "[data-tool]");
-    if (tool) tools[tool.dataset.tool](tool.closest(".pic"), tool);
+    if (tool) tools[tool.dataset.tool](tool.closest("[data-panel]"), tool);
   });
   root.addEventListener("change", (event) => {
     const key = event.target.dataset && event.target.dataset.viewKey;
@@ -77,11 +77,23 @@ function pictures(root, act) {
     button.textContent = words;
     setTimeout(() => (button.textContent = button.dataset.name), 1600);
   }
+  // The text of a rule that is about something in the picture; a media rule is settled here, where the window is.
+  function rulesFor(picture, rule) {
+    if (rule.media) return matchMedia(rule.conditionText).matches ? [...rule.cssRules].flatMap((inner) => rulesFor(picture, inner)) : [];
+    if (!rule.selectorText) return rule.cssRules && rule.cssRules[0]?.selectorText ? [rule.cssText] : [];
+    const plain = rule.selectorText.replace(/::?(before|after|hover|focus|focus-visible|marker|placeholder)/g, "");
+    try {
+      return picture.matches(plain) || picture.querySelector(plain) ? [rule.cssText] : [];
+    } catch {
+      return [];
+    }
+  }
   const quote = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   const tools = {
     full(picture) {
+      // What holds the picture, where it may be drawn anew: a picture that is replaced would drop out of full screen.
       if (document.fullscreenElement) document.exitFullscreen();
-      else picture.requestFullscreen();
+      else (root === document.body ? picture : root).requestFullscreen();
     },
     csv(picture) {
       const rows = [...picture.querySelectorAll(".pic-table tr")].map((row) =>
@@ -105,17 +117,24 @@ function pictures(root, act) {
       for (const extra of copy.querySelectorAll(".pic-tools, .pic-table, .pic-python")) extra.remove();
       const rules = [...document.styleSheets].flatMap((sheet) => {
         try {
-          return [...sheet.cssRules].map((rule) => rule.cssText).filter((text) => text.includes("pic"));
+          return [...sheet.cssRules].flatMap((rule) => rulesFor(picture, rule));
         } catch {
           return []; // another host's sheet
         }
       });
       const style = getComputedStyle(picture);
-      copy.setAttribute("style", `width:${width}px;padding:16px;background:${style.backgroundColor};font-family:${style.fontFamily.replaceAll('"', "'")};font-size:${style.fontSize}`);
-      for (const name of ["--memory", "--cot", "--ink", "--soft", "--line", "--edge-line", "--paper", "--sheet", "--right", "--wrong", "--serif"])
+      copy.setAttribute("style", `width:${width}px;padding:16px;background:${style.getPropertyValue("--paper")};color:${style.getPropertyValue("--ink")};font-family:${style.fontFamily.replaceAll('"', "'")};font-size:${style.fontSize}`);
+      for (const name of ["--memory", "--cot", "--ink", "--soft", "--line", "--edge-line", "--paper", "--sheet", "--right", "--wrong", "--direct", "--serif"])
         copy.style.setProperty(name, style.getPropertyValue(name));
       copy.querySelectorAll(".lit").forEach((mark) => mark.classList.remove("lit"));
-      const body = new XMLSerializer().serializeToString(copy);
+      // Rules may ask for what the page around is called (Gradio puts its names before every rule).
+      const page = picture.closest(".gradio-container");
+      const around = document.createElement("div");
+      if (page) around.className = `${page.className} ${picture.closest(".dark") ? "dark" : ""}`;
+      around.style.cssText = "all: initial; display: block";
+      around.innerHTML = '<div class="contain"></div>';
+      around.firstChild.append(copy);
+      const body = new XMLSerializer().serializeToString(around);
       const css = rules.join("\n").replaceAll("&", "&amp;").replaceAll("<", "&lt;");
       const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width + 32}" height="${height}"><style>${css}</style><foreignObject width="100%" height="100%">${body}</foreignObject></svg>`;
       const image = new Image();
@@ -130,7 +149,7 @@ function pictures(root, act) {
       canvas.height = 2 * height;
       const pen = canvas.getContext("2d");
       pen.scale(2, 2);
-      pen.fillStyle = style.backgroundColor;
+      pen.fillStyle = style.getPropertyValue("--paper");
       pen.fillRect(0, 0, canvas.width, canvas.height);
       pen.drawImage(image, 0, 0);
       canvas.toBlob((blob) => save(`rim-probe-${picture.dataset.panel}.png`, URL.createObjectURL(blob)));

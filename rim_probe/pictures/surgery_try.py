@@ -9,33 +9,24 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from rim_probe.pictures.matches import claims
 from rim_probe.pictures.parts import do, escape, plain_step
 from rim_probe.pictures.surgery_words import counterfactual_verdict, named
 
 
-def claims(reading: Mapping[str, Any]) -> dict[int, int]:
-    """Block -> the gold step (1-based) that its nearest step says it holds; empty where the steps are not known."""
-    blocks = (reading["probes"].get("steps") or {}).get("blocks", [])
-    return {
-        one["block"]: one["nearest"][0]["gold"]
-        for one in blocks
-        if one.get("match") and one["nearest"] and 0 < one["nearest"][0]["gold"] <= len(reading["steps"])
-    }
-
-
 def draw_try(reading: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
     """The buttons, and the result if there is one."""
-    found = claims(reading)
+    found, steps = claims(reading), reading["steps"] or (reading["chain"] or {"steps": []})["steps"]
     tried = set(result["blocks"]) if result else set()
     row = "".join(
         f'<button type="button" aria-pressed="{"true" if block in tried else "false"}" data-link="block-{block}" '
-        f"{do('try_counterfactual', block=str(block))}>Block {block}: {escape(plain_step(reading['steps'][step - 1]))}"
+        f"{do('try_counterfactual', block=str(block))}>Block {block}: {escape(plain_step(steps[step - 1]))}"
         "</button>"
         for block, step in found.items()
     )
     if row:
         row = f'<div class="pic-choice" role="group" aria-label="Claim to test"><span>Test a claim</span>{row}</div>'
-    elif not reading["steps"]:
+    elif not steps:
         row = '<p class="surgery-note">This needs a question whose steps are known: choose one of the examples.</p>'
     else:
         row = '<p class="surgery-note">No block is read as a step of this problem, so there is no claim to test.</p>'

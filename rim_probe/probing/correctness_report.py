@@ -63,6 +63,8 @@ class Report:
         self.controls = self._controls()
         seen = {problem.steps for split in probe.splits for problem in study.problems(split)}
         self.new = np.array([problem.steps not in seen for problem in study.problems("report")])
+        # Where all final readouts end alike, no AUROC of them exists: goals are then neither met nor missed.
+        self.alike = len(set(self.right[:, -1].tolist())) == 1
 
     # ---------------------------------------------------------------------------------------------------- controls
 
@@ -133,50 +135,61 @@ class Report:
     # ------------------------------------------------------------------------------------------------------- tables
 
     def section(self) -> Section:
-        pooled = {name: self._auroc(scores) for name, scores in self._all().items()}
-        final = {name: self._auroc(scores[:, -1], self.right[:, -1]) for name, scores in self._all().items()}
-        chosen = self.probe.chosen
+        choosing, picked = self._choosing()
+        final = {}
+        if not self.alike:
+            final = {name: self._auroc(scores[:, -1], self.right[:, -1]) for name, scores in self._all().items()}
+        tables = [self._main_table(final), self._block_table(), choosing]
+        if self.alike:
+            return self._section(self._nothing_to_tell(), tables, [], [], picked, None)
         hardest = max(self.controls, key=lambda name: final[name].value)
         gain, lead = (self._lead(other) for other in (self.baselines[OWN], self.controls[hardest]))
         new = self._new_chains()
         split_table, other_splits = self._split_table()
-        choosing, picked = self._choosing()
-        sizes = self._sizes()
-        areas = self._areas()
+        areas = Table(
+            "Answering less: area under the risk-coverage curve, final readout",
+            ["score", "area (smaller is better)"],
+            [[name, value] for name, value in self._areas().items()],
+        )
+        return self._section(
+            self._summary(final, gain, hardest, lead, new, other_splits, picked),
+            [*tables, split_table, self._chain_table(), areas],
+            [self._sizes(), self._coverage_figure()],
+            self._targets(final[self.probe.chosen], gain, hardest, lead, new),
+            picked,
+            new,
+        )
+
+    def _section(
+        self,
+        summary: str,
+        tables: list[Table],
+        figures: list[Figure],
+        targets: list[Target],
+        picked: dict[str, float],
+        new: "NewChains | None",
+    ) -> Section:
         fit, choose = self.probe.splits
-        judge = self.probe.judge
-        targets = self._targets(final[chosen], gain, hardest, lead, new)
         paper = self.probe.judges[PROBE]
         return Section(
             name="correctness",
             title="Will it be right?",
             question="Can a linear probe on the memory blocks tell, before anything is read out, whether a readout "
             "will be right? Does it know more than the probability the readout gives itself?",
-            summary=self._summary(final, gain, hardest, lead, new, other_splits, picked),
+            summary=summary,
             n={fit: len(self.fit.right), choose: len(self.choose.right), "report": self.n}
             | {"report, new chains": int(self.new.sum())},
             settings={
                 "fitted on": fit,
                 "chosen on": choose,
-                "judge": chosen,
+                "judge": self.probe.chosen,
                 "probe": f"layer {paper.layers[-2]}, {paper.view}, C = {paper.penalty}",
-                "judge's C": judge.penalty,
+                "judge's C": self.probe.judge.penalty,
                 "searched": f"{len(OWN_VIEWS)} positions, {len(self.probe.judges)} judges, {len(PENALTIES)} penalties",
                 "AUROC on the choosing split, mean over readouts": dict(self.probe.chosen_scores),
             },
-            tables=[
-                self._main_table(pooled, final),
-                self._block_table(),
-                choosing,
-                split_table,
-                self._chain_table(),
-                Table(
-                    "Answering less: area under the risk-coverage curve, final readout",
-                    ["score", "area (smaller is better)"],
-                    [[name, value] for name, value in areas.items()],
-                ),
-            ],
-            figures=[sizes, self._coverage_figure()],
+            tables=tables,
+            figures=figures,
             targets=targets,
             data={
                 "choosing": picked,
@@ -235,7 +248,8 @@ class Report:
     def _auroc(self, scores: np.ndarray, right: np.ndarray | None = None) -> Estimate:
         return selective.auroc_estimate(scores, self.right if right is None else right, self.seed)
 
-    def _main_table(self, pooled: dict[str, Estimate], final: dict[str, Estimate]) -> Table:
+    def _main_table(self, final: dict[str, Estimate]) -> Table:
+        """`final`: AUROC of the final readout by score; {} where it does not exist."""
         rows: list[list] = []
         for name, scores in self._all().items():
             rank = selective.ranks(scores)
@@ -252,8 +266,10 @@ class Report:
                     (chance, self.right), selective.calibration_error, seed=self.seed, draws=selective.DRAWS
                 )
             label = f"control: {name}" if name in self.controls else name
-            rows.append([label, final[name], pooled[name], *estimates, calibration])
-        rows.append([f"control: {PROBE}, {SHUFFLES} shuffles of outcomes", self._shuffled(), None, None, None, None])
+            rows.append([label, final.get(name), self._auroc(scores), *estimates, calibration])
+        if not self.alike:
+            label = f"control: {PROBE}, {SHUFFLES} shuffles of outcomes"
+            rows.append([label, self._shuffled(), None, None, None, None])
         return Table(
             f"Telling right readouts from wrong ones, {self.study.K} readouts of n = {self.n} problems",
             ["score", "AUROC, final readout", "AUROC, all pooled", "AUPRC of right", "AUPRC of wrong", "ECE"],
@@ -447,6 +463,14 @@ class Report:
             "share of problems answered",
             "right among the answered",
             {"series": series},
+        )
+
+    def _nothing_to_tell(self) -> str:
+        """The summary where all final readouts are right, or all wrong."""
+        return (
+            f"Every one of the {self.n} report problems was answered {'right' if self.right[0, -1] else 'wrong'}, so "
+            "there is nothing to tell apart: the AUROC of the final readout does not exist, and no goal is met or "
+            "missed. What the judge makes of earlier readouts is in the table by block."
         )
 
     def _summary(

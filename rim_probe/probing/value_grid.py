@@ -41,7 +41,7 @@ class Target:
         classes: values, in order of frequency in "fit".
         labels: split -> class index per problem, -1 where it is not scored.
         control: split -> the same for `CONTROL_FUNCTIONS` random functions of the step, [functions, n].
-        asked: problems of "report" that have this quantity, covered or not.
+        asked: split -> problems that have this quantity, scored or not.
     """
 
     step: int | None
@@ -49,7 +49,11 @@ class Target:
     classes: tuple[str, ...]
     labels: dict[str, np.ndarray]
     control: dict[str, np.ndarray]
-    asked: int
+    asked: dict[str, int]
+
+    def covered(self, split: str) -> float:
+        """Share of the problems with this quantity whose value is one of the classes, 0..1."""
+        return int((self.labels[split] >= 0).sum()) / self.asked[split]
 
     @property
     def name(self) -> str:
@@ -87,7 +91,8 @@ def _target(splits: dict[str, Sequence[Problem]], step: int | None, quantity: st
         split: np.array([[-1 if value not in number else draw(text) for value, text in rows] for draw in functions])
         for split, rows in told.items()
     }
-    return Target(step, quantity, classes, labels, control, sum(value is not None for value, _ in told["report"]))
+    asked = {split: sum(value is not None for value, _ in rows) for split, rows in told.items()}
+    return Target(step, quantity, classes, labels, control, asked)
 
 
 def _quantity(problem: Problem, step: int | None, quantity: str) -> tuple[str | None, str]:

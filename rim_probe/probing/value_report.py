@@ -34,7 +34,7 @@ def report(
                 target.name,
                 _cell_name(study, cell),
                 len(labels),
-                len(labels) / target.asked,
+                target.covered("report"),
                 accuracy,
                 selectivity,
                 mean_estimate(chance),

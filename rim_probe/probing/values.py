@@ -55,8 +55,9 @@ class ValueProbes:
     """Linear probes of operands, operators and results; see the head of this module.
 
     Attributes:
-        reads: one dict per target: `step`, `quantity`, `classes`, the `position` and `layer` it is read at, by block
-            the accuracy on "choose" and the temperature of its confidence.
+        reads: one dict per target: `step`, `quantity`, `classes`, `covered` (share of "choose" whose value is one of
+            them), the `position` and `layer` it is read at, by block the accuracy on "choose" (of what is covered) and
+            the temperature of its confidence.
         probes [targets][K]: classifiers at that position and layer, for the screen.
     """
 
@@ -93,6 +94,7 @@ class ValueProbes:
                     "step": target.step,
                     "quantity": target.quantity,
                     "classes": list(target.classes),
+                    "covered": target.covered("choose"),
                     "position": POSITIONS[place],
                     "layer": study.layers[layer],
                     "choose_accuracy": grid.choose[i, place, layer].tolist(),
@@ -128,7 +130,9 @@ class ValueProbes:
 
         Returns:
             {"blocks": [{"block", "values": [{"step", "quantity", "value", "confidence", "accuracy"}]}]}; `accuracy` is
-            that of this probe at this block on "choose", so that a confident but poor probe is known as one.
+            that of this probe at this block on "choose", so that a confident but poor probe is known as one. A value
+            that is no class cannot be named: both are shares of all problems with this quantity, so that neither goes
+            beyond the share whose value is one.
         """
         held = observation.capture
         blocks = []
@@ -137,7 +141,8 @@ class ValueProbes:
             for read, own in zip(self.reads, self.probes, strict=True):
                 fitted = own[block - 1]
                 scores = held.cell(read["layer"], block, read["position"]) @ fitted.weights + fitted.bias
-                confidence = _softmax(scores / read["temperature"][block - 1])[0]
+                covered = read.get("covered", 1.0)  # older probes do not tell
+                confidence = covered * _softmax(scores / read["temperature"][block - 1])[0]
                 best = int(confidence.argmax())
                 values.append(
                     {
@@ -145,7 +150,7 @@ class ValueProbes:
                         "quantity": read["quantity"],
                         "value": read["classes"][best],
                         "confidence": float(confidence[best]),
-                        "accuracy": read["choose_accuracy"][block - 1],
+                        "accuracy": covered * read["choose_accuracy"][block - 1],
                     }
                 )
             blocks.append({"block": block, "values": values})

@@ -24,6 +24,7 @@ from rim_probe.probing.correctness import (
 )
 from rim_probe.probing.judge import cells, fit_judge, own_probability
 from rim_probe.probing.section import Section
+from rim_probe.probing.text import format_section
 
 # ------------------------------------------------------------------------------------------------------------ measures
 
@@ -263,6 +264,23 @@ def test_noise_is_reported_as_noise(monkeypatch):
     # Every chain of this report occurs in the fit.
     assert section.n["report, new chains"] == 0 and "cannot be told" in section.summary
     assert "the goal of 0.90 is missed by 0." in section.summary
+
+
+@pytest.mark.parametrize(("outcome", "word"), [(True, "right"), (False, "wrong")])
+def test_final_readouts_that_all_end_alike_leave_nothing_to_tell_apart(study, probe, monkeypatch, outcome, word):
+    monkeypatch.setattr(selective, "DRAWS", 60)
+    alike = with_new_chains(JudgedStudy())
+    alike._right["report"] = alike.right("report").copy()
+    alike._right["report"][:, -1] = outcome
+    section = probe.score(alike)
+    assert section.summary.startswith(f"Every one of the 250 report problems was answered {word}, so there is nothing")
+    assert section.targets == [] and section.figures == []  # neither met nor missed
+    pages = format_section(section)
+    assert "nan" not in pages and "NOT MET" not in pages
+    table = rows(section, "Telling right")
+    assert all(row["AUROC, final readout"] is None for row in table.values())
+    assert table[PROBE]["AUROC, all pooled"].value > 0.6  # of the other readouts there is something to tell
+    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
 
 
 def test_the_same_seed_gives_the_same_probe(study, probe):

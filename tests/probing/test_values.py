@@ -113,6 +113,19 @@ def test_explain_reads_what_is_planted_also_after_a_round_trip(study, probes):
     assert poor["accuracy"] < 0.4
 
 
+def test_what_is_said_of_a_value_is_no_surer_than_the_classes_cover(study, monkeypatch):
+    """A probe that never met a value reads another one in its place: it may not say "surely"."""
+    monkeypatch.setattr("rim_probe.probing.value_grid.FEWEST_SEEN", 50)  # rare results are no classes
+    probes = ValueProbes.fit(study)
+    (read,) = [read for read in probes.reads if (read["step"], read["quantity"]) == (1, "result")]
+    asked = [p for p in study.problems("choose") if len(p.steps) > 1 and str(result_of(p.steps[0])) != p.answer]
+    known = np.mean([str(result_of(problem.steps[0])) in read["classes"] for problem in asked])
+    assert read["covered"] == pytest.approx(known) and 0.2 < known < 0.9
+    told = probes.explain(observed(study.capture("memory", "report")))
+    (value,) = [v for v in told["blocks"][BLOCK - 1]["values"] if (v["step"], v["quantity"]) == (1, "result")]
+    assert value["confidence"] <= known and value["accuracy"] <= known
+
+
 def test_states_wider_than_the_bound_are_read_through_their_principal_components(monkeypatch):
     monkeypatch.setattr("rim_probe.probing.value_grid.MOST_FEATURES", 24)
     study = planted_study(wide=40)
