@@ -24,7 +24,7 @@ from rim_probe.errors import RiMError
 
 log = logging.getLogger(__name__)
 
-KEPT_READINGS = 32  # of at most 400 kB each
+KEPT_READINGS = 8  # of 2 MB each
 AT_ONCE = 2  # readings and interventions at the same time; more would only slow each other down
 HIGHEST_SEED = 2**32 - 1
 FIELDS = ("question", "tokens", "num_blocks", "gold", "steps", "answer", "provenance", "complaints")

@@ -1,7 +1,7 @@
 """Checks the dictionary of a run that comes from outside: a visitor's file, or one recorded by an older version.
 
 Knows the form of a run and what the page draws of it; what passes can be drawn without a further look. Built from the
-checks of `rim_probe.probing.reading_format`. Does not know how anything is drawn, nor models.
+checks of `rim_probe.probing`. Does not know how anything is drawn, nor models.
 """
 
 from __future__ import annotations
@@ -12,19 +12,9 @@ from typing import Any
 from app.runs import METHODS, RACERS, RUN_FORMAT
 from rim_probe.errors import RiMError
 from rim_probe.memory import MAX_BLOCKS
-from rim_probe.probing.reading_format import (
-    Check,
-    Reading,
-    each,
-    maybe,
-    number,
-    one_of,
-    probability,
-    record,
-    text,
-    truth,
-    whole,
-)
+from rim_probe.probing.checks import Check, each, maybe, number, one_of, record, text, truth, whole
+from rim_probe.probing.experiment_format import counterfactual, surgery
+from rim_probe.probing.reading_format import Reading, probability
 
 FORMATS = (RUN_FORMAT, "rim-probe-run/1")  # the older one knew no steps, seed, reading or experiments
 FINISHED = ("done", "stopped", "loaded")
@@ -58,8 +48,8 @@ def checked(data: Any) -> dict[str, Any]:
                 "date": short,
                 "matched": truth,
                 "status": one_of(*FINISHED),
-                "surgery": maybe(_surgery),
-                "counterfactual": maybe(_counterfactual),
+                "surgery": maybe(surgery),
+                "counterfactual": maybe(counterfactual),
                 **dict.fromkeys(RACERS, _lane),
             },
             optional={method: _lane for method in METHODS if method not in RACERS and data.get(method) is not None},
@@ -121,67 +111,4 @@ def _event(value: Any, at: str) -> dict[str, Any]:
 
 _lane: Check = record(
     {"events": each(_event, most=MOST_TOKENS), "answer": maybe(_answer), "correct": maybe(truth)},
-)
-
-_logs = record({"before": number(), "after": number()})
-_told = record(
-    {
-        "text": text,
-        "value": maybe(text),
-        "probability": probability,
-        "right": maybe(truth),
-        "readouts": each(
-            record({"block": block, "text": text, "value": maybe(text), "probability": probability}), most=MAX_BLOCKS
-        ),
-    }
-)
-
-
-def _actions(value: Any, at: str) -> dict[str, str]:
-    if not isinstance(value, Mapping) or not {str(k) for k in range(1, MAX_BLOCKS + 1)}.issuperset(value):
-        raise ValueError(f"{at} should name actions by block")
-    return {key: one_of("blank", "noise", "swap")(action, f"{at}.{key}") for key, action in value.items()}
-
-
-_surgery = record(
-    {
-        "format": one_of("rim-probe-surgery/1"),
-        "question": text,
-        "num_blocks": block,
-        "actions": _actions,
-        "layers": each(whole(0, 512), 2),
-        "partner": maybe(text),
-        "seed": whole(-(2**63), 2**63),
-        "gold": maybe(text),
-        "before": _told,
-        "after": _told,
-        "answer_changed": truth,
-        "changed_blocks": each(block, most=MAX_BLOCKS),
-        "answer_log_probability": _logs,
-        "gold_probability": maybe(_logs),
-        "control": maybe(
-            record({"what": text, "value": maybe(text), "answer_changed": truth, "answer_log_probability": number()})
-        ),
-    },
-    optional={"unrelated": maybe(text)},
-)
-_problem = record({"question": text, "steps": each(text, most=100), "answer": text})
-_counterfactual = record(
-    {
-        "format": one_of("rim-probe-counterfactual/1"),
-        "problem": _problem,
-        "partner": _problem,
-        "change": text,
-        "step": whole(1, 100),
-        "blocks": each(block, most=MAX_BLOCKS),
-        "claimed": text,
-        "brought": text,
-        "layers": each(whole(0, 512), 2),
-        **dict.fromkeys(("expected", "own", "partner_answer", "said"), text),
-        "outcome": one_of("expected", "own", "partner", "other"),
-        "came": truth,
-        "surgery": _surgery,
-        "control": maybe(record({"what": text, "said": text, "outcome": text})),
-        "sentence": text,
-    }
 )

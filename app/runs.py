@@ -8,7 +8,10 @@ download, what the API returns and what is committed under `app/recorded/`. Does
 from __future__ import annotations
 
 import json
+import threading
+import weakref
 import zlib
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,25 +79,31 @@ class Run:
     seed: int = 0
     surgery: dict[str, Any] | None = None
     counterfactual: dict[str, Any] | None = None
-    _reading: dict[str, Any] | None = field(default=None, init=False, repr=False)
-    _folded: bytes | None = field(default=None, init=False, repr=False)
+    _held: dict[str, Any] | bytes | None = field(default=None, init=False, repr=False)
 
     @property
     def reading(self) -> dict[str, Any] | None:
         """What the probes say (`rim_probe.probing.reading`), filled in after the race; not to be changed in place."""
-        if self._folded is not None:
-            self._reading, self._folded = json.loads(zlib.decompress(self._folded)), None
-        return self._reading
+        held = self._held
+        if isinstance(held, bytes):
+            held = self._held = json.loads(zlib.decompress(held))
+        if held is not None:
+            _unpacked(self)
+        return held
 
     @reading.setter
     def reading(self, reading: dict[str, Any] | None) -> None:
-        self._reading, self._folded = reading, None
+        self._held = reading
+        if reading is not None:
+            _unpacked(self)
 
     def fold(self) -> None:
         """Packs the reading away until somebody asks for it: 2 MB become 40 kB, and come back within 10 ms."""
-        if self._reading is not None:
-            packed = zlib.compress(json.dumps(self._reading, ensure_ascii=False).encode())
-            self._reading, self._folded = None, packed
+        held = self._held
+        if isinstance(held, dict):
+            packed = zlib.compress(json.dumps(held, ensure_ascii=False).encode())
+            if self._held is held:
+                self._held = packed
 
     def drawable(self) -> dict[str, Any] | None:
         """The reading with the experiments on it, as `rim_probe.pictures.draw` takes it; None before it is there."""
@@ -153,3 +162,21 @@ class Run:
         run = cls(**data | {"steps": tuple(data["steps"]), "lanes": lanes})
         run.reading = reading
         return run
+
+
+# The runs whose readings lie unpacked, the one looked at last at the end. Visitors come and go, and Gradio keeps what
+# they did for an hour and more; all of them together hold no more than this many whole readings.
+UNPACKED = 24
+_open: OrderedDict[int, weakref.ref[Run]] = OrderedDict()
+_open_lock = threading.Lock()
+
+
+def _unpacked(run: Run) -> None:
+    """Notes that a run is looked at, and packs away the one that has not been for longest."""
+    with _open_lock:
+        _open[id(run)] = weakref.ref(run)
+        _open.move_to_end(id(run))
+        oldest = [_open.popitem(last=False)[1]() for _ in range(len(_open) - UNPACKED)]
+    for one in oldest:
+        if one is not None:
+            one.fold()

@@ -80,8 +80,8 @@ def serve(
         mcp = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
     if mcp and importlib.util.find_spec("mcp") is None:
         raise RiMError("Tools for language models need another package; `pip install 'gradio[mcp]==6.31.0'` adds it.")
-    # Gradio keeps statistics that nobody here reads, and computes them anew over all it keeps after every single event:
-    # with its own limits that took longer than a panel.
+    # Gradio keeps statistics that nobody here reads, and computes them anew after every single event: 25 ms each time,
+    # as long as a panel takes.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
     _, url, _ = demo.queue().launch(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -42,7 +43,8 @@ def panel(name: str, body: str, address: str, run: Run | None) -> str:
         head = f'<p class="whose"><q>{escape(run.question)}</q> {escape(figures.verdict(run))}</p>'
     return (
         f'<div class="panel" id="panel-{name}" role="tabpanel" tabindex="-1" aria-labelledby="tab-{name}" '
-        f'data-open="{name}" data-address="{escape(address, quote=True)}" data-drawn="{next(_drawn)}">{head}{body}</div>'
+        f'data-open="{name}" data-address="{escape(address, quote=True)}" data-drawn="{next(_drawn)}">'
+        f"{head}{body}</div>"
     )
 
 
@@ -56,7 +58,7 @@ def side_by_side(pictures: Sequence[tuple[Run, str]]) -> str:
         return pictures[0][1]
     # By hand one works on the current run alone; the attribute cannot come from a text, where quotes are escaped.
     (run, first), *others = pictures
-    still = [(other, picture.replace(' data-do="', ' disabled data-do="')) for other, picture in others]
+    still = [(other, re.sub(r' (?=data-do(-input)?=")', " disabled ", picture)) for other, picture in others]
     columns = "".join(
         f'<section class="compared"><p class="whose"><q>{escape(run.question)}</q> '
         f"{escape(run.checkpoint)}, K = {run.num_blocks}. {escape(figures.verdict(run))}</p>{picture}</section>"

@@ -30,28 +30,27 @@ MOST_STEPS = 20
 VIEW, COMPARED = "v.", "c."  # before the keys of the open panel's view, and of the run beside the current one
 
 
-@dataclass
 class Looking:
-    """Attributes:
-    panel: one of `PANELS`.
-    views: for every panel, what was selected there by hand; the rest is its own default.
-    compared: the run of the history that is shown beside the current one, if any.
-    unread: a run whose memory could not be read, and why.
+    """What one visitor looks at. No dataclass, for the reason that `app.session.Session` gives.
+
+    Attributes:
+        panel: one of `PANELS`.
+        views: for every panel, what was selected there by hand; the rest is its own default.
+        compared: the run of the history that is shown beside the current one, if any.
+        unread: a run whose memory could not be read, and why.
+        lock: one change after the other, since two that come close together are computed by two threads.
     """
 
-    panel: str = "race"
-    views: dict[str, dict[str, str]] = field(default_factory=dict)
-    compared: Run | None = None
-    unread: tuple[Run, str] | None = None
-
-    def __post_init__(self) -> None:
-        # One change after the other: two that come close together are computed by two threads.
+    def __init__(self, panel: str = "race", views: Mapping[str, Mapping[str, str]] | None = None):
+        self.panel = panel
+        self.views = {name: dict(view) for name, view in (views or {}).items()}
+        self.compared: Run | None = None
+        self.unread: tuple[Run, str] | None = None
         self.lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Looking:
         """What Gradio starts a visitor with; locks cannot be copied."""
-        views = {panel: dict(view) for panel, view in self.views.items()}
-        return Looking(self.panel, views, self.compared, self.unread)
+        return Looking(self.panel, self.views)
 
     @property
     def view(self) -> dict[str, str]:
@@ -121,7 +120,9 @@ def query(run: Run | None, looking: Looking, model: str | None, recorded: int | 
         model: the checkpoint that is chosen, for what shows no run.
         recorded: the number of the recorded run that `run` is, if it is one.
     """
-    asked = _asked(run) if run is not None and looking.panel != "evidence" else {}
+    # The evidence is that of the chosen checkpoint, which may have asked nothing yet.
+    shown = run is not None and (looking.panel != "evidence" or model in (None, run.checkpoint))
+    asked = _asked(run) if run is not None and shown else {}
     parts: dict[str, Any] = asked or {"model": model}
     if asked and run is not None and recorded is not None:
         parts = {"model": run.checkpoint, "recorded": recorded}

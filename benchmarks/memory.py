@@ -9,11 +9,13 @@ import argparse
 import asyncio
 import statistics
 import sys
+import time
 
 import psutil
 
 from benchmarks.load import CHECKPOINT
 from benchmarks.visitor import examples, memory, ready, server
+from rim_probe.options import open_card
 
 WARM_UP = 100  # runs
 EVERY = 25  # runs
@@ -39,16 +41,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.split("\n\n")[0])
     parser.add_argument("--runs", type=int, default=1000, help="how many (default: 1000)")
     parser.add_argument("--port", type=int, default=7889, help="port of the server it starts (default: 7889)")
+    parser.add_argument("--card", help="put the result between <!-- memory --> and <!-- /memory --> of a Markdown file")
     flags = parser.parse_args(arguments)
+    card = open_card(flags.card, "memory") if flags.card else None
     with server(flags.port) as (url, process):
         points = asyncio.run(measure(url, process, flags.runs))
-    late = [(number, size) for number, size in points if number > WARM_UP]
-    if len(late) > 1:
-        slope = statistics.linear_regression(*zip(*late, strict=True)).slope
-        print(
-            f"after {WARM_UP} runs: {slope / 1e3:+.1f} kB a run, {late[0][1] / 1e6:.0f} to {late[-1][1] / 1e6:.0f} MB"
-        )
+    text = report(points)
+    if card:
+        card(text)
+    print(text, end="")
     return 0
+
+
+def report(points: list[tuple[int, int]]) -> str:
+    late = [(number, size) for number, size in points if number > WARM_UP]
+    if len(late) < 2:
+        return f"Fewer than {WARM_UP + 2 * EVERY} runs tell nothing.\n"
+    slope = statistics.linear_regression(*zip(*late, strict=True)).slope
+    first, last = late[0], late[-1]
+    return (
+        f"Memory of the server (RSS) after {first[0]} runs {first[1] / 1e6:,.0f} MB, after {last[0]:,} runs "
+        f"{last[1] / 1e6:,.0f} MB: {slope / 1e3:+.1f} kB a run; {time.strftime('%Y-%m-%d')}.\n"
+    )
 
 
 if __name__ == "__main__":

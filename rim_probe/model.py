@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from rim_probe.memory import MemoryLayout
 
 METHODS = ("memory", "cot", "direct")
 ADAPTER_FILE = "adapter_config.json"
+_LOADING = threading.Lock()  # transformers ties weights wrongly, and then misses them, when two threads load at once
 _MINIMUM_ROOM = 2  # a prompt must leave room for one answer token and EOS
 
 
@@ -229,17 +231,19 @@ def load_base(path: str | Path, dtype: torch.dtype | None = None, attention: str
 def _load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | None) -> PreTrainedModel:
     source, gguf = _source(path)
     _check_shards(Path(path) / "model.safetensors.index.json")
+    # Unpacked and no longer called quantized, for what is can be neither trained nor saved.
+    kind = gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype or torch.float32,
-            attn_implementation=attention or "sdpa",
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, in a sentence
-            # Unpacked and no longer called quantized, for what is can be neither trained nor saved.
-            **(gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}),
-        )
+        with _LOADING:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype or torch.float32,
+                attn_implementation=attention or "sdpa",
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, in a sentence
+                **kind,
+            )
     except Exception as error:  # transformers, safetensors and gguf raise a dozen kinds; a user needs one sentence
         raise CheckpointError(
             f"The weights in {path} cannot be loaded ({_first_line(error)}); restore its safetensors and config.json."

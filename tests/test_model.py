@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -792,3 +793,10 @@ def test_the_sentence_about_unknown_words_stays_short_and_legible():
     with pytest.raises(UnknownWordsError, match=" …; please") as caught:
         rim.encode_question(" ".join(f"{'x' * i}yz" for i in range(50)))
     assert len(caught.value.words) == 50 and len(one_sentence(caught)) < 300
+
+
+def test_two_threads_may_load_at_once(small_checkpoint):
+    """As the page does when visitors choose different models; tied weights went missing."""
+    with ThreadPoolExecutor(4) as threads:
+        for rim in threads.map(RiM.from_pretrained, [small_checkpoint] * 12):
+            assert rim.model.lm_head.weight is rim.model.model.embed_tokens.weight

@@ -13,7 +13,7 @@ import pytest
 from app import figures
 from app.models import ModelShelf
 from app.panels.race import Race, pick
-from app.runs import METHODS, Lane, Run
+from app.runs import METHODS, UNPACKED, Lane, Run
 from app.session import MAX_HISTORY, Session, Turnstile, race
 from app.words import why
 from rim_probe.errors import RiMError
@@ -148,7 +148,7 @@ def test_history_is_bounded_and_folds_what_is_not_shown(run):
     for one in runs:
         session.add(one)
     assert list(session.runs) == runs[3:] and session.run is runs[-1] and session.shown == MAX_HISTORY - 1
-    assert runs[-1]._folded is None and all(one._folded is not None for one in runs[:-1])
+    assert isinstance(runs[-1]._held, dict) and all(isinstance(one._held, bytes) for one in runs[:-1])
     assert session.show(0) is runs[3] is session.run
     assert session.run.reading == run.reading
     with pytest.raises(RiMError, match="no longer"):
@@ -245,3 +245,12 @@ def test_no_reason_for_a_race_that_was_stopped():
 def test_reading_a_file_needs_no_torch():
     code = "import sys, app.run_format, app.recorded, app.outcomes; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_only_the_readings_looked_at_last_lie_unpacked():
+    crowd = [Run("small", f"Question {number}?", None, 1) for number in range(UNPACKED + 5)]
+    for number, run in enumerate(crowd):
+        run.reading = {"number": number}
+    assert [isinstance(run._held, dict) for run in crowd] == [False] * 5 + [True] * UNPACKED
+    assert crowd[0].reading == {"number": 0} and isinstance(crowd[5]._held, bytes)
+    assert crowd[5].reading == {"number": 5}

@@ -17,7 +17,9 @@ from starlette.requests import Request
 
 from app import gpu, preview, serving
 from app.demo import build_demo
-from app.models import ModelShelf
+from app.models import ModelShelf, describe_machine
+from app.runs import Run
+from app.session import Turnstile, race
 from benchmarks.visitor import ANSWERED, Visitor, Watch
 from rim_probe.errors import QuestionError, RiMError, UnknownWordsError
 
@@ -213,6 +215,19 @@ def test_sentences_come_back_from_a_lent_gpu(lent):
     lent.error = "You have exceeded your <a href='x'>GPU quota</a>."
     with pytest.raises(RiMError, match="No GPU could be had: You have exceeded your GPU quota."):
         gpu.call(double, {}, 1)
+
+
+def test_a_race_on_a_lent_gpu(lent, small_checkpoint):
+    shelf, cancel = ModelShelf(small_checkpoint.parent, device="cpu"), threading.Event()
+    shelf.place()
+    models = shelf.wait("small", cancel, seconds=0)  # there at once, for it was loaded before the page is served
+    roles, readers = shelf.wait_readers("small", cancel, seconds=0)
+    assert {id(models), id(roles), id(readers), id(models["memory"])} <= set(gpu._staying)
+    assert "lent by ZeroGPU" in describe_machine(models)
+    run = Run("small", shelf.examples("small")[0].question, None, 3)
+    steps = list(race(models, run, cancel, Turnstile()))
+    assert steps[-1] is run and run.status == "done" and lent.closed == 1
+    assert all(lane.answer is not None for lane in run.lanes.values())
 
 
 def test_elsewhere_functions_run_as_they_are(monkeypatch):

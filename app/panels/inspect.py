@@ -356,7 +356,7 @@ class Inspector:
         return f"With K = {run.num_blocks} the answer is {now}; with K = {before.num_blocks} it was {was}."
 
     def _history(self, session: Session, looking: Looking, act: str, index: str) -> None:
-        shown, other = session.run, looking.compared
+        shown = session.run
         if act == "apart":
             looking.compared = None
         elif not index.isdecimal() or int(index) >= len(session.runs):
@@ -365,8 +365,6 @@ class Inspector:
             looking.compared = session.runs[int(index)]
         elif session.show(int(index)) is not shown:
             looking.views["surgery"] = view_of_done(session.run)
-        if other is not None and other is not session.run and other is not looking.compared:
-            other.fold()
 
     # ---------------------------------------------------------------------------------------------------------- files
 

@@ -6,6 +6,7 @@ buttons (`Race.answer`, `Inspector`). Offered only where both checkpoints are th
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,15 +16,18 @@ from typing import Any
 import gradio as gr
 
 from app import figures
-from app.panels.inspect import Inspector
+from app.hands import view_of_done
+from app.panels.inspect import FAILED, Inspector
 from app.panels.race import Race
 from app.runs import Run
 from app.session import Session
 from app.view import Looking
 from rim_probe.errors import RiMError
 from rim_probe.pictures.parts import plain_step
-from rim_probe.pictures.surgery_words import named
+from rim_probe.pictures.surgery_words import counterfactual_verdict, named
 from rim_probe.problems import Problem
+
+log = logging.getLogger(__name__)
 
 SCRIPT = """
 const seen = "rim-probe-tour";
@@ -80,13 +84,16 @@ class Tour:
         if wanted not in [str(number) for number in range(1, len(TITLES) + 1)]:
             yield {"tour": AGAIN}
             return
-        number = int(wanted)
+        number, over = int(wanted), {"notice": "", "stop": gr.Button(interactive=False)}
         yield {"tour": _card(number, "…", busy=True)}
         cancel = self.race.cancellations.start(request.session_hash)
         try:
             yield from self._step(number, session, looking, cancel)
         except RiMError as error:
-            yield {"tour": _card(number, escape(str(error)))}
+            yield {"tour": _card(number, escape(str(error)), failed=True), **over}
+        except Exception:  # whatever a model can raise, a visitor gets a sentence and the log gets the rest
+            log.exception("step %s of the tour failed", number)
+            yield {"tour": _card(number, FAILED, failed=True), **over}
         finally:
             self.race.cancellations.finish(request.session_hash, cancel)
 
@@ -100,9 +107,10 @@ class Tour:
             yield from self.inspector.ask(self._problem(name), name, session, looking, cancel)
             run = session.run
             if run is None or run.reading is None:
-                return
+                raise RiMError("The race was stopped, so the tour waits here; take this step again to go on.")
         if number >= 3 and (run.counterfactual is None or number == len(TITLES)):
-            self.inspector.counterfactual(run, looking, "2" if number < len(TITLES) else "")
+            self.inspector.hands.test_claim(run, "2" if number < len(TITLES) else "")
+            looking.views["surgery"] = view_of_done(run)
         shown = run.counterfactual
         if number == 3:  # the experiment itself is step 4: until then only its prediction is on the page
             run.surgery = run.counterfactual = None
@@ -157,40 +165,33 @@ def _prediction(run: Run, shown: Any) -> str:
 
 
 def _outcome(run: Run, shown: Any) -> str:
-    predicted, said = escape(shown["expected"]), escape(str(shown["said"]))
-    verdict = (
-        f"predicted {predicted}, and it says <b>{said}</b>. The claim held: this block is what the answer is made from."
-        if shown["came"]
-        else f"predicted {predicted}, but it says <b>{said}</b>. The claim failed."
-    )
     control = shown.get("control")
     beside = f" The control, {escape(control['what'])}, gives {escape(str(control['said']))}." if control else ""
-    return f"Block 2 was taken from the second question, and the model answered again: {verdict}{beside}"
+    return (
+        "Block 2 was taken from the second question, and the model answered again: predicted "
+        f"{escape(shown['expected'])}, and it says <b>{escape(str(shown['said']) or 'nothing')}</b>.{beside} "
+        f"{escape(counterfactual_verdict(shown)[0])}"
+    )
 
 
 def _trained(run: Run, shown: Any) -> str:
     blocks = shown["blocks"]
-    held = f"Its {named(blocks)} also {'lies' if len(blocks) == 1 else 'lie'} near a step"
-    said = escape(str(shown["said"]))
-    verdict = (
-        f"expected {escape(shown['expected'])}, and it says <b>{said}</b>: here the claim held, this once."
-        if shown["came"]
-        else f"expected {escape(shown['expected'])}, but it says <b>{said}</b>. What was decoded there is not what "
-        "this answer is made from."
-    )
+    control = shown.get("control")
+    beside = f" (control: {escape(str(control['said']))})" if control else ""
     return (
-        f"<b>{TRAINED}</b> learnt its weights. {held}, "
-        f"<b>{escape(plain_step(shown['claimed']))}</b>, so the same experiment was run: {verdict} One trial proves "
-        "little; <b>Evidence</b> has the test over hundreds of pairs. Now it is your turn: ask your own question, "
-        "blank a block, and see what happens."
+        f"<b>{TRAINED}</b> learnt its weights. Its {named(blocks)} {'lies' if len(blocks) == 1 else 'lie'} nearest to "
+        f"a step of its question, too: <b>{escape(plain_step(shown['claimed']))}</b>. The same experiment: expected "
+        f"{escape(shown['expected'])}, and it says <b>{escape(str(shown['said']) or 'nothing')}</b>{beside}. "
+        f"{escape(counterfactual_verdict(shown)[0])} One trial proves little; <b>Evidence</b> has the test over many "
+        "pairs. Now it is your turn: ask your own question, blank a block, and see what happens."
     )
 
 
-def _card(number: int, text: str, busy: bool = False) -> str:
+def _card(number: int, text: str, busy: bool = False, failed: bool = False) -> str:
     last = number == len(TITLES)
     back = f'<button type="button" class="link" data-step="{number - 1}">Back</button>' if number > 1 else ""
-    forward = "close" if last else str(number + 1)
-    label = "Finish" if last else "Run the experiment" if number == 3 else "Next"
+    forward = str(number) if failed else "close" if last else str(number + 1)
+    label = "Try again" if failed else "Finish" if last else "Run the experiment" if number == 3 else "Next"
     disabled = " disabled" if busy else ""
     return (
         f'<section class="tour" aria-label="Tour" aria-live="polite"><h2><span class="tour-number">{number} of '

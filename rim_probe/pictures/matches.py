@@ -46,13 +46,6 @@ class Decode:
         return self.row is not None and (self.row + 1 if self.gold is None else self.gold) == self.index
 
     @property
-    def claim(self) -> int | None:
-        """The known step (1-based; of the solution, else of the chain) that the block is read as; None for no one."""
-        if self.gold is not None:
-            return self.gold or None
-        return None if self.row is None else self.row + 1
-
-    @property
     def mark(self) -> tuple[str, str]:
         """A class and a sentence on what it equals."""
         if self.gold is None:
@@ -95,9 +88,9 @@ def decodes(reading: Mapping[str, Any], step: str = "own") -> dict[int, Decode]:
 
 
 def claims(reading: Mapping[str, Any]) -> dict[int, int]:
-    """Block -> the known step (1-based) that its decode equals: what can be put to the test. A block that is read as
-    something else claims nothing, whichever step it was read for."""
-    return {block: one.claim for block, one in decodes(reading).items() if one.claim is not None}
+    """Block -> the known step (1-based) that it was read for and is read as: what can be put to the test. A block that
+    is read as something else claims nothing."""
+    return {block: one.index for block, one in decodes(reading).items() if one.exact}
 
 
 def _places(written: Sequence[str], gold: Sequence[str]) -> list[int]:

@@ -210,7 +210,9 @@ def toolbar(tools: Sequence[str]) -> str:
 
 def missing(panel: str, title: str, why: str, view: Mapping[str, str] | None = None) -> Picture:
     """A panel that has nothing to show says why instead."""
-    return Picture(panel, title, escape(why), "Another checkpoint or question may have it.", "", view=view or {})
+    return Picture(
+        panel, title, escape(why), "Another checkpoint, question or number of blocks may have it.", "", view=view or {}
+    )
 
 
 @functools.cache

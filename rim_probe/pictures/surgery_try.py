@@ -16,7 +16,7 @@ from rim_probe.pictures.surgery_words import counterfactual_verdict, named
 
 def draw_try(reading: Mapping[str, Any], result: Mapping[str, Any] | None) -> str:
     """The buttons, and the result if there is one."""
-    found, steps = claims(reading), reading["steps"] or (reading["chain"] or {"steps": []})["steps"]
+    found, steps = claims(reading), reading["steps"] or (reading.get("chain") or {}).get("steps", [])
     tried = set(result["blocks"]) if result else set()
     row = "".join(
         f'<button type="button" aria-pressed="{"true" if block in tried else "false"}" data-link="block-{block}" '

@@ -146,9 +146,9 @@ def counterfactual_verdict(result: Mapping[str, Any]) -> tuple[str, str]:
     if result["came"] and not control:
         return "It came, but there was no control: try another block before believing it.", text
     if result["came"]:
-        return "It came: what is decoded here is what the answer is made from.", text
+        return "It came: in this trial the answer follows what is decoded here.", text
     if result["outcome"] == "own":
-        return "The answer did not move: what is decoded here is not what the answer is made from.", text
+        return "The answer did not move: nothing here shows that it is made from what is decoded.", text
     if result["outcome"] == "partner":
         return "The partner's own answer came, not the predicted one: it was copied rather than computed.", text
     return "The answer moved, but not as the decode predicts.", text

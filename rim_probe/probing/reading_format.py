@@ -17,6 +17,7 @@ from typing import Any
 
 from rim_probe.errors import RiMError
 from rim_probe.memory import MAX_BLOCKS, MAX_SLOTS
+from rim_probe.probing import experiment_format
 from rim_probe.probing.checks import (
     LARGEST,
     MAX_ITEMS,
@@ -38,6 +39,7 @@ from rim_probe.probing.checks import (
 FORMAT = "rim-probe-reading/1"
 MAX_BYTES = 32 * 2**20  # of a file; a reading of the model in the box takes 0.4 MB
 MAX_LAYERS, MAX_HEADS = 512, 512
+EXPERIMENTS = {"surgery": experiment_format.surgery, "counterfactual": experiment_format.counterfactual}
 MODES = ("logit lens", "tuned lens", "nearest step", "own words")
 
 
@@ -57,6 +59,7 @@ class Reading:
         Keys: "format", "question", "tokens" [W], "num_blocks" K, "slots" M, "num_layers" L, "gold", "steps", "chain",
         "readouts" [K], "answer", "provenance", "complaints" and "probes": by name what each probe's `explain` gives,
         and under "depth" what `depth` reads layer by layer. A probe that is not there has a sentence in "complaints".
+        Where experiments were made on the question: "surgery" (of `surgery.operate`) and "counterfactual" (of `trial`).
         """
         return dict(self.data)
 
@@ -76,7 +79,7 @@ class Reading:
 
     @classmethod
     def load(cls, path: str | Path) -> Reading:
-        """A reading from a file: its own, or the export of a run, which has it under "reading".
+        """A reading from a file: its own, or the export of a run, which has it under "reading" and experiments beside.
 
         Raises:
             RiMError: a file that is missing, too large, no JSON, or holds no whole reading.
@@ -93,7 +96,7 @@ class Reading:
                 raise
             raise RiMError(f"{path} is no JSON file; export the reading again.") from None
         if isinstance(data, Mapping) and isinstance(data.get("reading"), Mapping):
-            data = data["reading"]
+            data = {**data["reading"], **{name: data[name] for name in EXPERIMENTS if data.get(name) is not None}}
         return cls.from_dict(data)
 
     def save(self, path: str | Path) -> Path:
@@ -141,7 +144,8 @@ def _reading(data: Mapping[str, Any]) -> dict[str, Any]:
         {
             "readouts": _numbered(said, sizes.K),
             "probes": record({}, {name: part(sizes) for name, part in PROBES.items()} if sizes.K else {}),
-        }
+        },
+        {name: maybe(part) for name, part in EXPERIMENTS.items()},
     )(data, "the reading")
     found = head | rest
     return {key: found[key] for key in data if key in found}

@@ -12,25 +12,16 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from app import outcomes, record
 from app.demo import build_demo
 from app.models import ModelShelf
 from app.serving import serve
+from browser.pages import DONE, NEEDS_CHROMIUM, PATIENCE, ask, scrolls_sideways
 from rim_probe.gallery import load_examples
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` runs these tests"
-)
-PATIENCE = 60_000  # ms; costs nothing where the machine is free, and saves the tests where it is busy
-expect.set_options(timeout=PATIENCE)
-DONE = ".stage.done .badge:text('Live')"
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -61,45 +52,6 @@ def address(folder):
     demo.close()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser, address):
-    """Opens the page as a visitor of its own; errors in its console and requests to elsewhere fail the test."""
-    contexts, complaints = [], []
-
-    def open_page(width: int = 1280, dark: bool = False, ready: bool = True):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: None if is_ours(request.url, address) else complaints.append(request.url))
-        page.goto(address)
-        page.wait_for_selector(".stage")
-        if ready:
-            page.wait_for_selector(".model-state.ready")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-def is_ours(url: str, address: str) -> bool:
-    return url.startswith((address, "data:", "blob:"))
-
-
 @pytest.fixture
 def pace(monkeypatch):
     """`pace.seconds` are added to every event of chain of thought; `pace.events` counts them."""
@@ -119,16 +71,6 @@ def pace(monkeypatch):
 
     monkeypatch.setattr(decoding, "stream", stream)
     return pace
-
-
-def ask(page, question: str, gold: str = "") -> None:
-    page.get_by_label("A word problem").fill(question)
-    page.get_by_label("Correct answer").fill(gold)
-    page.get_by_label("A word problem").press("Enter")
-
-
-def scrolls_sideways(page) -> bool:
-    return page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
 
 
 def test_opening_shows_a_recorded_race_before_any_model(open_page):

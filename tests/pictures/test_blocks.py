@@ -6,7 +6,7 @@ import pytest
 from block_readings import decode, reading
 
 from rim_probe.pictures import blocks, draw, view_of
-from rim_probe.pictures.matches import decodes, explicit_steps
+from rim_probe.pictures.matches import claims, decodes, explicit_steps
 
 
 def test_each_decode_is_matched_with_its_step_and_marked_by_sign_and_word():
@@ -49,7 +49,23 @@ def test_the_control_stands_beside_every_decode():
 
 def test_buttons_ask_for_surgery():
     body = draw(reading(), "blocks").body.replace("&quot;", '"')
-    assert '{"act": "operate_here", "block": "2"}' in body and '{"act": "try_counterfactual", "block": "2"}' in body
+    assert '{"act": "operate_here", "block": "2"}' in body and '{"act": "try_counterfactual", "block": "1"}' in body
+
+
+def test_only_what_a_block_is_read_as_can_be_tested():
+    """Block 2 was read for step 2 and is read as step 1: a trial of step 2 would test what nobody claims."""
+    body = draw(reading(), "blocks").body
+    assert claims(reading()) == {1: 1} and body.count("try_counterfactual") == 1
+    assert "try_counterfactual" not in draw(reading(), "blocks", step="1").body
+    unknown = reading() | {"steps": []}  # then the steps of the chain are the known ones
+    for block in unknown["probes"]["steps"]["blocks"]:
+        for one in block["nearest"]:
+            one["gold"] = None
+    assert claims(unknown) == {1: 1}
+
+
+def test_the_chain_is_judged_as_the_race_judges_it():
+    assert "✗ wrong" not in draw(reading() | {"gold": "5.0"}, "blocks").body.partition("blocks-cards")[0]
 
 
 def test_the_table_holds_what_is_shown():

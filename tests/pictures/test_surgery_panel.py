@@ -52,8 +52,8 @@ def reading():
             },
             "steps": {
                 "blocks": [
-                    {"block": 1, "step": 1, "match": True, "nearest": [{"step": steps[0], "cosine": 0.9, "gold": 1}]},
-                    {"block": 2, "step": 2, "match": False, "nearest": [{"step": steps[2], "cosine": 0.9, "gold": 3}]},
+                    {"block": 1, "step": 1, "accuracy": 0.9, "nearest": [{"step": steps[0], "cosine": 1, "gold": 1}]},
+                    {"block": 2, "step": 2, "accuracy": 0.9, "nearest": [{"step": steps[2], "cosine": 1, "gold": 3}]},
                 ]
             },
         },
@@ -254,10 +254,10 @@ def test_what_a_damaged_model_says_is_cut(surgery):
 @pytest.mark.parametrize(
     "change, verdict",
     [
-        ({}, "It came: what is decoded here is what the answer is made from."),
+        ({}, "It came: in this trial the answer follows what is decoded here."),
         ({"control": {"what": "x", "said": "4", "outcome": "expected"}}, "this pair proves nothing"),
         ({"control": None}, "there was no control"),
-        ({"came": False, "outcome": "own", "said": "2"}, "The answer did not move: what is decoded here is not"),
+        ({"came": False, "outcome": "own", "said": "2"}, "The answer did not move: nothing here shows"),
         ({"came": False, "outcome": "partner", "said": "9"}, "copied rather than computed"),
         ({"came": False, "outcome": "other", "said": None}, "moved, but not as the decode predicts"),
     ],
