@@ -92,6 +92,7 @@ def _by_name(function: Callable[..., Iterator[dict[str, Any]]], parts: dict[str,
     @functools.wraps(function)  # Gradio reads from the signature which function wants the request and the event
     def visit(*given: Any) -> Iterator[dict[Any, Any]]:
         for changes in function(*given):
-            yield {parts[name]: value for name, value in changes.items()}
+            found = {parts[name]: value for name, value in changes.items()}
+            yield found or {next(iter(parts.values())): gr.skip()}  # Gradio takes an empty one for a mistake
 
     return visit

@@ -4,7 +4,7 @@ Method: starts `app.py` in a process of its own, opens its page in Chromium and 
 types a question, runs it, plays the race again, opens panels, tests a claim. Three runs warm the server up, the fourth
 is the one that is shown, whatever its times are; nothing is chosen.
 
-- `docs/race.webp`, twenty seconds. While the race is replayed the page's clock is stepped by the length of a frame, so
+- `docs/race.gif`, twenty seconds. While the race is replayed the page's clock is stepped by the length of a frame, so
   the replay runs exactly as fast as on the page; by how much it is slowed down is read from the page and stands below
   it. The dark line at the foot is added; everything above it is the page.
 - `docs/blocks.png`, `docs/layers.png`, `docs/surgery.png`: figures, cut out of the page.
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
@@ -38,7 +39,7 @@ TRAINED, KNOWN = "rim-tiny", "glass-box"
 DOCS = ROOT / "docs"
 PATIENCE = 60_000  # ms
 WARM_UPS = 3
-FRAME = 100  # ms of the film
+FRAME = 100  # ms of the film; a GIF counts in hundredths of a second
 FILM = (880, 760)  # CSS pixels, the line at the foot included
 FOOT = 46
 PAPER = "#faf9f6"
@@ -46,7 +47,8 @@ WINDOW = (1700, 1000)  # CSS pixels, for the stills
 STILL_WIDTH = 1280  # pixels
 FEW_BLOCKS = 4  # the blocks of the still: eight are a tall picture
 MARGIN = 26  # CSS pixels around a still
-MOST = {".webp": 3_000_000, ".png": 250_000}  # bytes
+EXACT = 32  # most frequent colours that stay exactly what they are
+MOST = {".gif": 3_000_000, ".png": 250_000}  # bytes
 
 CAPTION = """text => {
   let line = document.querySelector("#film-caption");
@@ -184,11 +186,9 @@ class Film:
             self.times.append(time)
 
     def save(self, path: Path) -> None:
-        # WebP without loss: smaller than a GIF, in the page's own colours, and README pages show it as well.
-        first, *rest = self.images
-        first.save(
-            path, save_all=True, append_images=rest, duration=self.times, loop=0, lossless=True, minimize_size=True
-        )
+        # A GIF shows in every README; in WebP without loss the same frames took half as much again.
+        images = few_colours(self.images)
+        images[0].save(path, save_all=True, append_images=images[1:], duration=self.times, loop=0)
 
 
 def film_race(film: Film, question: str, gold: str) -> None:
@@ -265,7 +265,7 @@ def film_swap(film: Film) -> None:
 
 
 def make_film(browser: Browser, url: str) -> list[Path]:
-    path = DOCS / "race.webp"
+    path = DOCS / "race.gif"
     with opened(browser, url, *FILM) as page:
         question = page.get_by_label("A word problem").input_value()
         gold = page.get_by_label("Correct answer").input_value()
@@ -303,11 +303,29 @@ def still(page: Page, path: Path, first: Locator, last: Locator) -> Path:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """With its 256 most frequent colours: paper and ink stay exactly what they are, only edges of letters change."""
-    colours = sorted(image.getcolors(image.width * image.height), reverse=True)[:256]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([channel for _, colour in colours for channel in colour])
-    image.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+    few_colours([image])[0].save(path, optimize=True)
+
+
+def few_colours(images: list[Image.Image]) -> list[Image.Image]:
+    """The images in 256 colours that all of them share.
+
+    The most frequent ones (paper, ink, accents) stay exactly what they are; the rest, edges of letters and rare signs
+    alike, are divided by median cut, where a colour's weight is the logarithm of its count: otherwise a small green
+    sign would turn grey. Pillow's own nearest colour is approximate, so that paper would change its tint.
+    """
+    packed = [np.asarray(image, np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32) for image in images]
+    found, counts = np.unique(np.concatenate([pixels.ravel() for pixels in packed]), return_counts=True)
+    colours = np.stack([found >> 16 & 255, found >> 8 & 255, found & 255], 1).astype(np.uint8)
+    weighted = np.repeat(colours, 1 + np.log2(counts).astype(int), 0)
+    cut = Image.fromarray(weighted[None]).quantize(256 - EXACT, Image.Quantize.MEDIANCUT, kmeans=1)
+    shared = np.array(cut.getpalette(), np.uint8).reshape(-1, 3)[: 256 - EXACT]
+    shared = np.concatenate([colours[np.argsort(-counts)[:EXACT]], shared])
+    nearest = [np.square(shared.astype(int) - colour).sum(1).argmin() for colour in colours.astype(int)]
+    index = np.array(nearest, np.uint8)
+    drawn = [Image.fromarray(index[np.searchsorted(found, pixels)]) for pixels in packed]
+    for image in drawn:
+        image.putpalette(shared.tobytes())
+    return drawn
 
 
 def make_stills(browser: Browser, url: str) -> list[Path]:

@@ -91,8 +91,13 @@ def redrawn(page, before: str) -> None:
 
 
 def body(page) -> str:
-    """What the open panel shows; the line above it holds times, which no two runs share."""
-    return page.locator("#panel .pic").evaluate("pic => pic.outerHTML")
+    """What the open panel shows, pointed at nothing; the line above it holds times, which no two runs share."""
+    return page.locator("#panel .pic").evaluate("""pic => {
+        const copy = pic.cloneNode(true);
+        copy.querySelectorAll(".lit").forEach(mark => mark.classList.remove("lit"));
+        copy.querySelector(".pic-tip").textContent = "";
+        return copy.outerHTML;
+    }""")
 
 
 def focused(page) -> str:
@@ -183,7 +188,7 @@ def test_every_panel_answers_to_hand_and_keyboard(open_page):
     assert "v.layer=2" in page.url and "v.head=max" in page.url
     block = page.locator(".attention-block").nth(3)
     block.hover()
-    expect(page.locator("#panel .pic-tip")).to_contain_text("block 3")
+    expect(page.locator("#panel .pic-tip")).to_contain_text("Block 3:")
 
     show(page, "layers")
     page.set_viewport_size({"width": 700, "height": 900})
