@@ -107,6 +107,7 @@ class Hands:
         with self._free:
             found = gpu.call(try_counterfactual, memory, problem, claims(run.reading), **options)
         run.counterfactual, run.surgery = found, found["surgery"]
+        self.operate(run, view_of_done(run))  # the same once more, beside the control of an operation
 
     def _unrelated(self, memory: RiM, run: Run, partner: str) -> str | None:
         """An example whose memory knows nothing of the two questions; of another answer, if there is one, for with the

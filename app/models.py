@@ -32,6 +32,7 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 GREETING = "rim-tiny"  # comes first where it is there: trained, and its questions are those of the page
 SMALL_MODEL = 20_000_000  # parameters
 KEPT = 2  # so that two visitors with two models do not throw out each other's
+_IMPORTING = threading.Lock()  # transformers imports its parts when they are asked for, and fails if two threads do
 WARM_UPS = 3  # the first passes pay for allocation and the choice of kernels; no visitor should
 
 
@@ -218,10 +219,11 @@ class ModelShelf:
 
 def _load_somewhere(path: str, device: str | None) -> tuple[dict[str, RiM], str]:
     """Loads on the device asked for, or on the CPU with a note if that device is there but cannot be used."""
-    import torch
-    from transformers.utils import logging as transformers_logging
+    with _IMPORTING:
+        import torch
+        from transformers.utils import logging as transformers_logging
 
-    from rim_probe.model import load_methods
+        from rim_probe.model import load_methods
 
     transformers_logging.disable_progress_bar()
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")

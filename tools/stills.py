@@ -222,7 +222,7 @@ def film_race(film: Film, question: str, gold: str) -> None:
         page.clock.run_for(FRAME)
         film.shoot()
     film.caption("Every token that is written is one more pass through the model")
-    film.shoot(1500)
+    film.shoot(1300)
     film.end_with("")
     page.clock.resume()
 
@@ -233,7 +233,7 @@ def film_blocks(film: Film) -> None:
     picture = open_panel(page, "Blocks")
     scroll(page, picture)
     film.caption("Inside the memory: the step that each block lies nearest to. A claim, not yet a cause")
-    film.shoot(1300)
+    film.shoot(1000)
     bottom = picture.locator(".blocks-card").last.evaluate("e => e.getBoundingClientRect().bottom")
     way = max(bottom + MARGIN - (FILM[1] - FOOT), 0)
     start = page.evaluate("scrollY")
@@ -252,7 +252,7 @@ def film_swap(film: Film) -> None:
     scroll(page, open_panel(page, "Blocks"))
     film.caption("A second model, the glass box: weights written by hand, so the truth is known")
     film.end_with(".blocks-card, .blocks-key")
-    film.shoot(1900)
+    film.shoot(1700)
     page.get_by_role("button", name="Test this claim").nth(1).hover()
     film.caption("Is it a cause? Block 2 is swapped for one that holds another step …")
     film.shoot(1200)
@@ -261,7 +261,7 @@ def film_swap(film: Film) -> None:
     scroll(page, picture.get_by_role("group", name="Claim to test"), 8)
     film.caption("… and the answer becomes exactly the one that was predicted")
     film.end_with(".surgery-result, .surgery-sentence, .surgery-cards, .surgery-part")
-    film.shoot(3000)
+    film.shoot(2700)
 
 
 def make_film(browser: Browser, url: str) -> list[Path]:
