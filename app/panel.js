@@ -57,7 +57,12 @@ element.addEventListener(
 function count() {
   return element.querySelectorAll(MARKS).length;
 }
+let newest = 0;
 watch("value", () => {
+  // Two events may be answered in another order than they were drawn in: what is older than what is shown is drawn anew.
+  const number = Number(element.querySelector("[data-open]")?.dataset.drawn ?? newest);
+  if (number < newest) return send({});
+  newest = number;
   window.rimProbe.drawn(element);
   const boxes = [...element.querySelectorAll(BOXES)];
   if (boxes.length === scrolled.length)

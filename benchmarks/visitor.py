@@ -133,13 +133,12 @@ class Visitor:
                 if not line.startswith("data:"):
                     continue
                 message = json.loads(line[5:])
-                if message.get("event_id") != wanted:
-                    if message["msg"] in ("unexpected_error", "server_stopped"):
-                        raise RuntimeError(str(message.get("message")))
-                    continue
-                yield message, line
-                if message["msg"] == "process_completed":
+                if message["msg"] == "close_stream":
                     return
+                if message.get("event_id") == wanted:
+                    yield message, line
+                elif message["msg"] in ("unexpected_error", "server_stopped"):
+                    raise RuntimeError(str(message.get("message")))
 
     async def _beat(self) -> None:
         url = f"{self.url}{self.config.get('api_prefix', '')}/heartbeat/{self.session}"

