@@ -60,7 +60,8 @@ def axis(run: Run, end: float) -> str:
         f"{_key('prefill', 'reads the prompt, one pass')}{_key('token', 'one token')}"
         f"{_key('start', 'the answer itself begins')}"
         f"{rest}</p>"
-        '<p class="tip" aria-live="polite">Point at a mark, or use the arrow keys on a track, to read its time.</p>'
+        '<p class="tip" aria-live="polite">Point at a mark, or use the arrow keys on a track, to read its time. '
+        "One run is one measurement; Evidence has the medians of many.</p>"
         "</figure>"
     )
 

@@ -71,8 +71,9 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Bloc
         after |= {"concurrency_limit": None, **PRIVATE}
         race.wire(asking, parts, stage, session, demo, after)
         changed = {"fn": looker.change, "inputs": [session, looking, parts.model], "concurrency_limit": None, **PRIVATE}
+        shows = [panel, history, stage, session, looking, parts.question, parts.gold, parts.blocks, parts.model]
         for chooser in (tabs, panel, history):
-            chooser.select(outputs=[panel, history, stage, session, looking], trigger_mode="multiple", **changed)
+            chooser.select(outputs=shows, trigger_mode="multiple", **changed)
         export_button.click(looker.export, [session, looking], [export], **PRIVATE)
         loaded = [stage, panel, history, parts.notice, session, looking]
         load.upload(looker.load, [load, session, looking, parts.model], loaded, **PRIVATE)

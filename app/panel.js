@@ -61,8 +61,9 @@ let newest = 0;
 watch("value", () => {
   // Two events may be answered in another order than they were drawn in: what is older than what is shown is drawn anew.
   const number = Number(element.querySelector("[data-open]")?.dataset.drawn ?? newest);
-  if (number < newest) return send({});
-  newest = number;
+  const stale = number < newest;
+  newest = number; // also where it is lower: a server that was started anew counts from the beginning
+  if (stale) return send({});
   window.rimProbe.drawn(element);
   const boxes = [...element.querySelectorAll(BOXES)];
   if (boxes.length === scrolled.length)

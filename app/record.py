@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app import figures, recorded
 from app.models import ModelShelf, describe_machine, has_own_cot
-from app.runs import METHODS, RACERS, Run
+from app.runs import Run
 from app.session import Turnstile, race
 from rim_probe.errors import RiMError
 
@@ -29,7 +29,6 @@ def record(checkpoint: str, device: str | None = None, folder: Path = recorded.F
     while found is None:
         found = shelf.wait_readers(name, patience)
     models, (roles, readers) = shelf.wait(name, patience), found
-    methods = METHODS if shelf.has(name, "direct") else RACERS
     first_of_depth = {len(problem.steps): problem for problem in reversed(shelf.examples(name))}
     if not first_of_depth:
         raise RiMError(f"{checkpoint} brings no examples.json, so there is nothing to record.")
@@ -40,7 +39,7 @@ def record(checkpoint: str, device: str | None = None, folder: Path = recorded.F
         run = Run(
             name, problem.question, problem.answer, blocks, machine, steps=problem.steps, matched=has_own_cot(models)
         )
-        for _ in race(models, run, patience, Turnstile(), methods):
+        for _ in race(models, run, patience, Turnstile()):
             pass
         run.reading = read(
             roles, readers, run.question, num_blocks=blocks, gold=run.gold, steps=run.steps, chain=run.chain()

@@ -13,7 +13,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from app import preview
+from app import mended, preview
 from app.session import MAX_WAITING
 from rim_probe.errors import RiMError
 from rim_probe.pictures.parts import stylesheet
@@ -80,6 +80,7 @@ def serve(
         mcp = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
     if mcp and importlib.util.find_spec("mcp") is None:
         raise RiMError("Tools for language models need another package; `pip install 'gradio[mcp]==6.31.0'` adds it.")
+    mended.mend()
     # Gradio keeps statistics that nobody here reads, and computes them anew after every single event: 25 ms each time,
     # as long as a panel takes.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import re
 import threading
 from html import unescape
@@ -17,6 +18,7 @@ from app.session import Session
 from app.view import Looking
 from rim_probe.pictures import PANELS
 from rim_probe.pictures.parts import Picture
+from rim_probe.probing import reading, study
 
 VIEWS = {
     "blocks": {"step": "2"},
@@ -48,8 +50,13 @@ def finished(inspector):
     return run
 
 
+@pytest.fixture(scope="module")
+def load_once():
+    return functools.cache(study.load_models)
+
+
 @pytest.fixture
-def drawn_by(monkeypatch):
+def drawn_by(monkeypatch, load_once):
     """What the lines of a panel save when they are run where the repository lies: the figure as HTML."""
 
     def run(html: str) -> str:
@@ -57,6 +64,8 @@ def drawn_by(monkeypatch):
         saved: dict[str, str] = {}
         monkeypatch.setattr(Picture, "save", lambda self, path: saved.setdefault(path, self.html()))
         monkeypatch.chdir(CHECKPOINTS.parent)
+        monkeypatch.setattr(study, "load_models", load_once)
+        monkeypatch.setattr(reading, "load_models", load_once)
         exec(compile(lines, "copied", "exec"), {})  # noqa: S102
         ((path, figure),) = saved.items()
         assert path == re.search(r'data-panel="(\w+)"', html)[1] + ".html"

@@ -79,8 +79,10 @@ def test_one_may_go_back_and_begin_in_the_middle(visitor):
     assert visitor.take("2").startswith("2 of 5") and visitor.looking.panel == "blocks"
 
 
-@pytest.mark.parametrize("change", [{"control": None}, {"control": {"what": "x", "said": "9", "outcome": "expected"}}])
-@pytest.mark.parametrize("step", ["4", "5"])
+@pytest.mark.parametrize(
+    ("step", "change"),
+    [("4", {"control": {"what": "x", "said": "9", "outcome": "expected"}}), ("5", {"control": None})],
+)
 def test_what_came_with_the_control_too_is_not_called_proof(visitor, monkeypatch, change, step):
     import rim_probe.probing.trial as trial
 

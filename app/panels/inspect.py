@@ -178,10 +178,10 @@ class Inspector:
         name = address.model if address.model in self.race.shelf.names else model
         looking.panel, looking.views = address.looking.panel, address.looking.views
         cancel = self.race.cancellations.start(request.session_hash)
-        sentence = ""
+        notice = ""
         if address.model and name != address.model:
             sentence = f"The link asks for the model {address.model[:60]!r}, which is not here"
-            sentence += f"; this is {name}." if name else "."
+            notice = figures.notice(sentence + (f"; this is {name}." if name else "."))
         try:
             if address.compared is not None:
                 yield from self._beside(address.compared, name, session, looking, cancel)
@@ -195,15 +195,13 @@ class Inspector:
                 if session.run is not None:
                     self._redo(session.run, looking)
         except RiMError as error:
-            sentence = self.race.explain(error, name, address.question)
+            notice += self.race.explain(error, name, address.question)
         except Exception:
             log.exception("arriving by %s failed", request.query_params)
-            sentence = figures.notice(FAILED)
-        else:
-            sentence = figures.notice(sentence) if sentence else ""
+            notice += figures.notice(FAILED)
         finally:
             self.race.cancellations.finish(request.session_hash, cancel)
-        yield self.everything(session, looking, name) | {"notice": sentence}
+        yield self.everything(session, looking, name) | {"notice": notice}
 
     def _opening(self, name: str | None, recorded: int | None, session: Session) -> Iterator[dict[str, Any]]:
         """The recorded run of a link, with the checkpoint it is of."""
@@ -266,7 +264,11 @@ class Inspector:
     def change(
         self, session: Session, looking: Looking, name: str | None, request: gr.Request, event: gr.EventData
     ) -> list[Any]:
-        """Anything chosen in the tabs, the panel or the history: [panel, history, stage, session, looking]."""
+        """Anything chosen in the tabs, the panel or the history.
+
+        Returns:
+            [panel, history, stage, session, looking, question, gold, blocks, model]; the boxes follow the run shown.
+        """
         wanted = event._data if isinstance(event._data, Mapping) else {}
         with looking.lock:
             before, sentence = session.run, ""
@@ -277,9 +279,13 @@ class Inspector:
             except Exception:  # whatever a model can raise, a visitor gets a sentence and the log gets the rest
                 log.exception("%s failed", str(wanted)[:400])
                 sentence = FAILED
-            stage = gr.skip() if session.run is before else figures.stage(session.run)
+            stage, boxes, run = gr.skip(), [gr.skip()] * 4, session.run
+            if run is not None and run is not before:
+                known = run.checkpoint in self.race.shelf.names  # a loaded run may be of a model that is not here
+                name = run.checkpoint if known else name
+                stage, boxes = figures.stage(run), [run.question, run.gold or "", gr.Slider(value=run.num_blocks), name]
             drawn = self.panel(session, looking, name, sentence)
-        return [drawn, shell.history(session, looking), stage, session, looking]
+        return [drawn, shell.history(session, looking), stage, session, looking, *boxes]
 
     def _changed(self, session: Session, looking: Looking, wanted: Mapping[str, Any], request: gr.Request) -> str:
         """Does what was chosen; a sentence for the visitor.

@@ -45,6 +45,7 @@ watch("value", () =>
   requestAnimationFrame(() => {
     const height = element.querySelector(".tour-number") ? element.offsetHeight : 0;
     document.documentElement.style.setProperty("--tour", `${height}px`);
+    if (height && !element.querySelector(".go[disabled]")) window.rimProbe.reveal();
   }),
 );
 """
@@ -138,8 +139,9 @@ def _two_ways(run: Run, shown: Any) -> str:
     return (
         f"Both were asked the same question and took real time. <b>CoT</b> wrote its steps down. <b>RiM</b> wrote "
         f"nothing: it read {figures.count(run.num_blocks, 'silent memory block')} after the question and answered. "
-        "What did it think in there? This model, the <i>glass box</i>, has weights written by hand, so that we know: "
-        "block k holds step k."
+        "(The strip shows what each block would answer by itself; early ones count as wrong while the last step is "
+        "still to come.) What did it think in there? This model, the <i>glass box</i>, has weights written by hand, so "
+        "that we know: block k holds step k."
     )
 
 

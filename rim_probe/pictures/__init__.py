@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from rim_probe.errors import RiMError
-from rim_probe.pictures.parts import Picture, resolve
+from rim_probe.pictures.parts import Picture, missing, resolve
 
 PANELS = ("blocks", "attention", "layers", "trajectory", "surgery")
 """Panels that are drawn from one reading, in the order of the page; `evidence` is drawn from a checkpoint's reports."""
@@ -26,25 +26,42 @@ def draw(reading: Any, panel: str, **view: str) -> Picture:
     """One panel of one reading.
 
     Args:
-        reading: a `rim_probe.probing.reading.Reading` or its dictionary.
+        reading: a `rim_probe.probing.reading.Reading`, its dictionary, or that of a run which the page has saved (the
+            content of its JSON file).
         panel: one of `PANELS`.
         view: what is selected, as strings (`view_of` lists the names and values); a value that this reading does not
             have becomes the default, since views come from addresses that people edit and share.
 
     Raises:
-        RiMError: no such panel.
+        RiMError: no such panel, or not a reading.
     """
     if panel not in PANELS:
         raise RiMError(f"There is no panel {panel!r}; choose one of {', '.join(PANELS)}.")
-    data = reading if isinstance(reading, Mapping) else reading.to_dict()
+    data = _plain(reading)
+    if data.get("num_blocks") == 0 and panel != "surgery":
+        return missing(
+            panel,
+            panel.capitalize(),
+            "This question was answered without memory blocks, so there is nothing to look into; choose at least one.",
+        )
     module = import_module(f"rim_probe.pictures.{panel}")
     return module.draw(data, **resolve(module.VIEW, data, view))
 
 
 def view_of(reading: Any, panel: str, view: Mapping[str, Any] | None = None) -> dict[str, str]:
     """The complete, valid view nearest to `view`: what `draw` would show."""
-    data = reading if isinstance(reading, Mapping) else reading.to_dict()
+    data = _plain(reading)
     return resolve(import_module(f"rim_probe.pictures.{panel}").VIEW, data, view or {})
+
+
+def _plain(reading: Any) -> Mapping[str, Any]:
+    """A reading as its dictionary, with the experiments of a saved run beside it."""
+    data = reading.to_dict() if hasattr(reading, "to_dict") else reading
+    if isinstance(data, Mapping) and isinstance(data.get("reading"), Mapping):
+        data = data["reading"] | {name: data.get(name) for name in ("surgery", "counterfactual")}
+    if not isinstance(data, Mapping) or "probes" not in data:
+        raise RiMError("This is not a reading; give what `rim_probe.probing.reading.read` returns, or a saved run.")
+    return data
 
 
 __all__ = ["PANELS", "Picture", "draw", "view_of"]

@@ -114,7 +114,7 @@ function pictures(root, act) {
     async png(picture, button) {
       const { width, height } = picture.getBoundingClientRect();
       const copy = picture.cloneNode(true);
-      for (const extra of copy.querySelectorAll(".pic-tools, .pic-table, .pic-python")) extra.remove();
+      for (const extra of copy.querySelectorAll(".pic-tools, .pic-table, .pic-python, .pic-tip")) extra.remove();
       const rules = [...document.styleSheets].flatMap((sheet) => {
         try {
           return [...sheet.cssRules].flatMap((rule) => rulesFor(picture, rule));

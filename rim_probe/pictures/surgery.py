@@ -114,7 +114,9 @@ def draw(reading: Mapping[str, Any], ops: str = "", layers: str = "", partner: s
         f"see what becomes of the answer. This is {term('activation patching')} by hand.",
         f"An answer that changes needs the block; the {term('control')} shows whether any other content would have "
         "done the same. An answer that stays does not show that the block is empty: another block, or the question's "
-        "own words, which every block can read, may stand in for it.",
+        "own words, which every block can read, may stand in for it. A blanked block keeps its place, and the token "
+        "where the answer is read is never touched; with K = 0 that token is gone, too, and the model answers from a "
+        "place where it never learnt to.",
         body,
         _table(reading, done, importance, tried),
         {"ops": write(actions), "layers": layers, "partner": partner},
@@ -188,7 +190,7 @@ def _outcome(
     if done:
         said = sentence(done)
     elif not actions:
-        said = "Nothing is changed yet. Press blank, noise or swap on a block."
+        said = "Nothing is changed yet. Press blank, noise or swap on a block." if reading["num_blocks"] else ""
     elif "s" in actions.values() and not partner:
         said = "Type a second question below: the swapped blocks are taken from it."
     else:

@@ -43,15 +43,16 @@ def draw_map(importance: Mapping[str, Any]) -> str:
         for i, layer in enumerate(layers)
     )
     told = (
-        f"Removing one block at one layer changes the answer in {flips} of {len(cells)} cells. "
+        f"Removing one block's slots at one layer changes the answer in {flips} of {len(cells)} cells. "
         if flips
         else f"No single removal changes the answer ({len(cells)} cells). "
     ) + f"The hardest blow: block {worst[1]} at layer {worst[0]}, {_said(answer, clean, worst[2])}."
     return (
         '<section class="surgery-part"><h3>What matters for this answer</h3>'
         f'<p class="surgery-note">Change of the log probability of {escape(answer)} when one block is removed at one '
-        f"{term('layer')}: its {term('slot', 'slots')} are set to zero as they enter it. {escape(unbroken(told))} "
-        "Press a cell to blank that block there and then.</p>"
+        f"{term('layer')}: its {term('slot', 'slots')}, and nothing else, are set to zero as they enter it. "
+        f"{escape(unbroken(told))} Press a cell to blank the whole block there, its first and last token too, "
+        "which can do more than the cell says.</p>"
         '<div class="surgery-map" data-grid><table><caption class="surgery-sr">Change of the log probability, layers '
         f"by blocks</caption><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<div class="surgery-scale" aria-hidden="true"><span>−{most:.1f}</span><i></i><span>+{most:.1f} nats</span>'
@@ -61,7 +62,7 @@ def draw_map(importance: Mapping[str, Any]) -> str:
 
 def _cell(cell: list[Any], place: tuple[int, int], answer: str, clean: float, most: float) -> str:
     layer, block, change, says = cell
-    tip = f"Block {block}, layer {layer} removed: {_said(answer, clean, change)}"
+    tip = f"Slots of block {block} removed at layer {layer}: {_said(answer, clean, change)}"
     tip += "." if says else "; the answer becomes another one."
     strength = round(100 * min(abs(change) / most, 1))
     kind = "less" if change < 0 else "more"
