@@ -229,16 +229,15 @@ class Endpoints:
         """
 
         def work(cancel: threading.Event) -> dict[str, Any]:
+            from rim_probe.pictures.matches import claims
             from rim_probe.probing.trial import problem_from, try_counterfactual
 
             name, asked, blocks, right = self._checked(question, num_blocks, gold, model)
             reading = self._reading(name, asked, blocks, right, cancel)
             problem = problem_from(asked, reading["steps"], reading["chain"], right)
-            found = reading["probes"].get("steps", {}).get("blocks")
-            claims = {entry["block"]: entry["step"] for entry in found if entry.get("step")} if found else None
             models, _ = self._loaded(name, cancel)
             options = {"block": block, "seed": _checked_seed(seed), "num_blocks": blocks}
-            return gpu.call(try_counterfactual, models["memory"], problem, claims, **options)
+            return gpu.call(try_counterfactual, models["memory"], problem, claims(reading), **options)
 
         return self._do(request, work)
 

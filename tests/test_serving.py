@@ -68,10 +68,15 @@ def test_a_permalink_shows_its_question_and_runs_nothing():
 
 
 @pytest.fixture(scope="module")
-def page(small_checkpoint):
+def demo(small_checkpoint):
     demo = build_demo(ModelShelf(small_checkpoint.parent))
-    yield serving.serve(demo, "127.0.0.1").rstrip("/")
+    yield demo
     demo.close()
+
+
+@pytest.fixture(scope="module")
+def page(demo):
+    return serving.serve(demo, "127.0.0.1").rstrip("/")
 
 
 def test_the_page_is_served_with_its_picture_and_names_no_other_host(page):
@@ -119,6 +124,20 @@ def test_a_visitor_sees_the_answer(page, small_checkpoint):
             return watch.seconds
 
     assert asyncio.run(story()) is not None
+
+
+def test_a_session_does_not_grow_with_its_runs(demo, page, small_checkpoint):
+    async def story():
+        sizes = []
+        async with Visitor(page) as visitor:
+            for _ in range(4):
+                await ask(visitor, small_checkpoint)
+                session = demo.state_holder.session_data[visitor.session]
+                sizes.append((len(session.blocks_config.blocks), len(session.config_values)))
+        return sizes
+
+    sizes = asyncio.run(story())
+    assert sizes[1] == sizes[2] == sizes[3]
 
 
 def test_a_closed_tab_stops_decoding_at_once(page, small_checkpoint, decoding):
