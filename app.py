@@ -15,9 +15,7 @@ def main() -> int:
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0 for every network)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     parser.add_argument("--root-path", metavar="PATH", help="where a proxy serves the page, such as /rim (default: /)")
-    parser.add_argument(
-        "--mcp", action="store_true", help="offer the endpoints as tools for language models (MCP)"
-    )
+    parser.add_argument("--mcp", action="store_true", help="offer the endpoints as tools for language models (MCP)")
     parser.add_argument(
         "--model", help="checkpoint folder or Hugging Face Hub id to start with (default: checkpoints/)"
     )
