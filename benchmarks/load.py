@@ -39,6 +39,7 @@ class Tally:
 async def visit(url: str, until: float, tally: Tally, dice: random.Random) -> None:
     """One person, in as many tabs one after the other as it takes."""
     problems = examples(CHECKPOINT)
+    await asyncio.sleep(dice.uniform(0, THINKING[1]))  # people do not all come in the same instant
     while time.monotonic() < until:
         try:
             async with Visitor(url) as visitor:
