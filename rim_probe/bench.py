@@ -18,19 +18,19 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from rim_probe.bases import Progress
 from rim_probe.decoding import answer
 from rim_probe.errors import RiMError
 from rim_probe.evaluation import describe_machine, spread
-from rim_probe.memory import LAYOUT_FILE
-from rim_probe.model import METHODS, RiM, load_base, load_methods, placement
+from rim_probe.model import RiM
 from rim_probe.packing import IGNORED, Row, pack_text, pad_rows, row_mask, stage2_row
 from rim_probe.problems import Problem
+from rim_probe.untrained import Endless, gold_length, load_methods_or_base, never_ending
 
 BENCH_FORMAT = "rim-probe-bench/1"
 DEFAULT_BLOCKS = 8
@@ -50,27 +50,15 @@ class Timing:
 Turn = dict[str, Timing]  # the sides measured on one problem (or training step)
 
 
-class _Endless(RiM):
-    """A RiM that never ends an answer: no id equals its `eos_id`, and the true one is banned like any control token."""
+def load_bench_models(checkpoint: str, device: str | None = None, progress: Progress | None = None) -> dict[str, RiM]:
+    """The models of a RiM checkpoint by method; a base model (see `untrained`) serves all and never ends an answer.
 
-    @property
-    def eos_id(self) -> int:
-        return -1
-
-
-def load_bench_models(checkpoint: str, device: str | None = None) -> dict[str, RiM]:
-    """The models of a RiM checkpoint by method; a base model (GGUF file or folder) gets memory tokens and serves all.
+    `progress` is told of a base that has to be fetched.
 
     Raises:
         RiMError: no such checkpoint, damaged files, an unknown device.
     """
-    path = Path(checkpoint)
-    is_base = path.suffix == ".gguf" or (path.is_dir() and not (path / LAYOUT_FILE).exists())
-    if not is_base:
-        return load_methods(checkpoint, device)
-    place, dtype = placement(device, None)
-    base, tokenizer = load_base(checkpoint, dtype)
-    return dict.fromkeys(METHODS, _Endless.attach(base.to(place).eval(), tokenizer, name=path.name))
+    return never_ending(load_methods_or_base(checkpoint, device, progress))
 
 
 def run_bench(
@@ -187,7 +175,7 @@ def _decoding_sides(methods: Mapping[str, RiM], num_blocks: int) -> dict[str, Ca
                 problem.question,
                 method,
                 num_blocks=num_blocks if method == "memory" else None,
-                max_new_tokens=_gold_length(rim, problem, method),
+                max_new_tokens=gold_length(rim, problem, method),
                 readouts=readouts,
             )
             return Timing(given.total_seconds, given.ttft_seconds, given.token_ids)
@@ -203,23 +191,18 @@ def _decoding_sides(methods: Mapping[str, RiM], num_blocks: int) -> dict[str, Ca
     }
 
 
-def _gold_length(rim: RiM, problem: Problem, method: str) -> int:
-    """Tokens of the gold text with EOS."""
-    return len(rim.encoder.chain_ids(problem) if method == "cot" else rim.encoder.answer_ids(problem.answer))
-
-
 @torch.inference_mode()
 def _generate(rim: RiM, problem: Problem) -> Timing:
     """The rival of our loop: chain of thought through `transformers.generate`, tokenising included as on our side."""
     true_eos = rim.encoder.eos_id
     # Our loop bans control tokens too, but trained weights never prefer one, so `generate` is spared that work.
-    banned = {"suppress_tokens": [true_eos]} if isinstance(rim, _Endless) else {}
+    banned = {"suppress_tokens": [true_eos]} if isinstance(rim, Endless) else {}
     start = time.perf_counter()
     prompt = torch.tensor([rim.prompt_ids(problem.question, "cot")], device=rim.device)
     output = rim.model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
-        max_new_tokens=_gold_length(rim, problem, "cot"),
+        max_new_tokens=gold_length(rim, problem, "cot"),
         do_sample=False,
         eos_token_id=true_eos,
         pad_token_id=true_eos,

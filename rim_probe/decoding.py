@@ -9,12 +9,14 @@ The loop, for B prompts and R readouts of each (R = 1 for chain of thought and d
    `packing.visible` keeps readouts apart: readout k sees the question, blocks 1..k and its own earlier tokens, and its
    positions continue from the end of block k. No cache is copied, and each readout equals, token by token, the one
    decoded alone after k blocks.
-Readouts that have ended leave the query; passes stop when none is left.
+Readouts that have ended leave the query; passes stop when none is left. Questions that have ended leave the batch,
+cache and all, once they are half of it: the longest answer of a batch does not keep all of them at work.
 
 Comparisons between methods are fair because nothing in the loop knows which method it serves. Times are those of the
 decoding itself: the clock starts before tokenising and stands still while the consumer of `stream` holds an event.
 """
 
+import bisect
 import inspect
 import math
 import threading
@@ -190,11 +192,83 @@ def answer_batch(
     """
     if not questions:
         return []
-    prompts = [rim.prompt_ids(question, method, num_blocks) for question in questions]
-    blocks = _blocks(rim, method, num_blocks, "all")
-    greedy = _Greedy(rim, prompts, _tails(rim, blocks), max_new_tokens)
+    prompts, blocks, greedy = _begin(rim, questions, method, num_blocks, max_new_tokens, "all")
     for _ in greedy.passes():
         pass
+    return _answers(rim, questions, method, prompts, blocks, greedy)
+
+
+@dataclass(frozen=True)
+class TimedBatch:
+    """Questions answered together against the clock, which starts before tokenising.
+
+    Attributes:
+        answers: final readouts alone, their own times None.
+        pass_seconds: [passes] when the tokens of each pass had been read back from the device; token i of an answer
+            comes with pass i.
+        ttft_seconds: [B] as `Answer.ttft_seconds`, by question.
+        total_seconds: until the texts of all answers were there.
+        kv_cache_bytes: the most that keys and values of the whole batch took, padding included.
+    """
+
+    answers: list[Answer]
+    pass_seconds: tuple[float, ...]
+    ttft_seconds: tuple[float | None, ...]
+    total_seconds: float
+    kv_cache_bytes: int
+
+
+def time_batch(
+    rim: RiM,
+    questions: Sequence[str],
+    method: str,
+    *,
+    num_blocks: int | None = None,
+    max_new_tokens: int | list[int] = 256,
+) -> TimedBatch:
+    """Answers at least one question, all in one batch, as `answer_batch` does but with the final readout alone.
+
+    Which token is the first of an answer is found out afterwards, so that looking for it takes no time of the race.
+
+    Args:
+        max_new_tokens: one bound for all, or [B].
+
+    Raises:
+        RiMError: as `stream`, for the first question that cannot be asked.
+    """
+    clock, seconds = _Clock(), []
+    prompts, blocks, greedy = _begin(rim, questions, method, num_blocks, max_new_tokens, "final")
+    for _ in greedy.passes():
+        seconds.append(clock.seconds())
+    answers = _answers(rim, questions, method, prompts, blocks, greedy)
+    total = clock.seconds()
+    firsts = [_first_answer_token(rim, method, given.token_ids) for given in answers]
+    return TimedBatch(
+        answers,
+        tuple(seconds),
+        tuple(None if first is None else seconds[first] for first in firsts),
+        total,
+        greedy.kv_cache_bytes,
+    )
+
+
+def _begin(
+    rim: RiM,
+    questions: Sequence[str],
+    method: str,
+    num_blocks: int | None,
+    max_new_tokens: int | list[int],
+    readouts: str,
+) -> tuple[list[list[int]], list[int], "_Greedy"]:
+    prompts = [rim.prompt_ids(question, method, num_blocks) for question in questions]
+    blocks = _blocks(rim, method, num_blocks, readouts)
+    return prompts, blocks, _Greedy(rim, prompts, _tails(rim, blocks), max_new_tokens)
+
+
+def _answers(
+    rim: RiM, questions: Sequence[str], method: str, prompts: list[list[int]], blocks: list[int], greedy: "_Greedy"
+) -> list[Answer]:
+    """What a batch that has ended says."""
     return [
         _answer(
             rim,
@@ -210,6 +284,20 @@ def answer_batch(
         )
         for question, prompt, traces in zip(questions, prompts, greedy.traces, strict=True)
     ]
+
+
+def _first_answer_token(rim: RiM, method: str, ids: Sequence[int]) -> int | None:
+    """Index of the token that `Answer.ttft_seconds` waits for; None where it never came."""
+    shown = [token for token in ids if token != rim.eos_id]
+    if method != "cot":
+        return 0 if shown else None
+
+    def shows(length: int) -> bool:
+        return _shows_answer(rim.decode(shown[:length]).rstrip("\ufffd"))
+
+    # Once the answer shows it stays, so halving finds the first place in a few decodings.
+    length = bisect.bisect_left(range(len(shown) + 1), True, key=shows)
+    return length - 1 if length <= len(shown) else None
 
 
 def _events(rim, question, method, num_blocks, max_new_tokens, cancel, readouts, clock) -> Iterator[Event]:
@@ -337,26 +425,31 @@ class _Greedy:
     Args:
         prompts: B lists of ids.
         tails: [R] the number of prompt tokens after the point where a readout begins, the same for every prompt.
-        max_new_tokens: bound for every readout.
+        max_new_tokens: bound for every readout; or one per prompt, [B].
 
     Attributes:
         traces: [B][R], what has been generated.
         forward_passes, cancelled, kv_cache_bytes: how far it came and what it holds.
     """
 
-    def __init__(self, rim: RiM, prompts: list[list[int]], tails: list[int], max_new_tokens: int):
-        if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-            raise RiMError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r}.")
+    def __init__(self, rim: RiM, prompts: list[list[int]], tails: list[int], max_new_tokens: int | list[int]):
+        limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
+        for limit in limits:
+            if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+                raise RiMError(f"max_new_tokens must be a whole number of at least 1, not {limit!r}.")
         if rim.model.training:
             rim.model.eval()  # a model in the middle of its training would answer with dropout
         self._model, self._dtype, self._eos_id, self._max_length = rim.model, rim.dtype, rim.eos_id, rim.max_length
         self.traces = [
-            [_Trace(min(max_new_tokens, rim.max_length - len(prompt) + tail)) for tail in tails] for prompt in prompts
+            [_Trace(min(limit, rim.max_length - len(prompt) + tail)) for tail in tails]
+            for prompt, limit in zip(prompts, limits, strict=True)
         ]
         self.forward_passes = 0
         self.cancelled = False
         self._cache = DynamicCache()
         self._live = list(range(len(tails)))  # readouts that some row still decodes
+        self._rows = list(range(len(prompts)))  # prompts that are still in the batch
+        self._largest_cache = 0
         device, length = rim.device, max(map(len, prompts))
         self._banned = torch.tensor(rim.banned_ids, dtype=torch.long, device=device)
         self._columns = torch.arange(length, device=device)
@@ -366,7 +459,7 @@ class _Greedy:
         self._padded = any(len(prompt) < length for prompt in prompts)
         # Any id serves as padding: nothing sees it.
         self._inputs = torch.tensor(
-            [[self._eos_id] * (length - len(prompt)) + prompt for prompt in prompts], dtype=torch.long, device=device
+            [[0] * (length - len(prompt)) + prompt for prompt in prompts], dtype=torch.long, device=device
         )
         self._positions = (self._columns - self._pads).clamp(min=0)
         self._keep = self._starts - 1
@@ -377,7 +470,9 @@ class _Greedy:
 
     @property
     def kv_cache_bytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._cache.layers if layer.keys is not None)
+        """The most that keys and values of all rows took at any time."""
+        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in self._cache.layers if layer.keys is not None)
+        return max(held, self._largest_cache)
 
     def passes(self, cancel: threading.Event | None = None) -> Iterator[list[_Token]]:
         """Runs passes until every readout has ended or `cancel` is set; yields the tokens each pass brought."""
@@ -391,9 +486,9 @@ class _Greedy:
                 self._advance(alive)
             log_probabilities = self._forward().tolist()
             tokens = []
-            for row, row_ids, row_logs in zip(self.traces, self._found.tolist(), log_probabilities, strict=True):
+            for row, row_ids, row_logs in zip(self._rows, self._found.tolist(), log_probabilities, strict=True):
                 for readout, token, log_probability in zip(self._live, row_ids, row_logs, strict=True):
-                    trace = row[readout]
+                    trace = self.traces[row][readout]
                     if not trace.ended:
                         trace.push(token, log_probability, self._eos_id)
                         tokens.append(_Token(readout, token, trace))
@@ -423,13 +518,14 @@ class _Greedy:
 
     @torch.inference_mode()
     def _advance(self, alive: list[int]) -> None:
-        """Makes the tokens just found the input of the next pass; readouts that are not `alive` leave the query."""
+        """Makes the tokens just found the input of the next pass; what has ended leaves, readouts and whole rows."""
+        self._drop_rows()
         if self.forward_passes == 1:
             self._positions = self._starts - self._pads
             if self._padded or len(self._live) > 1:
                 self._mask, self._own_mask = self._readout_masks()
         else:
-            # Rows that have ended are still fed until their batch ends; their positions must stay inside the context.
+            # Rows that have ended are fed until half of their batch has; their positions must stay inside the context.
             self._positions = (self._positions + 1).clamp(max=self._max_length - 1)
         self._inputs = self._found
         if len(alive) < len(self._live):
@@ -440,6 +536,21 @@ class _Greedy:
             self._live = alive
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._own_mask], dim=-1)
+
+    def _drop_rows(self) -> None:
+        """Takes the rows that have ended out of the batch, once they are half of it: moving a cache costs a pass."""
+        staying = [i for i, row in enumerate(self._rows) if not all(trace.ended for trace in self.traces[row])]
+        if 2 * len(staying) > len(self._rows):
+            return
+        self._largest_cache = self.kv_cache_bytes
+        index = torch.tensor(staying, device=self._found.device)
+        self._cache.batch_select_indices(index)
+        self._rows = [self._rows[i] for i in staying]
+        self._found, self._positions, self._pads = self._found[index], self._positions[index], self._pads[index]
+        if self._mask is not None:
+            self._mask = self._mask[index]
+        if self._own_mask is not None:
+            self._own_mask = self._own_mask[index]
 
     def _prefix_mask(self) -> torch.Tensor:
         """Causal text behind left padding, additive [B, 1, columns, columns]."""
@@ -455,7 +566,7 @@ class _Greedy:
         real = self._columns >= self._pads
         before = self._columns < self._starts[:, None]
         prompt = visible(numbers, torch.zeros_like(self._columns)) & before & real[:, None, :]
-        own = visible(numbers, numbers).expand(len(self.traces), -1, -1)
+        own = visible(numbers, numbers).expand(len(self._rows), -1, -1)
         return additive_mask(prompt, self._dtype), additive_mask(own, self._dtype)
 
 

@@ -2,29 +2,29 @@
 
 Knows how these are put together, loaded and saved. Knows nothing about decoding loops or training.
 No custom model class: a RiM checkpoint is an ordinary causal LM with three more tokens and a layout file. Weights are
-read from safetensors only, and no code that comes with a checkpoint is ever run.
+read from safetensors only, and no code that comes with a checkpoint is ever run. An adapter is merged into its base
+when it is loaded, unless it shall be trained further: what is asked and probed is always a plain model.
 """
 
 import inspect
-import json
 import math
 import os
 import re
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from rim_probe.adapters import ADAPTER_FILE, base_name, has_tokenizer, load_adapter, save_adapter, source_of
+from rim_probe.bases import KNOWN, RECORD_FILE, BaseRecord, Progress, identify, record_of, resolve
 from rim_probe.encoding import Encoder
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError
+from rim_probe.loading import cast_weights, first_line, load_tokenizer, load_weights, stored_dtype
 from rim_probe.memory import MemoryLayout
 
 METHODS = ("memory", "cot", "direct")
-ADAPTER_FILE = "adapter_config.json"
-_LOADING = threading.Lock()  # transformers ties weights wrongly, and then misses them, when two threads load at once
 _MINIMUM_ROOM = 2  # a prompt must leave room for one answer token and EOS
 
 
@@ -45,6 +45,7 @@ class RiM:
         self.layout = layout
         self.encoder = Encoder(tokenizer, layout)
         self.name = name
+        self._merged = None
         _check_positions(model, name)
         rows = model.get_input_embeddings().weight.shape[0]
         if max(self.memory_ids) >= rows:
@@ -60,6 +61,11 @@ class RiM:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype  # not that of an embedding's weight, which an adapter would copy as a whole to tell
+
+    @property
+    def adapter(self):
+        """PEFT's configuration of the adapter around the model or merged into it; None where there is none."""
+        return next(iter(getattr(self.model, "peft_config", {}).values()), self._merged)
 
     @property
     def max_length(self) -> int:
@@ -141,9 +147,7 @@ class RiM:
                 f"The tokenizer holds {', '.join(words)} as ordinary text; choose other memory tokens for the layout."
             )
         new = [token for token in layout.tokens if token not in known]
-        tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
-        if tokenizer.eos_token is None and tokenizer.sep_token is not None:
-            tokenizer.eos_token = tokenizer.sep_token
+        _add_tokens(tokenizer, new)
         _add_rows(base, tokenizer, [tokenizer.convert_tokens_to_ids(token) for token in new])
         return cls(base, tokenizer, layout, name)
 
@@ -155,6 +159,7 @@ class RiM:
         dtype: torch.dtype | None = None,
         attention: str | None = None,
         trainable: bool = False,
+        progress: Progress | None = None,
     ) -> "RiM":
         """Loads a RiM checkpoint (full weights or adapter) from a folder or a Hugging Face Hub id.
 
@@ -163,59 +168,108 @@ class RiM:
             device: default: the GPU where there is one, else the CPU.
             dtype: default: bfloat16 on a GPU, float32 on a CPU.
             attention: transformers attention back end, default `sdpa`.
-            trainable: load an adapter so that it can be trained further.
+            trainable: load an adapter so that it can be trained further; otherwise it is merged into its base.
+            progress: is told of a known base that has to be fetched, see `bases.Progress`.
 
         Raises:
-            CheckpointError: missing, damaged or mismatched files. LayoutError: an impossible layout.
+            CheckpointError: missing, damaged or mismatched files, or another base than the adapter was trained on.
+            LayoutError: an impossible layout.
         """
         folder = _local_folder(path)
         device, dtype = placement(device, dtype)
         layout = MemoryLayout.load(folder)
-        tokenizer = _load_tokenizer(folder)
         if (folder / ADAPTER_FILE).exists():
-            model = _load_adapter(folder, tokenizer, layout, dtype, attention, trainable)
+            model, tokenizer, adapter = _load_adapted(folder, layout, dtype, attention, trainable, progress)
         else:
-            model = _load_weights(folder, dtype, attention)
-        return cls(model.to(device).eval(), tokenizer, layout, name=str(path))
+            tokenizer = load_tokenizer(folder)
+            model, adapter = load_weights(folder, dtype, attention), None
+        rim = cls(model.to(device).eval(), tokenizer, layout, name=str(path))
+        rim._merged = adapter
+        return rim
 
     def save_pretrained(self, folder: str | Path, state_dict: dict | None = None) -> Path:
         """Writes weights (safetensors), tokenizer and layout into `folder`; an adapter is saved without its base.
 
-        `state_dict` replaces the model's own where the weights live sharded elsewhere (FSDP).
+        An adapter on a known base needs no tokenizer of its own. `state_dict` replaces the model's own where the
+        weights live sharded elsewhere (FSDP).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # PEFT would add the whole embedding matrix because it was resized; the adapter holds the three rows already.
-        extra = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
-        self.model.save_pretrained(folder, state_dict=state_dict, **extra)
-        self.tokenizer.save_pretrained(folder)
+        base = record_of(self.model)
+        (folder / RECORD_FILE).unlink(missing_ok=True)
+        if hasattr(self.model, "peft_config"):
+            save_adapter(self.model, folder, state_dict)
+            if base is not None:
+                base.save(folder)
+            if base is None or base.name not in KNOWN:
+                self.tokenizer.save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder, state_dict=state_dict)
+            self.tokenizer.save_pretrained(folder)
         self.layout.save(folder)
         return folder
 
 
 def load_methods(
-    path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, RiM]:
     """The models of a checkpoint folder by method.
 
     The folder itself is the memory model; `cot/` and `direct/` inside it are the matched models. A method without a
-    folder of its own uses the memory model.
+    folder of its own uses the memory model. `progress` is told of a known base that has to be fetched.
 
     Raises:
         CheckpointError, LayoutError: as `RiM.from_pretrained`, for any of the folders.
     """
     folder = _local_folder(path)
-    memory = RiM.from_pretrained(folder, device, dtype)
+    memory = RiM.from_pretrained(folder, device, dtype, progress=progress)
     memory.name = str(path)
     methods = {"memory": memory}
     for method in ("cot", "direct"):
         own = folder / method
-        methods[method] = RiM.from_pretrained(own, device, dtype) if own.is_dir() else memory
+        methods[method] = RiM.from_pretrained(own, device, dtype, progress=progress) if own.is_dir() else memory
     return methods
 
 
-def load_base(path: str | Path, dtype: torch.dtype | None = None, attention: str | None = None):
-    """A base causal LM and its tokenizer from a folder, a Hub id or a GGUF file.
+def export(path: str | Path, folder: str | Path, method: str = "memory", progress: Progress | None = None) -> Path:
+    """Writes the model of a method as a plain transformers checkpoint, its adapter merged, which is a RiM as well.
+
+    Weights keep the precision of the checkpoint's own, or of the base under its adapter.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        CheckpointError: as `RiM.from_pretrained`; or a folder that holds something.
+    """
+    source, folder = _local_folder(path), Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty; give a new folder to export to.")
+    if (source / method).is_dir():
+        source = source / method
+    rim = RiM.from_pretrained(source, "cpu", progress=progress)
+    base = source
+    if rim.adapter is not None:
+        base = resolve(base_name(source), source_of(source))
+    cast_weights(rim.model, stored_dtype(base))
+    return rim.save_pretrained(folder)
+
+
+def load_base(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+    *,
+    source: str | None = None,
+    progress: Progress | None = None,
+):
+    """A base causal LM and its tokenizer by a known name, or from a folder, a Hub id or a GGUF file.
+
+    Args:
+        source: of a known base, see `bases.resolve`; `progress` is told of it where it has to be fetched.
 
     Returns:
         (model, tokenizer), the model on the CPU.
@@ -224,100 +278,43 @@ def load_base(path: str | Path, dtype: torch.dtype | None = None, attention: str
         CheckpointError: missing or damaged files, weights in another format than safetensors or GGUF, or weights that
             lack a part of the model.
     """
-    tokenizer = _load_tokenizer(path)
-    return _load_weights(path, dtype, attention), tokenizer
+    place = resolve(path, source, progress)
+    tokenizer = load_tokenizer(place)
+    model = load_weights(place, dtype, attention)
+    identify(model, path, place)
+    return model, tokenizer
 
 
-def _load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | None) -> PreTrainedModel:
-    source, gguf = _source(path)
-    _check_shards(Path(path) / "model.safetensors.index.json")
-    # Unpacked and no longer called quantized, for what is can be neither trained nor saved.
-    kind = gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
-    try:
-        with _LOADING:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=dtype or torch.float32,
-                attn_implementation=attention or "sdpa",
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, in a sentence
-                **kind,
-            )
-    except Exception as error:  # transformers, safetensors and gguf raise a dozen kinds; a user needs one sentence
-        raise CheckpointError(
-            f"The weights in {path} cannot be loaded ({_first_line(error)}); restore its safetensors and config.json."
-        ) from error
-    wrong = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
-    if wrong:
-        raise CheckpointError(
-            f"The weights in {path} lack {len(wrong)} tensors or hold them in another shape, such as {wrong[0]}; "
-            "the file is incomplete or belongs to another model."
-        )
-    return model
-
-
-def _check_shards(index: Path) -> None:
-    """Refuses an index that names other files than safetensors, since transformers would unpickle them."""
-    try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return  # no index, or one that transformers will complain of
-    if wrong := [file for file in files if not str(file).endswith(".safetensors")]:
-        raise CheckpointError(f"{index} names {wrong[0]!r}; weights are read from safetensors only.")
-
-
-def _load_tokenizer(path: str | Path):
-    source, gguf = _source(path)
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
-    except Exception as error:
-        raise CheckpointError(
-            f"The tokenizer in {path} cannot be loaded ({_first_line(error)}); restore its tokenizer files."
-        ) from error
-
-
-def _source(path: str | Path) -> tuple[str, dict[str, str]]:
-    """What transformers calls a source: a folder or Hub id, and for a GGUF file its folder and its name apart."""
-    file = Path(path)
-    if file.suffix != ".gguf":
-        return str(path), {}
-    if not file.is_file():
-        raise CheckpointError(f"{path} does not exist; give the path of a GGUF file.")
-    return str(file.parent), {"gguf_file": file.name}
-
-
-def _load_adapter(
-    folder: Path, tokenizer, layout: MemoryLayout, dtype: torch.dtype, attention: str | None, trainable: bool
+def _load_adapted(
+    folder: Path,
+    layout: MemoryLayout,
+    dtype: torch.dtype,
+    attention: str | None,
+    trainable: bool,
+    progress: Progress | None,
 ):
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    try:
-        base_name = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        if not isinstance(base_name, str):
-            raise TypeError(f"base_model_name_or_path is {base_name!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_FILE} cannot be read ({_first_line(error)}); restore it.") from error
-    file = folder / "adapter_model.safetensors"
-    if not file.exists():
-        raise CheckpointError(f"{file} is missing; restore it (adapters in other formats are not read).")
-    base = _load_weights(base_name, dtype, attention)
-    _add_rows(base, tokenizer, layout.token_ids(tokenizer))
-    try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
-        with safe_open(file, "pt") as stored:
-            missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) - set(stored.keys())
-    except Exception as error:
+    """(model, tokenizer, configuration of the adapter) of an adapter folder, on exactly the base it records."""
+    name, record = base_name(folder), BaseRecord.load(folder)
+    base, tokenizer = load_base(
+        name,
+        dtype if trainable else torch.float32,
+        attention,
+        source=source_of(folder),
+        progress=progress,
+    )
+    if record is not None and record.sha256 != record_of(base).sha256:
         raise CheckpointError(
-            f"The adapter in {folder} cannot be loaded ({_first_line(error)}); restore its files."
-        ) from error
-    if missing:  # PEFT only warns, and would go on with random values
-        raise CheckpointError(
-            f"{file} lacks {len(missing)} tensors, such as {min(missing)}; "
-            "the file is incomplete or belongs to another base."
+            f"The adapter in {folder} was trained on {record}, but what is found is {record_of(base)}; give it the "
+            "base it was trained on."
         )
-    return model
+    if has_tokenizer(folder) or name not in KNOWN:
+        tokenizer = load_tokenizer(folder)
+    else:
+        known = tokenizer.get_vocab()
+        _add_tokens(tokenizer, [token for token in layout.tokens if token not in known])
+    _add_rows(base, tokenizer, layout.token_ids(tokenizer))
+    model, config = load_adapter(base, folder, trainable)
+    return model if trainable else cast_weights(model, dtype), tokenizer, config
 
 
 def _check_positions(model, name: str) -> None:
@@ -329,6 +326,13 @@ def _check_positions(model, name: str) -> None:
         length = getattr(base.config, key, None)
         if not isinstance(length, int) and (length is not None or key == "max_position_embeddings"):
             raise CheckpointError(f"{name}: {key} in its config.json must be a whole number, not {length!r}.")
+
+
+def _add_tokens(tokenizer, tokens: list[str]) -> None:
+    """Adds control tokens, and an EOS where a tokenizer calls it otherwise."""
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token
 
 
 def _add_rows(model, tokenizer, ids: Sequence[int]) -> None:
@@ -368,7 +372,7 @@ def _local_folder(path: str | Path) -> Path:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]))
     except Exception as error:
         raise CheckpointError(
-            f"{path} is neither a folder here nor a repository that the Hub can be asked for ({_first_line(error)}); "
+            f"{path} is neither a folder here nor a repository that the Hub can be asked for ({first_line(error)}); "
             "check the name and the connection."
         ) from error
 
@@ -385,9 +389,3 @@ def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> t
     except (RuntimeError, AssertionError, ImportError, TypeError):  # a misspelt name, or a device this machine lacks
         raise CheckpointError(f"The device {str(device)!r} cannot be used here; use cpu or cuda.") from None
     return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-
-
-def _first_line(error: Exception) -> str:
-    """What an error of another library says, short enough to stand in a sentence."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(" .:")
-    return f"no entry {line}" if isinstance(error, KeyError) else line

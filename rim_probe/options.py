@@ -72,17 +72,66 @@ def silence_transformers() -> None:
     logging.disable_progress_bar()
 
 
+def show_progress() -> Callable[[str, int, int | None], None]:
+    """What `bases.Progress` is told, as a bar for each thing that is being done; nothing is drawn before the first."""
+    from tqdm import tqdm
+
+    bar, drawn = None, ""
+
+    def show(what: str, done: int, total: int | None) -> None:
+        nonlocal bar, drawn
+        if what != drawn:
+            if bar is not None:
+                bar.close()
+            bar, drawn = tqdm(desc=what, total=total, unit="B", unit_scale=True), what
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return show
+
+
 def read_data(path: str) -> "ProblemFile":
     """The problems of a file; what was rejected goes to stderr."""
     from rim_probe.problems import read_problems
 
     data = read_problems(path)
+    report_rejected(path, data)
+    return data
+
+
+def report_rejected(path: str, data: "ProblemFile") -> None:
+    """What had to be left out of a file, on stderr."""
     for line in data.rejected[:SHOWN_REJECTIONS]:
         print(line, file=sys.stderr)
     if data.rejected:
         kept = count(len(data.problems), "problem", "problems")
         print(f"{path}: {count(len(data.rejected), 'line', 'lines')} rejected, {kept} kept.", file=sys.stderr)
-    return data
+
+
+def name_files(given: Sequence[str]) -> tuple[dict[str, str], bool]:
+    """Paths by name of arguments `FILE` or `NAME=FILE`, and whether any name was given.
+
+    A file without a name is called as it is, without its ending.
+
+    Raises:
+        RiMError: two files of one name, or an impossible one.
+    """
+    files: dict[str, str] = {}
+    named = False
+    for one in given:
+        name, sign, path = one.partition("=")
+        if not sign or Path(one).exists():
+            name, path = Path(one).name.removesuffix(".gz").removesuffix(".txt"), one
+        elif not name.strip() or not path:
+            raise RiMError(f"{one!r} is no NAME=FILE; write for example GSM8K=data/gsm/test.txt.")
+        else:
+            named = True
+        name = name.strip()
+        if name in files:
+            raise RiMError(f"Two files are called {name}; give each a name of its own, as NAME=FILE.")
+        files[name] = path
+    return files, named
 
 
 def draw(problems: "list[Problem]", limit: int | None, seed: int) -> "list[Problem]":

@@ -11,7 +11,9 @@ Then the row equals, logit by logit, K separate causal passes over `x m_1..m_k R
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 
 from rim_probe.encoding import Encoder
@@ -81,6 +83,9 @@ def pack_text(prompt_ids: Sequence[int], target_ids: Sequence[int]) -> Row:
     )
 
 
+# The encoder of the rows below may also be `training.tokens.Tokens`, and the problem an entry of it: the same methods.
+
+
 def stage1_row(encoder: Encoder, problem: Problem, num_blocks: int | None = None) -> Row:
     """Grounding: readout t states step t + 1, the last one the answer (L1 of the paper).
 
@@ -117,10 +122,13 @@ def pad_rows(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
     Returns `input_ids`, `position_ids`, `readouts`, `labels`, `label_readouts` of shape [B, L], and `num_readouts`,
     `num_grounded` of shape [B]. Padding has readout number PADDING and no label.
     """
-    length = max(map(len, rows))
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    filled, count = np.arange(lengths.max()) < lengths[:, None], int(lengths.sum())
 
     def padded(lists: list[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([values + [fill] * (length - len(values)) for values in lists], dtype=torch.long)
+        batch = np.full(filled.shape, fill, dtype=np.int64)
+        batch[filled] = np.fromiter(chain.from_iterable(lists), np.int64, count)  # torch is far slower with lists
+        return torch.from_numpy(batch)
 
     return {
         "input_ids": padded([row.ids for row in rows], pad_id),

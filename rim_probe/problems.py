@@ -131,21 +131,34 @@ def read_problems(path: str | os.PathLike[str]) -> ProblemFile:
     a single problem.
     """
     name = os.fspath(path)
-    problems: list[Problem] = []
-    rejected: list[RejectedLine] = []
-    for number, line in _read_lines(name):
-        if not line.strip():
-            continue
-        try:
-            problems.append(parse_line(line))
-        except ProblemError as error:
-            rejected.append(RejectedLine(name, number, str(error)))
-    if not problems:
-        why = f" (line {rejected[0].line_number}: {rejected[0].reason})" if rejected else ""
+    found = gather(iter_problems(name))
+    if not found.problems:
+        why = f" (line {found.rejected[0].line_number}: {found.rejected[0].reason})" if found.rejected else ""
         raise ProblemError(
             f"“{name}” holds no problem{why}; a line looks like “question||<<16-3-4=9>> <<9*2=18>> #### 18”."
         )
-    return ProblemFile(problems, rejected)
+    return found
+
+
+def iter_problems(path: str | os.PathLike[str]) -> Iterator[Problem | RejectedLine]:
+    """What `read_problems` gathers, line by line: for files too large to be held in memory. Raises as it does, but
+    not where there is no problem."""
+    name = os.fspath(path)
+    for number, line in read_lines(name):
+        if not line.strip():
+            continue
+        try:
+            yield parse_line(line)
+        except ProblemError as error:
+            yield RejectedLine(name, number, str(error))
+
+
+def gather(lines: Iterable[Problem | RejectedLine]) -> ProblemFile:
+    """Problems and rejected lines, each in their order."""
+    found = ProblemFile([], [])
+    for line in lines:
+        (found.problems if isinstance(line, Problem) else found.rejected).append(line)
+    return found
 
 
 def write_problems(path: str | os.PathLike[str], problems: Iterable[Problem]) -> None:
@@ -170,8 +183,11 @@ def write_problems(path: str | os.PathLike[str], problems: Iterable[Problem]) ->
         raise ProblemError(f"“{name}” cannot be written: {error.strerror or error}.") from None
 
 
-def _read_lines(name: str) -> Iterator[tuple[int, str]]:
-    """(line number, text) of each line, split in bytes: text mode would also split at "\\r" and its relatives."""
+def read_lines(name: str) -> Iterator[tuple[int, str]]:
+    """(line number, text) of each line, split in bytes: text mode would also split at "\\r" and its relatives.
+
+    Names that end in `.gz` are unpacked. Raises ProblemError for a file that cannot be read or is not UTF-8.
+    """
     number = 0
     try:
         with gzip.open(name, "rb") if name.endswith(".gz") else open(name, "rb") as stream:

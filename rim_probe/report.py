@@ -57,7 +57,7 @@ def format_report(report: Mapping[str, Any]) -> str:
             "### Number of memory blocks at inference (0 = blocks removed)",
             table(
                 ["K", "final readout right, % (95 % interval)"],
-                [[str(entry["num_blocks"]), _percent(entry)] for entry in report["sweep"]],
+                [[str(entry["num_blocks"]), format_share(entry)] for entry in report["sweep"]],
             ),
         ]
     if report["latency"]:
@@ -94,7 +94,9 @@ def format_probing_bench(report: Mapping[str, Any]) -> str:
         f"Patching fills {sweep['layers']} x {sweep['blocks']} cells (layers x blocks) per question; "
         f"largest difference of a log probability: {sweep['difference']:.0e}.",
     ]
-    return _ratios(report, ("first", "second"), lambda side, entry: f"{_spread(side['value'])} {entry['unit']}", notes)
+    return _ratios(
+        report, ("first", "second"), lambda side, entry: f"{format_spread(side['value'])} {entry['unit']}", notes
+    )
 
 
 def _ratios(
@@ -112,7 +114,7 @@ def _ratios(
                 entry["what"],
                 str(entry["n"]),
                 *(side(entry[place], entry) for place in ("first", "second")),
-                _spread(entry["ratio"]) if entry["ratio"] else "none",
+                format_spread(entry["ratio"]) if entry["ratio"] else "none",
                 entry["target"] or "",
                 met,
             ]
@@ -150,18 +152,18 @@ def _accuracy_table(report: Mapping[str, Any]) -> str:
     accuracy = report["accuracy"]
     first = next(iter(accuracy.values()))
     header = ["% right (95 % Wilson interval)", f"all (n = {first['all']['final']['n']:,})"]
-    header += [f"{_steps(count)} (n = {cell['final']['n']:,})" for count, cell in first["by_steps"].items()]
+    header += [f"{format_steps(count)} (n = {cell['final']['n']:,})" for count, cell in first["by_steps"].items()]
     rows = []
     for method, figures in accuracy.items():
         cells = [figures["all"], *figures["by_steps"].values()]
         name = METHOD_NAMES[method]
         if "blocks" in figures["all"]:
-            rows.append([f"{name}, final block"] + [_percent(cell["final"]) for cell in cells])
-            rows.append([f"{name}, any block"] + [_percent(cell["any_block"]) for cell in cells])
+            rows.append([f"{name}, final block"] + [format_share(cell["final"]) for cell in cells])
+            rows.append([f"{name}, any block"] + [format_share(cell["any_block"]) for cell in cells])
             for k in range(len(figures["all"]["blocks"])):
-                rows.append([f"{name}, block {k + 1}"] + [_percent(cell["blocks"][k]) for cell in cells])
+                rows.append([f"{name}, block {k + 1}"] + [format_share(cell["blocks"][k]) for cell in cells])
         else:
-            rows.append([name] + [_percent(cell["final"]) for cell in cells])
+            rows.append([name] + [format_share(cell["final"]) for cell in cells])
     return table(header, rows)
 
 
@@ -189,7 +191,7 @@ def _paired_table(pairs: Sequence[Mapping[str, Any]]) -> str:
                 f"{METHOD_NAMES[pair['first']]} (first) against {METHOD_NAMES[pair['second']]} (second)",
                 *(str(pair[key]) for key in ("both_right", "only_first", "only_second", "both_wrong")),
                 f"{difference:+.1f}",
-                _p_value(pair["p_value"]),
+                format_p(pair["p_value"]),
             ]
         )
     header = [
@@ -211,8 +213,8 @@ def _latency_table(latency: Mapping[str, Any]) -> str:
             [
                 METHOD_NAMES[method],
                 str(costs["n"]),
-                _spread(costs["ttft_ms"]) if costs["ttft_ms"] else "none",
-                _spread(costs["total_ms"]),
+                format_spread(costs["ttft_ms"]) if costs["ttft_ms"] else "none",
+                format_spread(costs["total_ms"]),
                 *(
                     f"{costs[key]['mean']:.1f} / {costs[key]['median']:g}"
                     for key in ("forward_passes", "generated_tokens")
@@ -232,28 +234,28 @@ def _latency_table(latency: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
-def _steps(count: str) -> str:
+def format_steps(count: str) -> str:
     return {"0": "no steps given", "1": "1 step"}.get(count, f"{count} steps")
 
 
-def _percent(share: Mapping[str, Any]) -> str:
+def format_share(share: Mapping[str, Any]) -> str:
     if share["accuracy"] is None:
         return "none"
     return f"{100 * share['accuracy']:.1f} ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
 
 
-def _spread(values: Mapping[str, float]) -> str:
+def format_spread(values: Mapping[str, float]) -> str:
     return " ".join(
-        [_three_digits(values["median"]), f"({_three_digits(values['q1'])} to {_three_digits(values['q3'])})"]
+        [format_number(values["median"]), f"({format_number(values['q1'])} to {format_number(values['q3'])})"]
     )
 
 
-def _three_digits(value: float) -> str:
+def format_number(value: float) -> str:
     """Three significant digits without an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _p_value(p: float) -> str:
+def format_p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
 
 
@@ -262,4 +264,4 @@ def _side(side: Mapping[str, Any], _: Mapping[str, Any]) -> str:
     if side["ms"] is None:
         return f"{side['name']}: none"
     tokens = f", {side['tokens']['median']:g} tokens" if side["tokens"] else ""
-    return f"{side['name']}: {_spread(side['ms'])}{tokens}"
+    return f"{side['name']}: {format_spread(side['ms'])}{tokens}"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -245,7 +246,7 @@ def test_a_run_can_be_stopped_while_its_model_is_loaded(small_checkpoint, monkey
     monkeypatch.setattr("app.models._load_somewhere", lambda *_: threading.Event().wait())
     panel, cancel = Race(ModelShelf(small_checkpoint.parent)), threading.Event()
     steps = panel.answer("3 + 4 = ?", 8, "", "small", cancel)
-    assert "Loading small first" in next(steps)
+    assert "Loading small first" in next(steps).notice()
     cancel.set()
     assert list(steps) == []
 
@@ -314,6 +315,94 @@ def test_shelf_lists_checkpoints_and_reads_them_without_weights(small_checkpoint
         shelf.path("../../etc")
     with pytest.raises(CheckpointError, match="no checkpoint to ask"):
         ModelShelf(tmp_path).path(None)
+
+
+def test_a_folder_that_waits_for_its_weights_is_not_offered(small_checkpoint, tmp_path):
+    (tmp_path / "planned").mkdir()
+    shutil.copy(small_checkpoint / "examples.json", tmp_path / "planned")
+    (tmp_path / "planned" / "README.md").write_text("To be trained.")
+    shutil.copytree(small_checkpoint, tmp_path / "small")
+    assert ModelShelf(tmp_path).names == ["small"]
+
+
+def test_another_model_brings_a_question_of_its_own_but_leaves_a_typed_one(small_checkpoint, tmp_path, shelf):
+    panel, (first, second, *_) = Race(shelf, tmp_path), shelf.examples("small")
+    session = Session(picked=(second.question, second.answer, ()))
+    chosen = panel.choose_model("small", second.question, session)
+    assert chosen[-2:] == [first.question, first.answer] and session.steps_for(first.question) == first.steps
+    typed = panel.choose_model("small", "3 + 4 = ?", session)[-2:]
+    assert all("value" not in box for box in typed)
+
+
+class SlowBase:
+    """Stands in for `load_methods`: says how far it is, as a download does, and goes on when it is told to."""
+
+    def __init__(self, models):
+        self.models, self.calls, self.error = models, 0, None
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, path, device, progress):
+        self.calls += 1
+        for megabytes in (0, 41, 93):
+            progress("Downloading tiny", megabytes * 1_000_000, 93_000_000)
+            self.go.acquire(timeout=30)
+        if self.error is not None:
+            raise self.error
+        return self.models, ""
+
+
+@pytest.fixture
+def slow_base(models, monkeypatch):
+    slow = SlowBase(models)
+    monkeypatch.setattr("app.models._load_somewhere", slow)
+    yield slow
+    slow.go.release(9)
+
+
+def test_a_base_that_is_fetched_shows_how_far_it_is(small_checkpoint, slow_base):
+    panel = Race(ModelShelf(small_checkpoint.parent))
+    watching, asking = panel.watch_model("small"), panel.answer("3 + 4 = ?", 8, "", "small", threading.Event())
+    assert "aria-valuenow" not in next(watching) and "Downloading tiny …" in next(asking).state()
+    slow_base.go.release()
+    drawn = take_until("41 of 93 MB", watching)
+    assert 'role="progressbar"' in drawn and 'aria-valuenow="44"' in drawn and 'aria-valuetext="41 of 93 MB"' in drawn
+    assert "41 of 93 MB" in next(asking).notice() and "starts by itself" in next(asking).notice()
+    slow_base.go.release()
+    assert "progressbar" not in take_until("Loading small", watching, without="41 of")
+    slow_base.go.release()
+    assert "Ready" in list(watching)[-1] and slow_base.calls == 1
+
+
+def take_until(words, drawn, without="\0"):
+    return next(one for one in drawn if words in one and without not in one)
+
+
+def test_a_base_that_cannot_be_fetched_costs_one_sentence_and_another_try(small_checkpoint, slow_base, tmp_path):
+    for name in ("small", "other"):
+        shutil.copytree(small_checkpoint, tmp_path / name)
+    panel = Race(ModelShelf(tmp_path))
+    slow_base.error = CheckpointError("tiny cannot be fetched; go online.")
+    watchers = [panel.watch_model("small", types.SimpleNamespace(session_hash=str(number))) for number in range(3)]
+    for watcher in watchers:
+        next(watcher)
+    slow_base.go.release(3)
+    for watcher in watchers:  # each is told of it, and none begins anew by itself
+        last = list(watcher)[-1]
+        assert "go online" in last and 'role="alert"' in last and "data-again" in last
+    assert slow_base.calls == 1
+    slow_base.error = None
+    slow_base.go.release(6)
+    assert wait_for(panel.shelf, "other"), "the other checkpoints stay usable"
+    assert "Ready" in list(panel.watch_model("small"))[-1] and slow_base.calls == 3
+
+
+def test_a_visitor_who_goes_on_to_another_model_watches_that_one(small_checkpoint, slow_base, shelf):
+    panel, visitor = Race(ModelShelf(small_checkpoint.parent)), types.SimpleNamespace(session_hash="me")
+    first = panel.watch_model("small", visitor)
+    next(first)
+    panel.shelf = shelf  # where it is there already
+    assert "Ready" in list(panel.watch_model("small", visitor))[-1]
+    assert list(first) == []
 
 
 def truncate_weights(folder):

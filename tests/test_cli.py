@@ -255,7 +255,14 @@ def test_train_hands_its_options_on(monkeypatch):
 
     monkeypatch.setattr("rim_probe.training.train", train)
     assert main(["train", "r.yaml", "--resume", "--max-minutes", "1.5", "--output", "out"]) == 0
-    assert seen == {"recipe": "r.yaml", "resume": True, "max_minutes": 1.5, "output": "out"}
+    assert seen == {"recipe": "r.yaml", "resume": True, "max_minutes": 1.5, "output": "out", "trial": None}
+    assert main(["train", "r.yaml", "--trial", "--batch-size", "2", "--output", "out"]) == 0
+    assert str(seen["trial"]) == "30 steps of 2 rows a stage"
+
+
+def test_train_refuses_options_that_do_nothing(capsys):
+    assert "leave out --output" in fails(capsys, "train", "r.yaml", "--profile", "--output", "out")
+    assert "a training takes the recipe's own" in fails(capsys, "train", "r.yaml", "--batch-size", "2")
 
 
 # ---------------------------------------------------------------------------------------------------------------- bench

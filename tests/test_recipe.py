@@ -89,6 +89,12 @@ def test_values_arrive_with_defaults_and_overrides(tmp_path):
         ({"data": {"files": "a.txt"}}, "recipe.data.files", "must be a list"),
         ({"data": {"files": [1]}}, "recipe.data.files[0]", "type str, not 1"),
         ({"data": {"files": ["a.txt"], "rows": 0}}, "recipe.data", "rows must be at least 1"),
+        ({"data": {"files": ["a.txt"], "repeats": [1, 2]}}, "recipe.data", "one number for each of the 1 files, not 2"),
+        ({"data": {"files": ["a.txt"], "repeats": [0]}}, "recipe.data", "repeats must be above 0"),
+        ({"data": {"files": ["a.txt"], "repeats": [float("nan")]}}, "recipe.data", "repeats must be above 0"),
+        ({"data": {"files": ["a.txt"], "repeats": ["often"]}}, "recipe.data.repeats[0]", "type float, not 'often'"),
+        ({"data": {"files": ["a.txt"], "repeats": 2}}, "recipe.data.repeats", "must be a list"),
+        ({"data": {"world": {}, "rows": 3, "repeats": [1]}}, "recipe.data", "repeats goes with files"),
         ({"data": {"files": ["a.txt"], "validation_rows": -1}}, "recipe.data", "validation_rows"),
         ({"data": {"world": {"min_steps": 9}, "rows": 3}}, "recipe.data.world", "steps must satisfy"),
         ({"layout": {"num_blocks": 1000}}, "recipe.layout", "num_blocks must be a whole number"),
@@ -96,6 +102,8 @@ def test_values_arrive_with_defaults_and_overrides(tmp_path):
         ({"seed": -1}, "recipe", "seed must lie between"),
         ({"output": ""}, "recipe", "output must name a folder"),
         ({"output": 7}, "recipe.output", "type str, not 7"),
+        ({"attention": "flash"}, "recipe", "attention must be one of sdpa, flex, not 'flash'"),
+        ({"compile": "yes"}, "recipe.compile", "type bool, not 'yes'"),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, place, said):

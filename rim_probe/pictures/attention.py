@@ -2,7 +2,9 @@
 
 Draws `probes.attention` of a reading:
 1. The question as running text. Its words are shaded by how much one block looks at them: the chosen block (or the mean
-   over blocks) at rest, another one while it is pointed at. Each shading is scaled to its own strongest word.
+   over blocks) at rest, another one while it is pointed at. Each shading is scaled to its own strongest word; where the
+   first word takes most, as in many pretrained models (an attention sink: Xiao et al. 2023, arXiv:2309.17453, section
+   3.1), to the strongest of the others.
 2. The blocks as a row of buttons, filled by how much the answer looks at them.
 3. Blocks x words as a heat map, all on one scale.
 4. "Strongest memory heads": the heads through which the answer looks most at the blocks.
@@ -36,6 +38,8 @@ POOLED = {"mean": "mean over heads", "max": "max over heads"}
 STRONGEST = 5
 NAMED_WORDS = 4
 RESYNC = 40  # characters of the question that one unknown token may stand for
+SINK = 0.3  # share of the blocks' attention that the first word takes, from which on it is left out of the scale
+SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})  # a token that is white space stays visible
 
 
 def _probe(reading: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -129,6 +133,7 @@ class _Weights:
         shares: whether a row is part of a whole (a maximum over heads is not).
         pooled_instead: one head was asked for, but only means over heads were kept for words.
         aggregation: what else was averaged, as the probe says it.
+        sink: whether the first word takes so much that the others are shaded without it.
     """
 
     words: Sequence[Sequence[float]]
@@ -139,6 +144,7 @@ class _Weights:
     pooled_instead: bool
     layer: int
     aggregation: str
+    sink: bool
 
     @classmethod
     def of(cls, found: Mapping[str, Any], layer: int, head: str) -> _Weights:
@@ -166,7 +172,12 @@ class _Weights:
             pooled_instead,
             layer + 1,
             found["aggregation"],
+            len(words[0]) > 1 and all(row[0] == max(row) for row in words) and words[-1][0] >= SINK,
         )
+
+    def top(self, row: Sequence[float]) -> float:
+        """What is shaded most."""
+        return max(row[1:] if self.sink else row, default=0) or 1
 
     def mean_over_blocks(self) -> list[float]:
         return [sum(column) / len(column) for column in zip(*self.words, strict=True)]
@@ -219,10 +230,12 @@ def _strongest(found: Mapping[str, Any], view: Mapping[str, str]) -> str:
 
 def _question(weights: _Weights, words: Sequence[tuple[bool, str]], view: Mapping[str, str]) -> str:
     """The question, shaded; the shades of all marks of this selection ride along for the script."""
-    shades = {name: _scaled(row) for name, row in weights.rows().items()}
+    shades = {
+        name: [round(min(weight / weights.top(row), 1), 2) for weight in row] for name, row in weights.rows().items()
+    }
     spans = "".join(
         f"{' ' if spaced else ''}"
-        f'<span class="word" data-link="word-{place}" style="--w:{shade:g}">{escape(word)}</span>'
+        f'<span class="{_kind(word)}" data-link="word-{place}" style="--w:{shade:g}">{escape(word)}</span>'
         for place, ((spaced, word), shade) in enumerate(zip(words, shades[view["block"]], strict=True))
     )
     what = "mean over the blocks" if view["block"] == "all" else f"block {view['block']}"
@@ -231,6 +244,10 @@ def _question(weights: _Weights, words: Sequence[tuple[bool, str]], view: Mappin
     most = f"the most, {percent(peak)}, goes to {escape(_quoted(words, row.index(peak)))}"
     if peak == min(row):
         most = f"every word gets the same, {percent(peak)}"
+    elif weights.sink:
+        second = weights.top(row)
+        most += f", the first word, where attention rests in many pretrained models; of the others {percent(second)} "
+        most += f"goes to {escape(_quoted(words, row.index(second, 1)))}, and to that the shades are scaled"
     return (
         f'<p class="attention-question" data-rest="{view["block"]}" '
         f'data-shades="{escape(json.dumps(shades, separators=(",", ":")))}">{spans}</p>'
@@ -283,18 +300,19 @@ def _block_row(weights: _Weights, words: Sequence[tuple[bool, str]], view: Mappi
 def _heat_map(weights: _Weights, words: Sequence[tuple[bool, str]]) -> str:
     """Blocks x words on one scale; the same numbers stand in the table, so screen readers are sent there."""
     rows = {name: row for name, row in weights.rows().items() if name != "all"}
-    top = max(max(row) for row in rows.values()) or 1
+    top = max(weights.top(row) for row in rows.values())
     heads = "".join(f'<span data-link="word-{place}">{escape(word)}</span>' for place, (_, word) in enumerate(words))
     lines = []
     for name, row in rows.items():
         label = f"block {name}" if name != "answer" else "answer"
-        cells = "".join(_heat_cell(value / top, label, words, place, value) for place, value in enumerate(row))
+        cells = "".join(_heat_cell(min(value / top, 1), label, words, place, value) for place, value in enumerate(row))
         lines.append(
             f'<div class="attention-line" data-shade="{name}"><b data-link="block-{name}">{label}</b>{cells}</div>'
         )
     return (
         f'<h3>All blocks, all words</h3><p class="attention-legend">One scale for the whole map: from nothing to '
-        f'{percent(top)} <i class="attention-ramp"></i>, layer {weights.layer}, {weights.words_of}.</p>'
+        f'{percent(top)}{" and more" if weights.sink else ""} <i class="attention-ramp"></i>, layer {weights.layer}, '
+        f"{weights.words_of}.</p>"
         '<div class="attention-scroll" tabindex="0" role="region" aria-label="Heat map of blocks and words">'
         f'<div class="attention-map" role="img" aria-label="Attention from {len(weights.words)} blocks to '
         f'{len(words)} words; the numbers are in the table below" style="--words:{len(words)}">'
@@ -325,29 +343,32 @@ def _running_text(question: str, tokens: Sequence[str]) -> list[tuple[bool, str]
     """Each token as it stands in the question, and whether a space goes before it.
 
     Tokenizers lower-case, drop spaces or give `<unk>`: tokens are found again in the question, one after the other, and
-    a token that is not there stands as the model saw it.
+    a token that is not there stands as the model saw it. A token that is nothing but white space stands as its sign.
     """
     lowered = question.lower()
     if len(lowered) != len(question):  # some letters change their length; then cases cannot be told apart
         question = lowered
     pieces: list[tuple[bool, str]] = []
-    cursor, lost = 0, False
+    cursor, lost, blank = 0, False, False
     for token in tokens:
         piece = token.strip().lower()
-        at = lowered.find(piece, cursor) if piece else -1
+        if not piece:
+            pieces.append((not blank, token.translate(SIGNS) or "␣"))
+            blank = True
+            continue
+        at, (blank, after) = lowered.find(piece, cursor), (False, blank)
         skipped = lowered[cursor:at] if at >= 0 else ""
         if at < 0 or (skipped.strip() and not (lost and len(skipped) <= RESYNC)):
-            pieces.append((True, token.strip() or "␣"))
+            pieces.append((True, token.strip()))
             lost = True
             continue
-        pieces.append((bool(skipped) and bool(pieces), question[at : at + len(piece)]))
+        pieces.append((bool(skipped) and bool(pieces) and not after, question[at : at + len(piece)]))
         cursor, lost = at + len(piece), False
     return pieces
 
 
-def _scaled(row: Sequence[float]) -> list[float]:
-    top = max(row, default=0) or 1
-    return [round(value / top, 2) for value in row]
+def _kind(word: str) -> str:
+    return "word" if word.strip("".join(SIGNS.values())) else "word blank"
 
 
 def _quoted(words: Sequence[tuple[bool, str]], place: int) -> str:

@@ -60,6 +60,7 @@ def _race(metrics: Mapping[str, Any]) -> str:
         f'<div class="evidence-two">{_accuracy(metrics)}{_latency(metrics)}</div>'
         + (f'<div class="evidence-two">{small}</div>' if small else "")
         + _paired(metrics)
+        + _elsewhere(metrics)
     )
 
 
@@ -70,7 +71,8 @@ def _told(metrics: Mapping[str, Any]) -> str:
     text = ""
     if "memory" in shares:
         others = [f"{name} {100 * shares[key]:.1f} %" for key, name in _OTHERS.items() if key in shares]
-        text = f"RiM is right in {100 * shares['memory']:.1f} % of {metrics['n']:,} problems"
+        named = f" of {metrics['data']}" if metrics["data"] else ""
+        text = f"RiM is right in {100 * shares['memory']:.1f} % of {metrics['n']:,} problems{named}"
         text += f" ({', '.join(others)})." if others else "."
     if times.get("memory") and times.get("cot"):
         factor = times["cot"] / times["memory"]
@@ -197,6 +199,19 @@ def _paired(metrics: Mapping[str, Any]) -> str:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in told)
     return f'<div class="evidence-paired"><h3>The same problems, pair by pair</h3><ul>{items}</ul></div>'
+
+
+def _elsewhere(metrics: Mapping[str, Any]) -> str:
+    """The other files of problems, in a line each."""
+    told = [
+        f"{other['name']}, n = {other['n']:,}: "
+        + "; ".join(f"{_name(one)} {_share_text(one['all'])}" for one in other["accuracy"])
+        for other in metrics["others"]
+    ]
+    if not told:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in told)
+    return f'<div class="evidence-paired"><h3>Other problems</h3><ul>{items}</ul></div>'
 
 
 def _p(value: float) -> str:

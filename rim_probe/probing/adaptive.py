@@ -11,6 +11,7 @@ Method:
 4. Latency at batch size 1: some problems are answered by every method in turn, in an order drawn anew each time. To
    choose, the seconds of a chain of thought are a line in its passes, fitted to the timed problems of that split, so
    that sending off the long ones is not taken for average. What is reported is clocked, on problems of the report.
+   Of a slow model fewer problems are timed: as many as `MOST_SECONDS` allow, and never fewer than `FEWEST_TIMED`.
 
 Compared with pure memory, pure chain of thought, the same rules on the readout's own probability (paired by problem;
 its latency is put together from what was clocked), and random routing.
@@ -18,7 +19,7 @@ Knows routes and clocks. Knows nothing of how a judge is fitted or an answer dec
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from rim_probe.errors import RiMError
 from rim_probe.evaluation import WARM_UP_QUESTIONS
 from rim_probe.model import RiM
 from rim_probe.probing.capture import Capture
+from rim_probe.probing.compact import is_large
 from rim_probe.probing.correctness import CorrectnessProbe
 from rim_probe.probing.hooks import read_residual
 from rim_probe.probing.judge import Judge, own_probability, probability
@@ -41,6 +43,7 @@ WITHIN_POINT, HALF_TIME = "within a point", "half the time"
 POINT, HALF, BUDGET = 0.01, 0.5, 0.45
 QUANTILES = 101
 TIMED_PROBLEMS = 200
+MOST_SECONDS, FEWEST_TIMED = 120, 20  # of clocking one split
 NEVER = 1.1  # a threshold no chance reaches: always chain of thought
 
 
@@ -228,7 +231,9 @@ class AdaptivePolicy:
         }
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return self.judge.tensors()
+        """The judge's; of a large one, which lies beside it with the correctness probe, the biases alone."""
+        stored = self.judge.tensors()
+        return {"bias": stored["bias"]} if is_large([self.judge.weight]) else stored
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -240,8 +245,16 @@ class AdaptivePolicy:
         }
 
     @classmethod
-    def restore(cls, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> "AdaptivePolicy":
+    def restore(
+        cls,
+        tensors: Mapping[str, np.ndarray],
+        settings: Mapping[str, Any],
+        correctness: Callable[[], CorrectnessProbe] | None = None,
+    ) -> "AdaptivePolicy":
         """The policy that `tensors` and `settings` came from.
+
+        Args:
+            correctness: gives the probe whose judge this is, where that was too large to be stored twice.
 
         Raises:
             RiMError: parts that are missing or do not fit together.
@@ -251,7 +264,12 @@ class AdaptivePolicy:
                 score: {rule: float(settings["thresholds"][score][rule]) for rule in (WITHIN_POINT, HALF_TIME)}
                 for score in ("judge", "own")
             }
-            judge = Judge.restore(tensors, settings["judge"])
+            if "weight" in tensors or correctness is None:
+                judge = Judge.restore(tensors, settings["judge"])
+            else:
+                judge = correctness().quick_judge
+                if not np.allclose(judge.bias, tensors["bias"]):
+                    raise ValueError("the correctness probe beside it is another one")
             slope, offset = map(float, settings["passes_to_seconds"])
             return cls(judge, thresholds, tuple(settings["splits"]), (slope, offset), float(settings["memory_seconds"]))
         except (KeyError, ValueError, TypeError) as error:
@@ -300,10 +318,11 @@ def _clock(study: Study, judge: Judge, split: str, timed: int, *thresholds: floa
     """Answers some problems of a split in every way in turn (cf. `evaluation`), among them adaptively."""
     models, rng = study.models, study.rng(f"adaptive/clock/{split}")
     problems: Sequence[Problem] = study.problems(split)
-    chosen = sorted(rng.permutation(len(problems))[:timed].tolist())
+    chosen = rng.permutation(len(problems))[:timed].tolist()
     names = ["memory", "chain of thought", *(f"adaptive {i}" for i in range(len(thresholds)))]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     cot: list[Answer] = []
+    done: list[int] = []
 
     def ask(name: str, question: str) -> tuple[float, Answer]:
         if name == "memory":
@@ -312,13 +331,17 @@ def _clock(study: Study, judge: Judge, split: str, timed: int, *thresholds: floa
         if name == "chain of thought":
             given = answer(models["cot"], question, "cot")
             return given.total_seconds, given
-        done = answer_adaptive(models, question, judge, thresholds[int(name.split()[1])])
-        return done.seconds, done.answer
+        given = answer_adaptive(models, question, judge, thresholds[int(name.split()[1])])
+        return given.seconds, given.answer
 
     for i in chosen[:WARM_UP_QUESTIONS]:
         for name in names:
             ask(name, problems[i].question)
+    start = time.perf_counter()
     for i in study.progress(chosen, f"latency {split}"):
+        if len(done) >= FEWEST_TIMED and time.perf_counter() - start > MOST_SECONDS:
+            break
+        done.append(i)
         for place in rng.permutation(len(names)):
             spent, given = ask(names[place], problems[i].question)
             seconds[names[place]].append(spent)
@@ -326,7 +349,7 @@ def _clock(study: Study, judge: Judge, split: str, timed: int, *thresholds: floa
                 cot.append(given)
     found = {name: np.array(values) for name, values in seconds.items()}
     found["memory, judged"] = found.pop("adaptive 0") if thresholds else found["memory"]
-    return _Clock(found, cot, chosen)
+    return _Clock(found, cot, done)
 
 
 # ------------------------------------------------------------------------------------------------------------- report

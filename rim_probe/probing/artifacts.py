@@ -4,18 +4,23 @@ Method:
 1. a fingerprint of the model (`fingerprint`) ties a probe to the weights that it was fitted on;
 2. tensors are written first and the JSON after them, each to a temporary file that is then renamed; the JSON holds the
    digest of the tensors, so that an interrupted save is neither loaded nor taken for done;
-3. loading checks, in this order: format, layout, fingerprint, digest. Nothing is ever unpickled.
+3. loading checks, in this order: format, layout, fingerprint, digest. Nothing is ever unpickled;
+4. a probe's report of more than `LARGE_SECTION` bytes lies gzipped in its JSON, with numbers of `DIGITS` digits; in
+   report.json as well where that would be larger than `LARGE_REPORT` (report.html gives the whole of it to save).
 
 Knows files, digests and who belongs to whom. Knows nothing of what a probe's tensors mean.
 """
 
+import base64
 import contextlib
 import datetime
+import gzip
 import hashlib
 import json
 import os
 import re
 import weakref
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +40,9 @@ REPORT_FILE = "report.json"
 FORMAT = "rim-probe artifact"
 REPORT_FORMAT = "rim-probe report"
 VERSION = 1
+LARGE_SECTION, LARGE_REPORT = 200_000, 1_000_000  # bytes of JSON
+DIGITS = 6  # significant ones
+_PACKED = "gzip"  # the key of a packed section
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _CONFIG_KEYS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -152,7 +160,7 @@ def save_artifact(
         "tensors_sha256": hashlib.sha256(packed).hexdigest(),
         "settings": settings,
         "provenance": provenance,
-        "section": section.to_dict() if section is not None else None,
+        "section": _pack_section(section.to_dict()) if section is not None else None,
     }
     text = _json_bytes(entry)
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,7 +248,11 @@ def save_report(folder: str | Path, sections: Sequence[Section], provenance: Map
     """Writes `report.json`."""
     path = Path(folder) / REPORT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, _json_bytes(report_to_dict(sections, provenance)))
+    report = report_to_dict(sections, provenance)
+    content = _json_bytes(report)
+    if len(content) > LARGE_REPORT:
+        content = _json_bytes(report | {"sections": [_pack_section(section) for section in report["sections"]]})
+    write_atomic(path, content)
     return path
 
 
@@ -337,10 +349,30 @@ def _check_model(entry: Mapping[str, Any], rim: RiM, path: Path) -> None:
         )
 
 
+def _pack_section(section: dict[str, Any]) -> dict[str, Any]:
+    """A section as it lies in its probe's JSON."""
+    text = json.dumps(section, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) <= LARGE_SECTION:
+        return section
+    text = json.dumps(_short(section), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    return {_PACKED: base64.b64encode(gzip.compress(text, 9, mtime=0)).decode()}
+
+
+def _short(value: Any) -> Any:
+    """Plain data with numbers of `DIGITS` significant digits."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
 def _section(data: Any, path: Path) -> Section:
     try:
+        if set(data) == {_PACKED}:
+            data = json.loads(gzip.decompress(base64.b64decode(data[_PACKED], validate=True)))
         return Section.from_dict(data)
-    except (TypeError, KeyError, AttributeError, ValueError):
+    except (TypeError, KeyError, AttributeError, ValueError, OSError, EOFError, zlib.error):
         raise ArtifactError(f"{path} holds a damaged report; run `python -m rim_probe probe` again.") from None
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from rim_probe.decoding import Answer
 from rim_probe.errors import RiMError
 from rim_probe.probing.capture import Capture, CaptureSet
+from rim_probe.probing.compact import is_large
 from rim_probe.probing.judge import OWN_VIEWS, Judge, Sample, fit_judge, mean_auroc, probability
 from rim_probe.probing.section import Section
 from rim_probe.probing.study import Observation, Study
@@ -137,13 +138,20 @@ class CorrectnessProbe:
         """Weights [K, F + E] and biases [K] by judge."""
         return {
             f"{place}.{part}": tensor
-            for place, judge in enumerate(self.judges.values())
+            for place, judge in enumerate(self._stored().values())
             for part, tensor in judge.tensors().items()
         }
 
+    def _stored(self) -> dict[str, Judge]:
+        """The judges that are stored: of large ones those alone that answer for a question."""
+        if not is_large(judge.weight for judge in self.judges.values()):
+            return dict(self.judges)
+        asked = (self.judge, self.quick_judge, self.judges[PROBE])
+        return {name: judge for name, judge in self.judges.items() if any(judge is one for one in asked)}
+
     def settings(self) -> dict[str, Any]:
         return {
-            "judges": [{"name": name, **judge.settings()} for name, judge in self.judges.items()],
+            "judges": [{"name": name, **judge.settings()} for name, judge in self._stored().items()],
             "chosen": self.chosen,
             "splits": list(self.splits),
             "chosen_scores": dict(self.chosen_scores),
@@ -159,7 +167,8 @@ class CorrectnessProbe:
         try:
             judges = {}
             for place, entry in enumerate(settings["judges"]):
-                own = {part: tensors[f"{place}.{part}"] for part in ("weight", "bias")}
+                start = f"{place}."
+                own = {name.removeprefix(start): array for name, array in tensors.items() if name.startswith(start)}
                 judges[entry["name"]] = Judge.restore(own, entry)
             if not {PROBE, settings["chosen"]} <= set(judges):
                 raise ValueError(f"no judge {settings['chosen']!r}")

@@ -208,17 +208,17 @@ def _fitted_at(positions: Sequence[Mapping[str, Any]]) -> str:
 # ----------------------------------------------------------------------------------------------------------- own words
 
 
-def words_mode(stage1: RiM, observation: Observation, plain: Answer, by_layer: Sequence[Answer]) -> dict[str, Any]:
+def words_mode(stage1: RiM, observation: Observation, plain: Answer, by_layer: Mapping[int, Answer]) -> dict[str, Any]:
     """What the stage-1 model says with the slots of one layer carried in.
 
     Args:
         plain: its answer with its own slots.
-        by_layer: its answers with the slots of layer 0..L carried, all readouts in each.
+        by_layer: its answers with the slots of one of the layers 0..L carried, all readouts in each.
     """
     K = observation.capture.K
     room = stage1.max_length - len(stage1.prompt_ids(observation.question, "memory", K)) + 1
     # Babble after an early block may not fit after the last one.
-    every = dict.fromkeys(readout.token_ids for given in by_layer for readout in given.readouts)
+    every = dict.fromkeys(readout.token_ids for given in by_layer.values() for readout in given.readouts)
     said = [ids for ids in every if len(ids) <= room]
     course = memory_course(stage1, [observation.question] * len(said), said, K).probability if said else []
     without = dict(zip(said, course, strict=True))  # words -> [K], said with its own slots
@@ -235,12 +235,12 @@ def words_mode(stage1: RiM, observation: Observation, plain: Answer, by_layer: S
         "what": "What the stage-1 model, which was trained to say its next step after every block, says when the slots "
         "of this layer are put in place of its own.",
         "score_name": "probability",
-        "layers": list(range(len(by_layer))),
+        "layers": list(by_layer),
         "positions": [{"block": block, "position": "slots"} for block in range(1, K + 1)],
-        "cells": [[cell(readout) for readout in given.readouts] for given in by_layer],
+        "cells": [[cell(readout) for readout in given.readouts] for given in by_layer.values()],
         "control": "the stage-1 model with its own slots; the same words mean that the slots carried in do not matter",
         "control_cells": [[cell(readout) for readout in plain.readouts] for _ in by_layer],
-        "minus": [[gain(readout) for readout in given.readouts] for given in by_layer],
+        "minus": [[gain(readout) for readout in given.readouts] for given in by_layer.values()],
     }
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rim_probe.comparison_report import COMPARISON_FORMAT
 from rim_probe.errors import ArtifactError
 from rim_probe.evaluation import REPORT_FORMAT
 from rim_probe.probing.artifacts import FOLDER, REPORT_FILE, load_report
@@ -111,19 +112,41 @@ def _evaluation(folder: Path, complaints: list[str]) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError):
         report = None
-    if isinstance(report, dict) and report.get("format") == REPORT_FORMAT:
+    if isinstance(report, dict) and report.get("format") in (REPORT_FORMAT, COMPARISON_FORMAT):
         try:
-            return _metrics(report)
-        except (KeyError, TypeError, AttributeError):  # cut off or edited by hand
+            return _comparison(report) if report["format"] == COMPARISON_FORMAT else _metrics(report)
+        except (KeyError, IndexError, TypeError, AttributeError):  # cut off or edited by hand
             pass
     complaints.append(f"{path} cannot be read as an evaluation; {again} anew.")
     return None
 
 
+def _comparison(report: Mapping[str, Any]) -> dict[str, Any]:
+    """As `_metrics`, of the first file of a comparison, with the costs of one answer on its first device."""
+    first, *others = report["files"]
+    costs = report["costs"][0]["batches"][0]["methods"] if report["costs"] else {}
+    metrics = _metrics({**first["report"], "run": report["run"], "latency": costs})
+    return metrics | {
+        "data": first["name"],
+        "others": [
+            {
+                "name": other["name"],
+                "n": other["report"]["done"],
+                "accuracy": [
+                    {"method": method, "name": METHOD_NAMES[method], "all": _share(figures["all"]["final"])}
+                    for method, figures in other["report"]["accuracy"].items()
+                ],
+            }
+            for other in others
+        ],
+    }
+
+
 def _metrics(report: Mapping[str, Any]) -> dict[str, Any]:
     """`n`, `num_blocks` (K asked with), `accuracy`: per method `method`, `name`, `all` and `by_steps` {steps: share};
     `sweep`: shares with `num_blocks`; `latency`: per method `total_ms`, `ttft_ms`, `forward_passes`,
-    `kv_cache_bytes` (median, q1, q3) and `n`; `paired`; `made`. A share has `value`, `low`, `high`, `n`.
+    `kv_cache_bytes` (median, q1, q3) and `n`; `paired`; `made`; `data`: the name of the problems or None; `others`:
+    further problems, each `name`, `n`, `accuracy` without `by_steps`. A share has `value`, `low`, `high`, `n`.
     """
     run = report.get("run") or {}
     return {
@@ -144,6 +167,8 @@ def _metrics(report: Mapping[str, Any]) -> dict[str, Any]:
             for method, costs in (report.get("latency") or {}).items()
         ],
         "paired": report["paired"],
+        "data": None,
+        "others": [],
         "made": _made(run, report["settings"].get("seed"), {"test": report["done"]}),
     }
 

@@ -11,10 +11,11 @@ Knows module trees. Knows nothing of memory blocks, questions or probes.
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -22,6 +23,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from rim_probe.errors import CheckpointError, RiMError
 from rim_probe.model import RiM
+
+MOST_LAYERS = 13  # that are searched or swept where every layer costs as much as the first
 
 _NAME = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
@@ -79,6 +82,12 @@ def layer_numbers(layers: Iterable[int | str] | None, rim: RiM) -> tuple[int, ..
     if layers is None:
         return tuple(range(count + 1))
     return tuple(sorted({layer_number(layer, count) for layer in layers}))
+
+
+def spread_layers(layers: Sequence[int], most: int = MOST_LAYERS) -> list[int]:
+    """At most `most` of the layers, evenly spread, first and last among them."""
+    places = np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int)
+    return [layers[i] for i in dict.fromkeys(places.tolist())]
 
 
 def unembed(rim: RiM, states: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ Method:
 3. Everything at once: all slots, or all memory tokens but the one where the answer is read, at every layer; and that
    token alone at its place, with no memory block before it. If the answer survives this, no block mattered.
    Counted are gold answers, and answers that stay the same as the clean one, be it right or wrong.
-States are read by later layers alone, so single layers go from 0 to L - 1.
+States are read by later layers alone, so single layers go from 0 to L - 1; of a deep model `MOST_LAYERS` of them.
 
 Knows removals and what they cost. Knows nothing of what a block is claimed to hold (see `interchange`).
 """
@@ -25,13 +25,14 @@ from rim_probe.model import RiM
 from rim_probe.packing import additive_mask
 from rim_probe.probing.curves import mean_estimate
 from rim_probe.probing.heads import fitting
-from rim_probe.probing.hooks import num_layers
+from rim_probe.probing.hooks import num_layers, spread_layers
 from rim_probe.probing.interventions import Donors, Pool, Variant
 from rim_probe.probing.patching import Edits, Patcher
 from rim_probe.probing.section import Estimate, Figure, Section, Table, proportion_estimate
 from rim_probe.probing.study import Study
 
 PROBLEMS = 300
+MOST_VARIANTS = 110_000  # problems x cells x removals: of a deep model fewer problems are asked
 POOL = 128
 DONORS = 5
 REMOVALS = ("zero", "mean", "resample")
@@ -46,6 +47,9 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         donors: N, random donors per problem.
     """
     rim = study.models["memory"]
+    layers, blocks = spread_layers(study.layers[:-1]), list(range(1, study.K + 1))
+    grid = [(layer, block) for layer in layers for block in blocks]
+    problems = min(problems, max(1, MOST_VARIANTS // (len(grid) * (len(REMOVALS) - 1 + donors))))
     kept = [
         (problem, given)
         for problem, given in zip(study.problems("report"), study.answers("memory", "report"), strict=True)
@@ -53,8 +57,6 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
     ][:problems]
     questions = [problem.question for problem in study.problems("fit")[:pool]]
     held = Pool.of(questions, rim, study.K, limit=pool)
-    layers, blocks = list(study.layers[:-1]), list(range(1, study.K + 1))
-    grid = [(layer, block) for layer in layers for block in blocks]
     costs: dict[str, list[np.ndarray]] = {mode: [] for mode in REMOVALS}  # mode -> per problem [cells] log probability
     losses: dict[str, list[np.ndarray]] = {mode: [] for mode in REMOVALS}  # and whether the gold answer is still said
     whole: dict[str, list[tuple[float, float, float]]] = {}  # row -> (change, said, same) by problem

@@ -34,6 +34,7 @@ import torch
 from rim_probe.equations import Partner, counterfactual, value_bounds
 from rim_probe.errors import QuestionError, RiMError
 from rim_probe.model import RiM
+from rim_probe.probing.hooks import spread_layers
 from rim_probe.probing.interchange_report import section
 from rim_probe.probing.patching import Edit, Patcher
 from rim_probe.probing.section import Estimate, Section, proportion_estimate
@@ -247,8 +248,9 @@ def _spell(cell: Cell, blocks: Sequence[int], last: int) -> Swap:
 
 
 def cells_layers(study: Study) -> list[int | None]:
-    """1..L-1, and None for all of 1..L: states are read by later layers alone, so the last is no place of its own."""
-    return [*range(1, study.layers[-1]), None]
+    """Layers of 1..L-1 (see `spread_layers`), and None for all of 1..L: states are read by later layers alone, so the
+    last is no place of its own."""
+    return [*spread_layers(range(1, study.layers[-1])), None]
 
 
 def _cells(study: Study) -> list[Cell]:
@@ -264,7 +266,7 @@ def _cells(study: Study) -> list[Cell]:
 def _control_cells(study: Study) -> list[Cell]:
     """The token where the answer is read, at one layer of the middle third: many layers are left to overrule it."""
     last = study.layers[-1]
-    middle = range(max(1, last // 3), max(1, 2 * last // 3) + 1)
+    middle = spread_layers(range(max(1, last // 3), max(1, 2 * last // 3) + 1))
     return [Cell(READ_TOKEN, layer, "end", readout) for layer in middle for readout in range(1, study.K + 1)]
 
 
@@ -302,7 +304,7 @@ class Results:
     """All that the report is made of.
 
     Attributes:
-        layers: the single layers and None for all of them, as in the cells.
+        layers: the single layers and None for all of 1..L, as in the cells.
         counts: pairs by split, before the filter on right answers.
         searched: success on `choose` of every cell.
         best_of_kinds: the best cell there of every choice of blocks and positions, one layer and all layers apart.

@@ -5,7 +5,8 @@ Method:
    `both`; the probe of arXiv:2605.30343), those of all blocks on all layers (`memory`), or, as a control, those of the
    last question token (`question` on the penultimate layer, `question everywhere` on all).
 2. States are standardised; in the wide views each cell (layer, block) is first reduced to its leading principal
-   components. Optionally the readout's own log odds and the share of readouts that agree with it stand beside them.
+   components, and of a deep model `WIDE_LAYERS` layers stand for all. Optionally the readout's own log odds and the
+   share of readouts that agree with it stand beside them.
 3. Logistic regression, one per readout, fitted on one split. The strength of its penalty is chosen on another: the
    highest AUROC, mean over the readouts.
 4. Both the standardisation and the projection are linear and are folded into the weights: a judge is one vector per
@@ -25,11 +26,14 @@ import numpy as np
 from rim_probe.decoding import Answer
 from rim_probe.errors import RiMError
 from rim_probe.probing.capture import Capture, CaptureSet
+from rim_probe.probing.compact import is_large, packed, rounded, unpacked
+from rim_probe.probing.hooks import spread_layers
 from rim_probe.probing.selective import agreement, auroc, ranks
 
 OWN_VIEWS = ("end", "slots", "both")
 WIDE_VIEWS = ("memory", "question everywhere")
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of scikit-learn: the smaller, the stronger
+WIDE_LAYERS = 6  # most layers that a wide view sees, spread evenly over 1..L
 COMPONENTS = 32  # principal components kept of a cell in wide views
 READOUTS = ("none", "own", "all")
 _CERTAIN = 1e-6
@@ -59,10 +63,11 @@ def cells(view: str, layers: Sequence[int], num_blocks: int) -> list[list[Cell]]
     penultimate, blocks = layers[max(len(layers) - 2, 0)], range(1, num_blocks + 1)
     if view in OWN_VIEWS:
         return [[Cell(penultimate, block, view)] for block in blocks]
+    wide = spread_layers(layers[1:], WIDE_LAYERS)
     shared = {
-        "memory": [Cell(layer, block, "both") for layer in layers[1:] for block in blocks],
+        "memory": [Cell(layer, block, "both") for layer in wide for block in blocks],
         "question": [Cell(penultimate, 0)],
-        "question everywhere": [Cell(layer, 0) for layer in layers[1:]],
+        "question everywhere": [Cell(layer, 0) for layer in wide],
     }[view]
     return [shared] * num_blocks
 
@@ -151,7 +156,10 @@ class Judge:
         return found
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return {"weight": self.weight.astype(np.float32), "bias": self.bias.astype(np.float32)}
+        weight = {"weight": self.weight.astype(np.float32)}
+        return (packed("weight", self.weight) if is_large([self.weight]) else weight) | {
+            "bias": self.bias.astype(np.float32)
+        }
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -168,7 +176,7 @@ class Judge:
         Raises:
             ValueError, KeyError, TypeError: parts that are missing or do not fit together.
         """
-        weight, bias = np.asarray(tensors["weight"]), np.asarray(tensors["bias"], dtype=float)
+        weight, bias = unpacked(tensors, "weight"), np.asarray(tensors["bias"], dtype=float)
         if weight.ndim != 2 or bias.shape != weight.shape[:1]:
             raise ValueError(f"shapes {weight.shape} and {bias.shape}")
         view, readouts = settings["view"], settings["readouts"]
@@ -233,6 +241,8 @@ def fit_judge(
     weight, bias = np.zeros((num_blocks, size), np.float32), np.zeros(num_blocks)
     for k, (raw, constant) in folded[penalty].items():
         weight[k], bias[k] = slope * raw, slope * constant + offset
+    if is_large([weight]):
+        weight = rounded(weight)  # what is reported is what is stored
     return Judge(view, readouts, tuple(layers), weight, bias, penalty)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rim_probe.equations import read_equation
+from rim_probe.equations import number_value, read_equation
 from rim_probe.model import RiM
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def target_tokens(
         for row, problem in enumerate(problems):
             if len(problem.steps) > max(item.step + 1, 0):
                 equation = read_equation(problem.steps[item.step])
-                if equation is not None and (item.step < 0 or equation.result.text != problem.answer):
+                if equation is not None and (item.step < 0 or equation.result.value != number_value(problem.answer)):
                     found[row] = equation
         rows = list(found)
         donors = [rows[i] for i in rng.permutation(len(rows))]
@@ -153,9 +153,13 @@ def first_token(rim: RiM, value: str) -> int:
     return rim.encode_text(value)[0]
 
 
+_SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
+
+
 def token_text(rim: RiM, token: int) -> str:
-    """A token as a person reads it; by its name in the vocabulary where it is white space."""
-    return rim.tokenizer.decode([token]).strip() or str(rim.tokenizer.convert_ids_to_tokens(token))
+    """A token as a person reads it: white space by its signs, what has no text by its name in the vocabulary."""
+    text = rim.tokenizer.decode([token])
+    return text.strip() or text.translate(_SIGNS) or str(rim.tokenizer.convert_ids_to_tokens(token))
 
 
 def places(held) -> Iterator[tuple[int, Any]]:

@@ -13,7 +13,9 @@ import numpy as np
 from rim_probe.equations import read_equation
 from rim_probe.model import RiM
 from rim_probe.probing.curves import curve, mean_estimate
+from rim_probe.probing.hooks import spread_layers
 from rim_probe.probing.lens_reading import LENSES, TARGETS, Item, Reading, items
+from rim_probe.probing.lens_store import TOLERATED
 from rim_probe.probing.section import Estimate, Figure, Section, Table, proportion_estimate
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def report(
                 "states per layer": lens.history.get("fit_rows"),
                 "steps of Adam until the best on choose": lens.history.get("steps"),
                 "learning rate": lens.history.get("rate"),
+                **_low_rank(lens.history),
             },
         },
         tables=[content, faithful],
@@ -110,7 +113,7 @@ def report(
         data={
             "mrr": {
                 item.label: {
-                    name: _nanmean(1 / found.rank[which, ..., column, 0, :]).tolist()
+                    name: _nanmean(1 / found.rank[which, ..., column, 0, :]).round(4).tolist()
                     for which, name in enumerate(LENSES)
                 }
                 for column, item in enumerate(wanted)
@@ -187,6 +190,7 @@ def _by_layer(study: Study, wanted: Sequence[Item], best: dict, found: Reading) 
 
 def _heatmaps(study: Study, wanted: Sequence[Item], best: dict, found: Reading) -> list[Figure]:
     figures, P = [], study.M + 1
+    drawn = spread_layers(range(len(study.layers)))
     x = [_position_name(block, place, study.M) for block in range(study.K) for place in range(P)]
     for column, item in enumerate(wanted):
         for which, name in enumerate(LENSES):
@@ -195,6 +199,7 @@ def _heatmaps(study: Study, wanted: Sequence[Item], best: dict, found: Reading) 
             reciprocal = 1 / found.rank[which, ..., column, :, :]  # [layers, K, P, targets, n]
             mean = _nanmean(reciprocal).reshape(len(study.layers), -1, len(TARGETS))
             chance = _nanmean(found.probability[which, ..., column, 0, :]).reshape(mean.shape[:2])
+            mean, chance = mean[drawn], chance[drawn]
             hover = [
                 [
                     f"MRR {gold:.3f}, probability {p:.3f}; another problem's {shuffled:.3f}, operand {operand:.3f}"
@@ -205,7 +210,7 @@ def _heatmaps(study: Study, wanted: Sequence[Item], best: dict, found: Reading) 
             count = int((~np.isnan(found.rank[which, 0, 0, 0, column, 0])).sum())
             data = {
                 "x": x,
-                "y": [str(layer) for layer in study.layers],
+                "y": [str(study.layers[place]) for place in drawn],
                 "z": mean[..., 0].round(4).tolist(),
                 "hover": hover,
                 "z_title": "MRR",
@@ -219,6 +224,20 @@ def _heatmaps(study: Study, wanted: Sequence[Item], best: dict, found: Reading) 
                 Figure("heatmap", f"{item.label.capitalize()}, {name} lens", "position", "layer", data, note)
             )
     return figures
+
+
+def _low_rank(history: dict) -> dict:
+    """What translators of low rank cost beside the whole ones; empty where they are whole."""
+    if "low rank" not in history:
+        return {}
+    told = history["low rank"]
+    kept = told["mean KL on choose by rank"][str(told["rank"])]
+    return {
+        "translators": f"rank {told['rank']} in 8 bits a number, the smallest tried within {TOLERATED:.0%} of the mean "
+        f"KL of the whole ones on choose, else the largest: {kept:.3f} nats against "
+        f"{told['mean KL on choose, whole translators']:.3f}",
+        "mean KL on choose by rank": told["mean KL on choose by rank"],
+    }
 
 
 def _best_cell(ranks: np.ndarray) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ import csv
 import functools
 import gzip
 import html
+import importlib.util
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,11 @@ _DASHES = {
     "dashdot": "5 2 1 2",
     "longdashdot": "7 2 1 2",
 }
+
+
+def can_draw() -> bool:
+    """Whether plotly, which the page needs, is installed."""
+    return importlib.util.find_spec("plotly") is not None
 
 
 def write_page(path: str | Path, sections: Sequence[Section], provenance: Mapping[str, Any]) -> Path:

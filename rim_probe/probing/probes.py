@@ -109,7 +109,11 @@ def restore(name: str, folder: str | Path, rim: RiM) -> Any:
     """
     tensors, settings, _ = load_artifact(folder, name, rim)
     decoder = _decoder(name)
-    return decoder.restore(tensors, settings, rim) if name == "lens" else decoder.restore(tensors, settings)
+    if name == "lens":
+        return decoder.restore(tensors, settings, rim)
+    if name == "adaptive":
+        return decoder.restore(tensors, settings, lambda: restore("correctness", folder, rim))
+    return decoder.restore(tensors, settings)
 
 
 def _module(name: str) -> Any:

@@ -30,7 +30,7 @@ from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing import attention, commitment, depth, importance, words
 from rim_probe.probing.artifacts import FOLDER, fingerprint
-from rim_probe.probing.hooks import num_layers
+from rim_probe.probing.hooks import num_layers, spread_layers
 from rim_probe.probing.probes import restore
 from rim_probe.probing.reading_format import FORMAT, Reading
 from rim_probe.probing.study import Observation, load_models, observe
@@ -40,6 +40,7 @@ __all__ = ["Readers", "Reading", "explain_blocks", "read", "read_checkpoint"]
 
 FITTED = ("steps", "lens", "values", "correctness", "geometry")
 DIGITS = 4  # significant ones
+FOLLOWED = 24  # tokens
 _STEP = re.compile(r"<<.*?>>")
 
 
@@ -180,8 +181,10 @@ class _Findings:
         self.tell_blocks(steps, plain, carried)
         self._tell("attention", lambda: attention.explain(seen))
         self._tell("commitment", lambda: commitment.explain(self.models, seen, chain))
-        followed = seen.answer.text
-        self._tell("importance", lambda: importance.explain(rim, seen.question, gold=followed, num_blocks=K))
+        followed, swept = _followed(rim, seen.answer), spread_layers(range(num_layers(rim)))
+        self._tell(
+            "importance", lambda: importance.explain(rim, seen.question, gold=followed, layers=swept, num_blocks=K)
+        )
         self._fitted("geometry")
         self._tell("depth", lambda: self._depth(steps, chain_steps, plain, by_layer))
         if "geometry" in self.told and (known := len(self.told["geometry"]["mean_path"])) != K:
@@ -199,24 +202,25 @@ class _Findings:
             if name in self.told and (fewer := len(self.told[name]["blocks"])) < self.seen.capture.K:
                 self.complaints.append(f"{name}: fitted for {fewer} blocks, so it says nothing of later ones.")
 
-    def carry(self, by_layer: bool) -> tuple[Answer | None, Answer | None, list[Answer]]:
+    def carry(self, by_layer: bool) -> tuple[Answer | None, Answer | None, dict[int, Answer]]:
         """What the stage-1 model says as it is, with this memory's slots at every layer, and (where it is asked for) at
-        each layer by itself."""
+        one layer by itself, by layer."""
         stage1, layers = self.models.get("stage1"), range(num_layers(self.models["memory"]) + 1)
+        chosen = spread_layers(layers) if by_layer else []  # of a deep model not every layer is worth a row
         if stage1 is None:
             self.complaints.append(
                 "words: there is no stage-1 model beside this checkpoint, so only the model's own readouts are told."
             )
-            return None, None, []
+            return None, None, {}
         try:
             if not depth.same_shape(stage1, self.models["memory"]):
                 raise RiMError(f"The slots do not fit into {stage1.name}, which has another shape.")
-            variants = [(), layers, *(zip(layers) if by_layer else ())]
+            variants = [(), layers, *zip(chosen, strict=True)]
             plain, carried, *single = words.carried_answers(stage1, self.seen, variants)
         except RiMError as error:
             self.complaints.append(f"words: {error}")
-            return None, None, []
-        return plain, carried, single
+            return None, None, {}
+        return plain, carried, dict(zip(chosen, single, strict=True))
 
     def _tell(self, name: str, explain: Callable[[], Any]) -> None:
         try:
@@ -228,7 +232,9 @@ class _Findings:
         if name in self.decoders:
             self._tell(name, lambda: self.decoders[name].explain(self.seen, *given))
 
-    def _depth(self, steps, chain_steps: list[str], plain: Answer | None, by_layer: list[Answer]) -> dict[str, Any]:
+    def _depth(
+        self, steps, chain_steps: list[str], plain: Answer | None, by_layer: dict[int, Answer]
+    ) -> dict[str, Any]:
         seen, control = self.seen, depth.Control.of(self.models, self.seen)
         if control.missing:
             self.complaints.append(f"depth: {control.missing}")
@@ -241,6 +247,11 @@ class _Findings:
             modes.append(depth.words_mode(self.models["stage1"], seen, plain, by_layer))
         known, whose = (steps, "gold") if steps else (chain_steps, "chain-of-thought")
         return {"modes": modes, "ranks": depth.ranks(lens, seen, control, known, whose)}
+
+
+def _followed(rim: RiM, given: Answer) -> str:
+    """The answer whose chance is followed; of one that came to no end its beginning, for the rest is babble."""
+    return rim.decode(list(given.token_ids[:FOLLOWED])) if given.truncated else given.text
 
 
 def _said(readout: Readout, gold: str | None) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def report(study: Study, decoder: StepDecoder, fit: Fit, rows: Sequence[Row]) ->
             "canonical pairs": CANONICAL,
             "sharpnesses tried": list(SHARPNESSES),
             "bank": len(decoder.bank.texts),
+            **({"stored": decoder.stored.told} if decoder.stored else {}),
             "contexts per step of the bank": f"up to {CONTEXTS}, {fit.places_read:,} places in all",
             "reference steps read in every place": REFERENCES,
             "shrinkage of the whitening": SHRINKAGE,

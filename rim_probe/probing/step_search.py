@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rim_probe.errors import RiMError
+from rim_probe.probing.hooks import spread_layers
 from rim_probe.probing.step_maps import (
     JOINT_FEATURES,
     MOST_FEATURES,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 FIT_PROBLEMS = 8_000
 CHOOSE_PROBLEMS = 600  # to choose by; more cost time and change little
 FEWEST_FITTED, FEWEST_ASKED = 30, 10
-MOST_LAYERS = 13  # searched, spread evenly over the depth
 MOST_READING_LAYERS = 6
 MOST_SINGLE_SLOTS = 4
 
@@ -211,7 +211,7 @@ def search_memory(study: Study, guests: Sequence[str] = ()) -> Fit:
         RiMError: too few problems with steps.
     """
     rim, rng = study.models["memory"], study.rng("steps")
-    layers = _spread(study.layers[1:], MOST_READING_LAYERS)
+    layers = spread_layers(study.layers[1:], MOST_READING_LAYERS)
     rows, to_choose = _drawn(study, "fit", FIT_PROBLEMS), _drawn(study, "choose", CHOOSE_PROBLEMS)
     if len(rows) < FEWEST_FITTED or len(to_choose) < FEWEST_ASKED:
         raise RiMError(
@@ -247,12 +247,6 @@ def _drawn(study: Study, part: str, count: int) -> np.ndarray:
     return np.sort(study.rng(f"steps {part}").permutation(numbers)[:count])
 
 
-def _spread(values: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the values, evenly spread, first and last among them."""
-    places = np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)
-    return [values[i] for i in dict.fromkeys(places.tolist())]
-
-
 def _tasks(study: Study, rows: np.ndarray, space: StepSpace, candidates: Callable[[int], Candidates]) -> list[Task]:
     """A task for every step index that occurs often enough, up to the first that does not."""
     problems, tasks = problems_of(study, "fit"), []
@@ -269,7 +263,7 @@ def _tasks(study: Study, rows: np.ndarray, space: StepSpace, candidates: Callabl
 def _reading_layers(study: Study, by_layer: list[list[Task]]) -> list[float]:
     """For every reading layer the mean over steps of the best top-1 in a few cells: the slots of the first, the middle
     and the last block at every other layer."""
-    layers = _spread(study.layers[1:], MOST_LAYERS)[::-2]
+    layers = spread_layers(study.layers[1:])[::-2]
     blocks = sorted({1, (study.K + 1) // 2, study.K})
     cells = [Cell("memory", layer, block, "slots") for layer in layers for block in blocks]
     found = iter(search(study, cells, [task for tasks in by_layer for task in tasks], "reading layer"))
@@ -286,7 +280,7 @@ def memory_cells(study: Study, role: str) -> list[Cell]:
         positions += range(1, study.M + 1)
     return [
         Cell(role, layer, block, position)
-        for layer in _spread(study.layers, MOST_LAYERS)
+        for layer in spread_layers(study.layers)
         for block in range(1, study.K + 1)
         for position in positions
     ]

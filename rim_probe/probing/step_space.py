@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -217,10 +218,14 @@ class Candidates:
         """The share of guesses that are right, [n]."""
         return 1 / self.counts
 
+    @cached_property
+    def _directions(self) -> np.ndarray:
+        return unit(self.vectors)  # once for hundreds of cells
+
     def ranks(self, predicted: np.ndarray) -> np.ndarray:
         """How many candidates lie nearer (by cosine) to each prediction [n, d] than the true one, [n]; ties count
         half, so that a prediction that says nothing is no better than chance."""
-        cosines = np.einsum("nd,ncd->nc", unit(predicted), unit(self.vectors))
+        cosines = np.einsum("nd,ncd->nc", unit(predicted), self._directions)
         cosines[np.arange(cosines.shape[1]) >= self.counts[:, None]] = -np.inf
         return ranks_of(cosines, cosines[:, 0])
 

@@ -10,7 +10,8 @@ Method:
 3. "report" scores them: among own steps and distractors, read in the problem's own context, and in the whole bank.
    Block k is claimed to hold step t where its best cell is within noise of the best block's on "choose": the 95 %
    interval of the difference, place by place, holds zero.
-4. For one question each block is decoded with its maps: nearest steps of the bank with their cosines.
+4. For one question each block is decoded with its maps: nearest steps of the bank with their cosines. Maps too large
+   to ship are stored in a smaller form (`step_store`), whose own accuracy goes with them.
 
 Controls, in the same table: the last question token (was the step readable before any memory?), the base model's
 untrained memory and the matched direct model, each at the best cell of its own; at the memory's best cell a map fitted
@@ -22,11 +23,14 @@ Knows what is compared with what. Knows nothing of tokens, and of models only th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rim_probe.probing import step_store
+from rim_probe.probing.compact import unpacked
 from rim_probe.probing.section import Section
 from rim_probe.probing.step_maps import Bank, LinearMap
 from rim_probe.probing.step_search import (
@@ -38,6 +42,7 @@ from rim_probe.probing.step_search import (
     chosen,
     claimed,
     other_sources,
+    problems_of,
     read_report,
     score_cell,
     search,
@@ -62,6 +67,7 @@ class StepDecoder:
         claims: step t (1-based) -> the blocks claimed to hold it.
         alignment: (block, step) -> top-1 among own steps and distractors on "choose", at the block's best cell.
         reading_layer: where explicit steps are read.
+        stored: the form in which bank and maps are stored, where that is a smaller one; else None.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class StepDecoder:
     ):
         self.bank, self.maps, self.claims, self.alignment = bank, maps, claims, alignment
         self.reading_layer = reading_layer
+        self.stored: step_store.Stored | None = None
         self._fit: Fit | None = None
 
     # --------------------------------------------------------------------------------------------------------- fitting
@@ -99,6 +106,9 @@ class StepDecoder:
         alignment = {at: one.retrieval.top1 for at, one in blocks.items()}
         decoder = cls(held, maps, claimed(fit.blocks), alignment, fit.space.layer)
         decoder._fit = fit
+        plain = {at: mapped for at, (_, mapped, _) in maps.items()}
+        if step_store.too_large(held, plain.values()):
+            decoder.stored = step_store.compacted(held, plain, _asked(study, fit), _counts(study))
         return decoder
 
     def score(self, study: Study) -> Section:
@@ -198,16 +208,15 @@ class StepDecoder:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """What `restore` needs: the bank's vectors, one map per block and step."""
-        arrays = {"bank": self.bank.vectors}
-        for (block, step), (_, mapped, _) in self.maps.items():
-            for name in ("weights", "bias", "keys", "origin"):
-                arrays[f"{block}.{step}.{name}"] = getattr(mapped, name)
-        return arrays
+        if self.stored is not None:
+            return step_store.tensors(self.stored.bank, self.stored.maps, small=True)
+        return step_store.tensors(self.bank, {at: mapped for at, (_, mapped, _) in self.maps.items()}, small=False)
 
     def settings(self) -> dict[str, Any]:
         """JSON-ready."""
+        small = self.stored
         return {
-            "texts": list(self.bank.texts),
+            "texts": list((small or self).bank.texts),
             "reading_layer": self.reading_layer,
             "claims": {str(step): blocks for step, blocks in self.claims.items()},
             "maps": [
@@ -216,10 +225,11 @@ class StepDecoder:
                     "step": step,
                     "layer": cell.layer,
                     "position": cell.position,
-                    "accuracy": accuracy,
+                    "accuracy": accuracy if small is None else small.top1[block, step],
                     "alignment": self.alignment[block, step],
                 }
                 for (block, step), (cell, _, accuracy) in self.maps.items()
+                if small is None or (block, step) in small.maps
             ],
         }
 
@@ -229,16 +239,35 @@ class StepDecoder:
         maps, alignment = {}, {}
         for one in settings["maps"]:
             at = (one["block"], one["step"])
-            parts = (tensors[f"{at[0]}.{at[1]}.{name}"] for name in ("weights", "bias", "keys", "origin"))
+            parts = (unpacked(tensors, f"{at[0]}.{at[1]}.{name}") for name in ("weights", "bias", "keys", "origin"))
             cell = Cell("memory", one["layer"], one["block"], one["position"])
             maps[at], alignment[at] = (cell, LinearMap(*parts), one["accuracy"]), one["alignment"]
         claims = {int(step): list(blocks) for step, blocks in settings["claims"].items()}
-        bank = Bank(tuple(settings["texts"]), tensors["bank"])
+        bank = Bank(tuple(settings["texts"]), unpacked(tensors, "bank"))
         return cls(bank, maps, claims, alignment, settings["reading_layer"])
 
 
 def _best(cells: Iterable[Chosen]) -> Chosen:
     return max(cells, key=lambda one: one.retrieval.top1)
+
+
+def _asked(study: Study, fit: Fit) -> dict[tuple[int, int], step_store.Asked]:
+    """What each map is tried on while its stored form is chosen."""
+    tasks = {task.step: task for task in fit.tasks}
+    return {
+        (block, step): step_store.Asked(
+            one.cell.read(study, "fit")[tasks[step].fit_rows],
+            one.cell.read(study, "choose")[tasks[step].asked["choose"].rows],
+            tasks[step].asked["choose"].texts,
+        )
+        for (block, step), one in fit.blocks.items()
+        if step <= step_store.MOST_STEPS
+    }
+
+
+def _counts(study: Study) -> Counter:
+    """How often each step occurs in what is fitted on."""
+    return Counter(step for problem in problems_of(study, "fit") for step in problem.steps)
 
 
 def _gold(text: str, steps: Sequence[str] | None) -> int | None:

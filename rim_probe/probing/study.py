@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from rim_probe.adapters import ADAPTER_FILE, base_name, source_of
+from rim_probe.bases import Progress
 from rim_probe.decoding import Answer, Readout, answer, answer_batch
 from rim_probe.errors import QuestionError, RiMError
 from rim_probe.memory import LAYOUT_FILE
-from rim_probe.model import ADAPTER_FILE, RiM, load_base, load_methods, placement
+from rim_probe.model import RiM, load_base, load_methods, placement
 from rim_probe.probing.artifacts import write_atomic
 from rim_probe.probing.capture import Capture, CaptureSet, capture, capture_to, request_key
 from rim_probe.probing.hooks import num_layers
@@ -36,19 +38,25 @@ METHOD_OF_ROLE = {"memory": "memory", "base": "memory", "stage1": "memory", "dir
 ANSWER_BATCH = 64
 
 
-def load_models(checkpoint: str | Path, device: str | None = None, base: str | Path | None = None) -> dict[str, RiM]:
+def load_models(
+    checkpoint: str | Path,
+    device: str | None = None,
+    base: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, RiM]:
     """The models of a checkpoint folder by role, as far as there are any.
 
     A matched model that is missing is left out rather than replaced by the memory model: it would be no control.
 
     Args:
         base: a RiM checkpoint or plain base model (folder, Hub id or GGUF file) to serve as `base`; by default the
-            folder's own `base/`, or the base that an adapter names, with untrained memory tokens.
+            folder's own `base/`, or the base that an adapter records, with untrained memory tokens.
+        progress: is told of a known base that has to be fetched.
 
     Raises:
         CheckpointError, LayoutError: as `RiM.from_pretrained`, for any of them.
     """
-    models = own_models(load_methods(checkpoint, device))
+    models = own_models(load_methods(checkpoint, device, progress=progress))
     for role in CONTROLS:
         control = load_control(role, checkpoint, models["memory"], base)
         if control is not None:
@@ -76,16 +84,18 @@ def load_control(role: str, checkpoint: str | Path, memory: RiM, base: str | Pat
         return RiM.from_pretrained(folder / role, memory.device, memory.dtype) if (folder / role).is_dir() else None
     if base is None and (folder / role).is_dir():
         base = folder / role
-    if base is None and (folder / ADAPTER_FILE).exists():
-        base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return None if base is None else _load_base(base, memory)
+    if base is not None:
+        return _load_base(base, None, memory)
+    if (folder / ADAPTER_FILE).exists():
+        return _load_base(base_name(folder), source_of(folder), memory)
+    return None
 
 
-def _load_base(path: str | Path, memory: RiM) -> RiM:
+def _load_base(path: str | Path, source: str | None, memory: RiM) -> RiM:
     if (Path(path) / LAYOUT_FILE).exists():
         return RiM.from_pretrained(path, memory.device, memory.dtype)
     place, dtype = placement(memory.device, memory.dtype)
-    model, tokenizer = load_base(path, dtype)
+    model, tokenizer = load_base(path, dtype, source=source)
     return RiM.attach(model.to(place).eval(), tokenizer, memory.layout, name=str(path))
 
 

@@ -5,17 +5,20 @@ Knows labels, cells and ridge regression. Knows nothing of models, tokens or rep
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from rim_probe.equations import read_equation
+from rim_probe.equations import number_text, number_value, read_equation
 from rim_probe.errors import RiMError
+from rim_probe.probing.hooks import spread_layers
 
 if TYPE_CHECKING:
     from rim_probe.probing.study import Study
@@ -23,13 +26,15 @@ if TYPE_CHECKING:
 
 SPLITS = ("fit", "choose", "report")
 QUANTITIES = ("operand 1", "operator", "operand 2", "result")
+PARTS = ("leading digit", "magnitude")  # of a quantity whose values are open-ended
+OPEN = 0.5  # share of "fit" that classes must cover; a quantity with less is asked for its parts instead
 POSITIONS = ("slots", "end")
 FIT_PROBLEMS = 3_000
 FEWEST_SEEN = 20
 FEWEST_REPORTED = 30
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # times the number of rows: features have variance 1
 CONTROL_FUNCTIONS = 5  # one alone can be lucky by several points
-MOST_FEATURES = 768  # wider states are read through their first principal components
+MOST_FEATURES = 384  # wider states are read through their first principal components
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,27 @@ class Target:
     @property
     def group(self) -> tuple:
         """Targets of one group are asked of the same problems."""
-        return self.step, self.quantity == "result"
+        return self.step, self.quantity.endswith("result")
 
 
 def targets_of(splits: dict[str, Sequence[Problem]], most_steps: int, seed: int = 0) -> list[Target]:
     """The targets of steps 1..`most_steps` and of the last one, where "fit" and "report" hold enough problems."""
     wanted = [(step, quantity) for step in range(1, most_steps + 1) for quantity in QUANTITIES]
-    found = (_target(splits, step, quantity, seed) for step, quantity in [*wanted, (None, "result")])
+    found = [
+        _target(splits, step, part, seed)
+        for step, quantity in [*wanted, (None, "result")]
+        for part in _askable(splits["fit"], step, quantity)
+    ]
     return [target for target in found if target is not None]
+
+
+def _askable(problems: Sequence[Problem], step: int | None, quantity: str) -> list[str]:
+    """The quantity itself, or its parts where too few of its values come up again."""
+    if quantity == "operator":
+        return [quantity]
+    values = [value for value, _ in (_quantity(problem, step, quantity) for problem in problems) if value is not None]
+    covered = sum(count for count in Counter(values).values() if count >= FEWEST_SEEN)
+    return [quantity] if covered >= OPEN * len(values) else [f"{part} of {quantity}" for part in PARTS]
 
 
 def _target(splits: dict[str, Sequence[Problem]], step: int | None, quantity: str, seed: int) -> Target | None:
@@ -102,11 +120,25 @@ def _quantity(problem: Problem, step: int | None, quantity: str) -> tuple[str | 
     if equation is None or len(equation.operands) < 2:
         return None, ""
     first, second = equation.operands[:2]
-    values = (first.text, equation.operators[0].sign, second.text, equation.result.text)
-    value = values[QUANTITIES.index(quantity)]
-    if quantity == "result" and step is not None and (len(steps) == step or value == problem.answer):
+    numbers = (first.value, None, second.value, equation.result.value)
+    # By value, so that .5 and 0.50 are one class.
+    values = [equation.operators[0].sign if number is None else number_text(number) for number in numbers]
+    part, _, whole = quantity.rpartition(" of ")
+    place = QUANTITIES.index(whole)
+    if whole == "result" and step is not None and (len(steps) == step or numbers[-1] == number_value(problem.answer)):
         return None, ""
-    return value, " ".join(values)
+    return (_part(numbers[place], part) if part else values[place]), " ".join(values)
+
+
+def _part(number: Fraction, part: str) -> str:
+    """The leading digit of a number, or between which powers of ten it lies, sign aside."""
+    value = abs(float(number))
+    if value == 0:
+        return "0"
+    power = math.floor(math.log10(value))
+    if part == PARTS[0]:
+        return f"{value:e}"[0]
+    return f"{10**power:,} to {10 ** (power + 1) - 1:,}" if power >= 0 else "below 1"
 
 
 def _random_function(
@@ -155,9 +187,7 @@ class _Ridge:
         self.mean, self.scale, self.basis = states.mean(0), states.std(0) + 1e-6, None
         standard = (states - self.mean) / self.scale
         if standard.shape[1] > MOST_FEATURES:
-            with torch.random.fork_rng(devices=[]):  # a sketch of the states, the same for a seed
-                torch.manual_seed(seed)
-                self.basis = torch.svd_lowrank(torch.from_numpy(standard), MOST_FEATURES)[2].numpy()
+            self.basis = _leading(standard, seed)
             standard = standard @ self.basis
         self._states = standard
         values, vectors = np.linalg.eigh((standard.T @ standard).astype(np.float64))
@@ -185,6 +215,22 @@ class _Ridge:
         return Fitted(weights, mean - self.mean @ weights)
 
 
+def _leading(standard: np.ndarray, seed: int) -> np.ndarray:
+    """The first principal components of standardised states, [d, MOST_FEATURES]."""
+    with torch.random.fork_rng(devices=[]):  # a sketch of the states, the same for a seed
+        torch.manual_seed(seed)
+        return torch.svd_lowrank(torch.from_numpy(standard), MOST_FEATURES)[2].numpy()
+
+
+def _reduced(held: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Wide states through the principal components of those of "fit": once for a cell, not once for every group."""
+    if held["fit"].shape[1] <= MOST_FEATURES:
+        return held
+    mean, scale = held["fit"].mean(0), held["fit"].std(0) + 1e-6
+    basis = _leading((held["fit"] - mean) / scale, seed)
+    return {split: (states - mean) / scale @ basis for split, states in held.items()}
+
+
 @dataclass
 class Outcome:
     """One cell, one target.
@@ -194,7 +240,7 @@ class Outcome:
         right: what was right on "report", bool [scored problems].
         control: of the control task, the share of the random functions that were right, [scored problems]; None where
             it was not asked for.
-        fitted: the probe.
+        fitted: the probe, of the states as they were given.
     """
 
     choose: float
@@ -265,6 +311,7 @@ def grid_of(
     for cell in study.progress(cells, f"values {label}"):
         held = {split: read(split, cell) for split in SPLITS}
         held["fit"] = held["fit"][rows]
+        held = _reduced(held, study.seed)
         for group in groups:
             numbers = [i for i, target in enumerate(targets) if target.group == group]
             outcomes = probe_cell(held, [targets[i] for i in numbers], study.seed, control)
@@ -291,20 +338,26 @@ def targets_and_rows(study: Study) -> tuple[list[Target], np.ndarray]:
     return targets, rows
 
 
+def probed_layers(study: Study) -> list[int]:
+    """The layers that are probed."""
+    return spread_layers(study.layers)
+
+
 def memory_grid(study: Study, targets: Sequence[Target], rows: np.ndarray) -> Grid:
     return role_grid(study, "memory", targets, rows, control=True)
 
 
 def role_grid(study: Study, role: str, targets: Sequence[Target], rows: np.ndarray, control: bool) -> Grid:
+    layers = probed_layers(study)
     cells = [
         (place, layer, block)
-        for layer in range(len(study.layers))
+        for layer in range(len(layers))
         for block in range(study.K)
         for place in range(len(POSITIONS))
     ]
 
     def read(split: str, cell: tuple[int, int, int]) -> np.ndarray:
         place, layer, block = cell
-        return study.capture(role, split).cell(study.layers[layer], block + 1, POSITIONS[place])
+        return study.capture(role, split).cell(layers[layer], block + 1, POSITIONS[place])
 
     return grid_of(study, role, targets, rows, cells, read, control)

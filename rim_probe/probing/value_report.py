@@ -12,7 +12,9 @@ import numpy as np
 
 from rim_probe.probing.curves import curve, mean_estimate
 from rim_probe.probing.section import Figure, Section, Table, proportion_estimate
-from rim_probe.probing.value_grid import FEWEST_SEEN, POSITIONS, RIDGES, Grid, Target
+from rim_probe.probing.value_grid import FEWEST_SEEN, POSITIONS, RIDGES, Grid, Target, probed_layers
+
+MOST_HEATMAPS = 13  # all of four quantities of three steps, and the answer
 
 if TYPE_CHECKING:
     from rim_probe.probing.study import Study
@@ -43,7 +45,7 @@ def report(
                 others.get("base"),
             ]
         )
-        if target.quantity == "result":
+        if target.quantity.endswith("result"):
             summaries.append(
                 f"the {target.name} is read right for {accuracy.value:.0%} at {_cell_name(study, cell)} "
                 f"(control task {chance.mean():.0%}, majority {float((labels == 0).mean()):.0%}, last question token "
@@ -82,12 +84,15 @@ def report(
             + ", ".join(f"{ridge:g} n" for ridge in RIDGES),
         },
         tables=[table],
-        figures=[_by_block(study, targets, memory), *(_heatmap(study, t, i, memory) for i, t in enumerate(targets))],
+        figures=[_by_block(study, targets, memory), *(_heatmap(study, targets[i], i, memory) for i in _shown(memory))],
         data={
-            target.name: {"accuracy": memory.report[i].tolist(), "control": memory.control[i].tolist()}
+            target.name: {
+                "accuracy": memory.report[i].round(4).tolist(),
+                "control": memory.control[i].round(4).tolist(),
+            }
             for i, target in enumerate(targets)
         }
-        | {"axes": {"positions": list(POSITIONS), "layers": list(study.layers), "blocks": study.K}},
+        | {"axes": {"positions": list(POSITIONS), "layers": probed_layers(study), "blocks": study.K}},
     )
 
 
@@ -98,7 +103,7 @@ def _sentence(parts: list[str]) -> str:
 
 def _cell_name(study: Study, cell: tuple[int, int, int]) -> str:
     place, layer, block = cell
-    return f"layer {study.layers[layer]}, block {block + 1} {POSITIONS[place]}"
+    return f"layer {probed_layers(study)[layer]}, block {block + 1} {POSITIONS[place]}"
 
 
 def _by_block(study: Study, targets: Sequence[Target], grid: Grid) -> Figure:
@@ -106,22 +111,30 @@ def _by_block(study: Study, targets: Sequence[Target], grid: Grid) -> Figure:
     series = []
     x = list(range(1, study.K + 1))
     for i, target in enumerate(targets):
-        if target.quantity != "result":
+        if not target.quantity.endswith("result"):
             continue
         place, layer, _ = grid.best(i)
-        where = f"layer {study.layers[layer]}, {POSITIONS[place]}"
+        where = f"layer {probed_layers(study)[layer]}, {POSITIONS[place]}"
         for name, outcomes in (("", grid.right), ("control task, ", grid.control_right)):
             found = [mean_estimate(outcomes[i, place, layer, block]) for block in range(study.K)]
             series.append(curve(f"{name}{target.name}, {where}", x, found, control=bool(name)))
     return Figure("lines", "Results of the steps by block", "block", "accuracy", {"series": series})
 
 
+def _shown(memory: Grid) -> list[int]:
+    """The targets that get a heat map: those whose best cell beats its control task by most, in their own order."""
+    lead = [
+        memory.report[(i, *memory.best(i))] - memory.control[(i, *memory.best(i))] for i in range(len(memory.report))
+    ]
+    return sorted(np.argsort(lead)[::-1][:MOST_HEATMAPS].tolist())
+
+
 def _heatmap(study: Study, target: Target, i: int, grid: Grid) -> Figure:
     order = [(block, place) for block in range(study.K) for place in range(len(POSITIONS))]
     labels = target.labels["report"][target.labels["report"] >= 0]
     majority = float((labels == 0).mean())
-    accuracy = [[float(grid.report[i, p, layer, b]) for b, p in order] for layer in range(len(study.layers))]
-    control = [[float(grid.control[i, p, layer, b]) for b, p in order] for layer in range(len(study.layers))]
+    accuracy = [[float(grid.report[i, p, layer, b]) for b, p in order] for layer in range(len(probed_layers(study)))]
+    control = [[float(grid.control[i, p, layer, b]) for b, p in order] for layer in range(len(probed_layers(study)))]
     hover = [
         [
             f"accuracy {a:.1%}, control task {c:.1%}, selectivity {100 * (a - c):+.1f} points"
@@ -131,7 +144,7 @@ def _heatmap(study: Study, target: Target, i: int, grid: Grid) -> Figure:
     ]
     data = {
         "x": [f"block {block + 1} {POSITIONS[place]}" for block, place in order],
-        "y": [str(layer) for layer in study.layers],
+        "y": [str(layer) for layer in probed_layers(study)],
         "z": accuracy,
         "hover": hover,
         "z_title": "accuracy",

@@ -3,12 +3,14 @@
 Method:
 1. Quantities of step t: operand 1, operator, operand 2 and result (of a step with more operands the first two). Classes
    are the distinct values seen at least `FEWEST_SEEN` times in split "fit"; other problems are left out, and the share
-   covered is reported. Values of several digits are classes like any other. The result of step t is asked of problems
-   that go on after it and whose answer is another value: every block is trained to say the answer, so finding the
-   answer says nothing of the step. The result of the last step, which is the answer, is a quantity of its own.
-2. Per cell (layer, block, position "slots" or "end") and quantity: a linear classifier, ridge regression on one-hot
-   labels, of standardised states. Closed form, one eigendecomposition per cell and step. Its strength is chosen on
-   "choose".
+   covered is reported. Values of several digits are classes like any other. Where classes would cover less than half
+   of "fit" the values are open-ended: asked for are the leading digit and the magnitude (1 to 9, 10 to 99, ...). The
+   result of step t is asked of problems that go on after it and whose answer is another value: every block is trained
+   to say the answer, so finding the answer says nothing of the step. The result of the last step, which is the answer,
+   is a quantity of its own.
+2. Per cell (layer, block, position "slots" or "end"; of a deep model `MOST_LAYERS` layers) and quantity: a linear
+   classifier, ridge regression on one-hot labels, of standardised states. Closed form, one eigendecomposition per cell
+   and step. Its strength is chosen on "choose".
 3. Accuracy of every cell on "report". The cell in the table is the best one on "choose".
 
 Controls:
@@ -31,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rim_probe.probing.compact import PLAIN_BYTES, is_large, packed, unpacked
 from rim_probe.probing.section import Section
 from rim_probe.probing.value_grid import (
     POSITIONS,
@@ -40,6 +43,7 @@ from rim_probe.probing.value_grid import (
     grid_of,
     memory_grid,
     probe_cell,
+    probed_layers,
     role_grid,
     targets_and_rows,
 )
@@ -56,8 +60,9 @@ class ValueProbes:
 
     Attributes:
         reads: one dict per target: `step`, `quantity`, `classes`, `covered` (share of "choose" whose value is one of
-            them), the `position` and `layer` it is read at, by block the accuracy on "choose" (of what is covered) and
-            the temperature of its confidence.
+            them), `majority` (share of "choose" that the most frequent class there is right for, of what is covered),
+            the `position` and `layer` it is read at, by block the accuracy on "choose" (of what is covered) and the
+            temperature of its confidence.
         probes [targets][K]: classifiers at that position and layer, for the screen.
     """
 
@@ -73,13 +78,13 @@ class ValueProbes:
             RiMError: no problems with enough steps that read as equations.
         """
         targets, rows = targets_and_rows(study)
-        grid = memory_grid(study, targets, rows)
+        grid, layers = memory_grid(study, targets, rows), probed_layers(study)
         reads, probes = [], []
         for i, target in enumerate(targets):
             place, layer, _ = grid.best(i)
             own, temperatures = [], []
             for block in range(study.K):
-                cell = (POSITIONS[place], study.layers[layer])
+                cell = (POSITIONS[place], layers[layer])
                 held = {split: study.capture("memory", split).cell(cell[1], block + 1, cell[0]) for split in SPLITS}
                 held["fit"] = held["fit"][rows]
                 (outcome,) = probe_cell(held, [target], study.seed, control=False)
@@ -95,8 +100,9 @@ class ValueProbes:
                     "quantity": target.quantity,
                     "classes": list(target.classes),
                     "covered": target.covered("choose"),
+                    "majority": _majority(target.labels["choose"]),
                     "position": POSITIONS[place],
-                    "layer": study.layers[layer],
+                    "layer": layers[layer],
                     "choose_accuracy": grid.choose[i, place, layer].tolist(),
                     "temperature": temperatures,
                 }
@@ -109,15 +115,15 @@ class ValueProbes:
         """Accuracy of every cell on "report" beside its controls."""
         targets, rows = targets_and_rows(study)
         memory = self._memory or memory_grid(study, targets, rows)
-        layers = range(len(study.layers))
+        layers = probed_layers(study)
         controls = {
             "question": grid_of(
                 study,
                 "question",
                 targets,
                 rows,
-                [(0, layer, 0) for layer in layers],
-                lambda split, cell: study.capture("memory", split).question_cell(study.layers[cell[1]]),
+                [(0, layer, 0) for layer in range(len(layers))],
+                lambda split, cell: study.capture("memory", split).question_cell(layers[cell[1]]),
                 control=False,
             )
         }
@@ -157,24 +163,48 @@ class ValueProbes:
         return {"blocks": blocks}
 
     def tensors(self) -> dict[str, np.ndarray]:
-        named = {}
-        for i, own in enumerate(self.probes):
-            named[f"weights.{i}"] = np.stack([fitted.weights for fitted in own])
-            named[f"bias.{i}"] = np.stack([fitted.bias for fitted in own])
+        named, large = {}, self._large()
+        for place, i in enumerate(self._stored()):
+            weights = np.stack([fitted.weights for fitted in self.probes[i]])
+            named |= packed(f"weights.{place}", weights) if large else {f"weights.{place}": weights}
+            named[f"bias.{place}"] = np.stack([fitted.bias for fitted in self.probes[i]])
         return named
 
     def settings(self) -> dict[str, Any]:
-        return {"reads": self.reads}
+        return {"reads": [self.reads[i] for i in self._stored()]}
+
+    def _large(self) -> bool:
+        return is_large(fitted.weights for own in self.probes for fitted in own)
+
+    def _stored(self) -> list[int]:
+        """The targets whose probes are stored: all of them, or of large ones those that lead the majority class by most
+        on "choose", as many as fit into a quarter of `PLAIN_BYTES`."""
+        if not self._large():
+            return list(range(len(self.probes)))
+        lead = [max(read["choose_accuracy"]) - read.get("majority", 0.0) for read in self.reads]
+        kept, left = [], PLAIN_BYTES // 4
+        for i in sorted(range(len(lead)), key=lambda i: -lead[i]):
+            size = sum(fitted.weights.size for fitted in self.probes[i])
+            if size <= left:
+                kept.append(i)
+                left -= size
+        return sorted(kept)
 
     @classmethod
     def restore(cls, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> ValueProbes:
         """The probes that `tensors` and `settings` came from."""
         reads = settings["reads"]
         probes = [
-            [Fitted(w, b) for w, b in zip(tensors[f"weights.{i}"], tensors[f"bias.{i}"], strict=True)]
+            [Fitted(w, b) for w, b in zip(unpacked(tensors, f"weights.{i}"), tensors[f"bias.{i}"], strict=True)]
             for i in range(len(reads))
         ]
         return cls(reads, probes)
+
+
+def _majority(labels: np.ndarray) -> float:
+    """The share of the most frequent class among labels that are scored."""
+    counts = np.bincount(labels[labels >= 0])
+    return float(counts.max() / counts.sum())
 
 
 def _temperature(fitted: Fitted, states: np.ndarray, labels: np.ndarray) -> float:

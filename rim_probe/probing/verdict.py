@@ -188,9 +188,9 @@ def _memory_rows(trial: _Trial) -> tuple[bool | None, str]:
 def _weights(trial: _Trial) -> tuple[bool | None, str]:
     rim = trial.rim
     count = f"{sum(parameter.numel() for parameter in causal_lm(rim).parameters()):,} parameters"
-    if not hasattr(rim.model, "peft_config"):
+    config = rim.adapter
+    if config is None:
         return True, f"Full weights, {count}."
-    config = next(iter(rim.model.peft_config.values()))
     kind = getattr(config.peft_type, "value", config.peft_type)
     rank = f" of rank {config.r}" if getattr(config, "r", 0) else ""
     return True, f"A {kind} adapter{rank} on {config.base_model_name_or_path or 'an unnamed base'}, {count} in all."

@@ -29,7 +29,7 @@ from rim_probe.decoding import Answer, answer_batch
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.curves import curve
-from rim_probe.probing.hooks import causal_lm, edit_residual
+from rim_probe.probing.hooks import causal_lm, edit_residual, spread_layers
 from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap, proportion_estimate
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ class _Patchscope:
     def __init__(self, study: Study):
         self.study, self.rim = study, study.models["stage1"]
         # At layer L slots are read by nothing, and at layer 0 they are the same for every question.
-        self.layers = list(range(1, study.layers[-1]))
+        self.layers = spread_layers(range(1, study.layers[-1]))
         most = {"choose": CHOOSE_QUESTIONS, "report": REPORT_QUESTIONS}
         self.asked = {
             split: [i for i, problem in enumerate(study.problems(split)) if len(problem.steps) > 1][:count]

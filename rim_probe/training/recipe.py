@@ -18,6 +18,8 @@ from rim_probe.training.schedules import LAMBDA_SCHEDULES
 
 OBJECTIVES = ("stage1", "stage2", "cot", "direct")
 LR_SCHEDULES = ("constant", "linear", "cosine")
+ATTENTIONS = ("sdpa", "flex")
+MAX_REPEAT = 1000
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,15 @@ class Data:
     Attributes:
         rows: size of the pool (worlds), or how many problems to draw from the files (None: all of them).
         seed: of the world, or of the draw.
+        repeats: how often a pass shows the rows of each file (all of them once, if empty). 2 is every row twice; 0.25
+            is a quarter of the rows, and the next pass takes another quarter until the file is used up.
         validation: a problem file for choosing checkpoints; a world uses its own valid split.
         validation_rows: how many validation problems are read.
     """
 
     world: World | None = None
     files: tuple[str, ...] = ()
+    repeats: tuple[float, ...] = ()
     rows: int | None = None
     seed: int = 1
     validation: str | None = None
@@ -62,6 +67,15 @@ class Data:
             raise RecipeError("rows must say how many problems of the world make the pool.")
         if self.world is not None and self.validation is not None:
             raise RecipeError("validation goes with files; a world has problems of its own for that.")
+        if self.world is not None and self.repeats:
+            raise RecipeError("repeats goes with files; of a world, rows says how many problems there are.")
+        if self.repeats and len(self.repeats) != len(self.files):
+            raise RecipeError(
+                f"repeats must hold one number for each of the {len(self.files)} files, not {len(self.repeats)}."
+            )
+        for repeat in self.repeats:
+            if not 0 < repeat <= MAX_REPEAT:
+                raise RecipeError(f"repeats must be above 0 and at most {MAX_REPEAT}, not {repeat:g}.")
         if self.rows is not None:
             _positive("rows", self.rows)
         if self.validation_rows < 0:
@@ -129,7 +143,7 @@ class Stage:
             raise RecipeError(f"weight_decay must be at least 0, not {self.weight_decay}.")
         if self.blocks is not None and not 1 <= self.blocks <= MAX_BLOCKS:
             raise RecipeError(f"blocks must lie between 1 and {MAX_BLOCKS}, not {self.blocks}.")
-        if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct"):
+        if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct", "base", "probes"):
             raise RecipeError(f"A stage name must be a plain word for a folder, not {self.name!r}.")
 
 
@@ -140,6 +154,8 @@ class Recipe:
     Attributes:
         output: folder of the finished checkpoint; the run's own files live in its sibling `<output>.run`.
         base: a folder, Hub id or GGUF file to start from. None: `scratch`.
+        attention: how packed rows attend in training: sdpa with a dense mask, or flex with a block mask (GPU only).
+        compile: compile the decoder layers, which pays in long runs; see `train --profile`.
     """
 
     output: str
@@ -150,8 +166,11 @@ class Recipe:
     layout: MemoryLayout = MemoryLayout()
     lora: Lora | None = None
     seed: int = 0
+    attention: str = "sdpa"
+    compile: bool = False
 
     def __post_init__(self) -> None:
+        _choice("attention", self.attention, ATTENTIONS)
         if (self.base is None) == (self.scratch is None):
             raise RecipeError("A recipe needs exactly one of base (a model to start from) and scratch (a new model).")
         if Path(self.output).name in ("", ".."):

@@ -6,28 +6,46 @@ history) live in `<output>.run`; the finished checkpoint is written to `<output>
 
 import dataclasses
 import hashlib
+import itertools
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import ProgressCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
 
+from rim_probe.adapters import finish_checkpoint
 from rim_probe.datasets.arithmetic import generate, vocabulary
 from rim_probe.datasets.sources import load_problems
-from rim_probe.errors import QuestionError, RecipeError
-from rim_probe.model import ADAPTER_FILE, RiM, load_base
+from rim_probe.encoding import Encoder
+from rim_probe.errors import RecipeError
+from rim_probe.model import RiM, load_base
+from rim_probe.options import show_progress
 from rim_probe.packing import Row, cot_row, direct_row, stage1_row, stage2_row
 from rim_probe.problems import Problem
+from rim_probe.training.backends import on_gpu, running_arguments
 from rim_probe.training.recipe import Data, Lora, Recipe, Stage, load_recipe
+from rim_probe.training.rows import Rows, bucketed_order, draw, padding, row_sizes
 from rim_probe.training.schedules import stage1_weights, stage2_weights
 from rim_probe.training.scratch import small_llama, word_tokenizer
-from rim_probe.training.trainer import Progress, RiMTrainer, Rows, StopAfter, bucketed_order
+from rim_probe.training.tokens import Entry, Tokens, tokenise
+from rim_probe.training.trainer import Progress, RiMTrainer, StopAfter
+from rim_probe.training.trial import Trial
 
+LOG_EVERY = 50  # steps
 _STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint where it cannot be read is half written
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pool:
+    """Problems, how many of them each file holds (they stand in the order of the files), and their ids."""
+
+    problems: list[Problem]
+    sizes: list[int]
+    tokens: Tokens
 
 
 def train(
@@ -36,6 +54,7 @@ def train(
     output: str | None = None,
     resume: bool = False,
     max_minutes: float | None = None,
+    trial: Trial | None = None,
     report: Callable[[str], None] = print,
 ) -> Path | None:
     """Trains what a recipe says.
@@ -44,16 +63,22 @@ def train(
         recipe: a YAML file, see `Recipe`.
         output: replaces the recipe's output folder.
         resume: go on from the last complete checkpoint of an earlier run into the same output.
-        max_minutes: save and stop after so many minutes; None: no limit.
+        max_minutes: save and stop before so many minutes are over, see `StopAfter`; None: no limit.
+        trial: a few steps of few rows in the place of every stage, to see that a recipe works; needs `output`.
 
     Returns:
-        The finished checkpoint folder, or None if the time ran out before the end.
+        The finished checkpoint folder, with a folder inside for every stage but the last, as controls; or None if the
+        time ran out before the end.
 
     Raises:
         RecipeError: an impossible recipe, or an unfinished run in the same output and `resume` not asked for.
         CheckpointError: a base that cannot be loaded.
     """
+    stopper = StopAfter(max_minutes) if max_minutes is not None else None
     plan = load_recipe(recipe, output=output)
+    if trial and output is None:
+        raise RecipeError("A trial needs an output of its own (--output), not the place of the real checkpoint.")
+    plan = trial.of(plan) if trial else plan
     folder = Path(plan.output)
     run = folder.with_name(folder.name + ".run")
     if folder.exists() and not folder.is_dir():
@@ -61,27 +86,34 @@ def train(
     begun = run.exists() and any(path.is_dir() for path in run.iterdir())
     if begun and not resume:
         raise RecipeError(f"{run} holds an earlier run; add --resume to go on with it, or remove the folder.")
-    processes = PartialState(cpu=not torch.cuda.is_available())
+    processes = PartialState(cpu=not on_gpu())
     processes.wait_for_everyone()  # so that nobody mistakes what the first one writes for an earlier run
     if not processes.is_main_process:
         report = _nothing
     run.mkdir(parents=True, exist_ok=True)
     set_seed(plan.seed)
     rim = _make_model(plan)
-    problems, validation = _make_problems(plan.data, report)
+    files, validation = _make_problems(plan.data, report)
+    with processes.main_process_first():  # the others find in the cache what it made
+        pool, held = _make_pool(rim, files, report), _make_pool(rim, [validation], report)
     if processes.is_main_process:
-        _check_same(run / "recipe.json", plan, problems + validation, begun)
-    stopper = StopAfter(max_minutes) if max_minutes is not None else None
+        _check_same(run / "recipe.json", plan, pool.problems + held.problems, begun, trial is not None)
+    trained = 0
     for number, stage in enumerate(plan.stages):
         stage_folder = run / stage.name
         if (stage_folder / "done").exists():
             continue
+        if stopper and trained and stopper.too_late_for_a_stage(processes.device):
+            report(f"Stopped after {max_minutes:g} minutes before stage {stage.name}; go on with --resume.")
+            return None
         if number:
             rim = _reload(rim, run / plan.stages[number - 1].name / "best", plan.lora)
         weights = sum(map(_trained, rim.model.parameters()))
         report(f"{plan.output}, stage {stage.name}: {stage.rows:,} rows, {weights:,} weights")
-        trainer = _make_trainer(rim, plan, stage, number, problems, validation, stage_folder, report)
+        every = trial.log_every if trial else LOG_EVERY
+        trainer = _make_trainer(rim, plan, stage, number, pool, held, stage_folder, report, every)
         if stopper:
+            stopper.validation_steps = len(trainer.valid_rows) / stage.batch_size + (50 if trainer.asked else 0)
             trainer.add_callback(stopper)
         trainer.train(resume_from_checkpoint=_last_complete(stage_folder))
         if stopper and stopper.stopped:
@@ -91,19 +123,34 @@ def train(
         if processes.is_main_process:
             _write_history(stage_folder, trainer.state)
             (stage_folder / "done").touch()
+        if trial:
+            report(f"Stage {stage.name}: {trial.told(trainer.state.log_history)}.")
+        trained += 1
         processes.wait_for_everyone()
     if processes.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        # An adapter left by an earlier run would be loaded in the place of these weights, and the other way round.
-        for stale in (*folder.glob("*.safetensors*"), folder / ADAPTER_FILE):
-            stale.unlink(missing_ok=True)
-        for file in (run / plan.stages[-1].name / "best").iterdir():
-            shutil.copy2(file, folder / file.name)
-    report(f"Saved {folder}.")
+        finish_checkpoint(run / plan.stages[-1].name / "best", folder)
+        for stage in plan.stages[:-1]:  # what the last stage is compared with
+            finish_checkpoint(run / stage.name / "best", folder / stage.name)
+    report(f"Saved {folder}." if not trial else f"Saved {folder}, which was tried and not trained: {trial}.")
     return folder
 
 
-def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool) -> None:
+def make_trainers(plan: Recipe, folder: Path, report: Callable[[str], None]) -> list[RiMTrainer]:
+    """A trainer for every stage, all of the untrained model, with their files in `folder`; nothing to validate on.
+
+    The first stage's is made last, so the model is left as that stage begins with it.
+    """
+    PartialState(cpu=not on_gpu())
+    set_seed(plan.seed)
+    rim = _make_model(plan)
+    files, _ = _make_problems(plan.data, report)
+    pool, held = _make_pool(rim, files, report), _make_pool(rim, [[]], report)
+    stages = list(enumerate(plan.stages))
+    made = [_make_trainer(rim, plan, stage, i, pool, held, folder, report) for i, stage in reversed(stages)]
+    return made[::-1]
+
+
+def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool, trial: bool) -> None:
     """Keeps what a run was started with; refuses to go on with another recipe or other problems.
 
     Stages that are done would be taken over, and the result would be that of no recipe at all.
@@ -111,11 +158,13 @@ def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool) 
     told = "\n".join(f"{problem.question}|{problem.steps}|{problem.answer}" for problem in problems)
     now = json.loads(json.dumps(dataclasses.asdict(plan)))
     del now["output"]  # a run may have been moved
+    now["trial"] = trial
     now["problems_sha256"] = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
     if not begun or not file.exists():
         file.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    # What a run of before these keys had was their default.
+    before = {"attention": "sdpa", "compile": False, "trial": False} | json.loads(file.read_text(encoding="utf-8"))
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise RecipeError(
             f"{', '.join(changed)} changed since the run in {file.parent} began; restore what it was, or remove the "
@@ -123,23 +172,33 @@ def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool) 
         )
 
 
-def make_row(rim: RiM, stage: Stage, seed: int) -> Callable[[Problem, int], Row]:
-    """The function that turns a problem at a place of the order into a row of this stage's objective."""
-    blocks = rim.layout.num_blocks if stage.blocks is None else stage.blocks
+def make_row(encoder: Encoder | Tokens, stage: Stage, seed: int) -> Callable[[Problem | Entry, int], Row]:
+    """The function that turns a problem, and its place among those drawn, into a row of this stage's objective."""
+    blocks = _blocks(encoder, stage)
 
-    def row(problem: Problem, place: int) -> Row:
+    def row(problem: Problem | Entry, place: int) -> Row:
         if stage.objective == "cot":
-            return cot_row(rim.encoder, problem)
+            return cot_row(encoder, problem)
         if stage.objective == "direct":
-            return direct_row(rim.encoder, problem)
-        if stage.objective == "stage1":
-            return stage1_row(rim.encoder, problem, stage.blocks)
-        # A share of the rows keeps the targets of stage 1; which ones depends on the place alone, not on any state.
-        if stage.grounded and ((place * 2_654_435_761 + seed) % 2**32) < stage.grounded * 2**32:
-            return stage1_row(rim.encoder, problem, blocks)
-        return stage2_row(rim.encoder, problem, blocks)
+            return direct_row(encoder, problem)
+        if stage.objective == "stage1" or _keeps_steps(stage, place, seed):
+            return stage1_row(encoder, problem, blocks)
+        return stage2_row(encoder, problem, blocks)
 
     return row
+
+
+def _blocks(encoder: Encoder | Tokens, stage: Stage) -> int | None:
+    """See `Stage.blocks`."""
+    return encoder.layout.num_blocks if stage.blocks is None and stage.objective == "stage2" else stage.blocks
+
+
+def _keeps_steps(stage: Stage, place, seed: int):
+    """Whether the row at a place (or at each of an array of them) keeps the targets of stage 1 in stage 2.
+
+    A share of the rows does; which ones depends on the place alone, not on any state.
+    """
+    return (place * 2_654_435_761 + seed) % 2**32 < stage.grounded * 2**32
 
 
 def _make_model(plan: Recipe) -> RiM:
@@ -157,7 +216,7 @@ def _make_model(plan: Recipe) -> RiM:
             seed=plan.seed,
         )
     else:
-        model, tokenizer = load_base(plan.base)
+        model, tokenizer = load_base(plan.base, progress=show_progress())
     rim = RiM.attach(model, tokenizer, plan.layout, name=plan.output)
     return _add_adapter(rim, plan) if plan.lora else rim
 
@@ -190,17 +249,22 @@ def _reload(rim: RiM, folder: Path, lora: Lora | None) -> RiM:
     return RiM(fresh.model, fresh.tokenizer, rim.layout, rim.name)
 
 
-def _make_problems(data: Data, report: Callable[[str], None]) -> tuple[list[Problem], list[Problem]]:
+def _make_problems(data: Data, report: Callable[[str], None]) -> tuple[list[list[Problem]], list[Problem]]:
+    """The training problems of each file (a world counts as one), and those for choosing checkpoints."""
     if data.world is not None:
         train = list(generate(data.world, "train", data.rows, data.seed))
         valid = list(generate(data.world, "valid", data.validation_rows, data.seed, unique=True))
-        return train, valid
-    problems = [problem for source in data.files for problem in _read(source, report)]
-    if data.rows is not None and data.rows < len(problems):
-        chosen = torch.randperm(len(problems), generator=torch.Generator().manual_seed(data.seed))[: data.rows]
-        problems = [problems[i] for i in chosen.tolist()]
+        return [train], valid
+    files = [_read(source, report) for source in data.files]
+    whole = sum(map(len, files))
+    if data.rows is not None and data.rows < whole:
+        drawn = torch.randperm(whole, generator=torch.Generator().manual_seed(data.seed))[: data.rows]
+        drawn, starts = set(drawn.tolist()), itertools.accumulate(map(len, files), initial=0)
+        files = [
+            [p for i, p in enumerate(file, start) if i in drawn] for file, start in zip(files, starts, strict=False)
+        ]
     valid = _read(data.validation, report)[: data.validation_rows] if data.validation else []
-    return problems, valid
+    return files, valid
 
 
 def _read(source: str, report: Callable[[str], None]) -> list[Problem]:
@@ -212,30 +276,31 @@ def _read(source: str, report: Callable[[str], None]) -> list[Problem]:
     return loaded.problems
 
 
+def _make_pool(rim: RiM, files: list[list[Problem]], report: Callable[[str], None]) -> _Pool:
+    problems = list(itertools.chain.from_iterable(files))
+    return _Pool(problems, list(map(len, files)), tokenise(rim.encoder, problems, report))
+
+
 def _make_trainer(
     rim: RiM,
     plan: Recipe,
     stage: Stage,
     number: int,
-    problems: list[Problem],
-    validation: list[Problem],
+    pool: _Pool,
+    held: _Pool,
     folder: Path,
     report: Callable[[str], None],
+    log_every: int = LOG_EVERY,
 ) -> RiMTrainer:
-    row = make_row(rim, stage, plan.seed)
-    usable = _usable(problems, "training", rim, stage, report)
+    rows = _make_rows(pool, _usable(pool, "training", rim, stage, report), plan, number, report)
     # Validation is about the objective alone: rows that keep the targets of stage 1 say nothing about stage 2.
-    valid_row = make_row(rim, dataclasses.replace(stage, grounded=0.0), plan.seed)
-    valid_rows = [valid_row(p, 0) for p in _usable(validation, "validation", rim, stage, report)]
-    lengths = [len(p.question) + sum(map(len, p.steps)) for p in usable]
-    seed = plan.seed + 1000 * number
-    rows_per_step = stage.batch_size * stage.accumulation * PartialState().num_processes
-    steps = max(1, stage.rows // rows_per_step)
-    # No row more than the steps need: with batches to spare, a run resumed at its last step would take another one.
-    order = bucketed_order(lengths, min(stage.rows, steps * rows_per_step), stage.batch_size, seed)
+    plain = dataclasses.replace(stage, grounded=0.0)
+    valid = np.flatnonzero(_usable(held, "validation", rim, plain, report)).tolist()
+    valid_row = make_row(held.tokens, plain, plan.seed)
+    valid_rows = [valid_row(held.tokens[i], 0) for i in valid]
+    steps = _steps(stage)[0]
     if stage.dropout is not None:
         _set_dropout(rim.model, stage.dropout)
-    gpu = torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -246,9 +311,9 @@ def _make_trainer(
         warmup_steps=round(stage.warmup * steps),
         weight_decay=stage.weight_decay,
         optim="adamw_torch_fused",
-        bf16=gpu,
-        use_cpu=not gpu,
-        logging_steps=min(50, stage.validate_every),
+        **running_arguments(),
+        logging_nan_inf_filter=False,  # it would hide them, and wait for the device in every step to do so
+        logging_steps=min(log_every, stage.validate_every),
         eval_strategy="steps" if valid_rows else "no",
         eval_steps=stage.validate_every,
         save_strategy="steps",
@@ -261,44 +326,85 @@ def _make_trainer(
         remove_unused_columns=False,
         disable_tqdm=False,
         ddp_find_unused_parameters=False,
-        seed=seed,
+        seed=plan.seed + 1000 * number,
     )
     args._n_gpu = min(1, args.n_gpu)  # one process, one GPU; several are for `accelerate launch`, not for DataParallel
-    trainer = RiMTrainer(rim, args, Rows(usable, order, row), valid_rows, _weights(stage))
+    trainer = RiMTrainer(
+        rim,
+        args,
+        rows,
+        valid_rows,
+        _weights(stage),
+        asked=[held.problems[i] for i in valid] if stage.objective == "cot" else (),
+        attention=plan.attention,
+        compile=plan.compile,
+    )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress())
     return trainer
 
 
-def _usable(
-    problems: list[Problem], purpose: str, rim: RiM, stage: Stage, report: Callable[[str], None]
-) -> list[Problem]:
-    """The problems that make rows of a stage: with steps where it needs them, and not longer than the context."""
-    stepped = [p for p in problems if p.steps or stage.objective not in ("stage1", "cot")]
-    row = make_row(rim, stage, seed=0)
-    fitting = [p for p in stepped if _fits(p, rim, stage, row)]
-    faults = {
-        "have no steps": len(problems) - len(stepped),
-        f"do not fit into the context of {rim.max_length:,} tokens": len(stepped) - len(fitting),
-    }
-    told = " and ".join(f"{count:,} {fault}" for fault, count in faults.items() if count)
-    if told and not fitting:
-        raise RecipeError(f"Stage {stage.name} can use none of the {len(problems):,} {purpose} problems: {told}.")
+def _usable(pool: _Pool, purpose: str, rim: RiM, stage: Stage, report: Callable[[str], None]) -> np.ndarray:
+    """Which problems make rows of a stage, bool [n]; what is left out is counted aloud, all of it is refused.
+
+    A problem without steps is left out where the objective needs them. It is also left out where others of its file
+    have them, so that what is compared, memory, chain of thought and direct, sees the same rows of the same files.
+    """
+    tokens = pool.tokens
+    stepped = tokens.step_numbers.lengths > 0
+    file = np.repeat(np.arange(len(pool.sizes)), pool.sizes)
+    needed = (np.bincount(file, stepped, len(pool.sizes))[file] > 0) | (stage.objective in ("stage1", "cot"))
+    blocks = _blocks(tokens, stage)
+    ends = row_sizes(tokens, stage.objective, blocks).ends
+    if stage.grounded:
+        ends = np.maximum(ends, row_sizes(tokens, "stage1", blocks).ends)
+    usable, told = np.ones(len(tokens), dtype=bool), []
+    for fault, sound in (
+        ("have no steps", stepped | ~needed),
+        ("hold words that the tokenizer does not know", tokens.known),
+        ("have a question that is empty, too long or holds a control token", tokens.askable),
+        (f"do not fit into the context of {rim.max_length:,} tokens", ends <= rim.max_length),
+    ):
+        if count := int((usable & ~sound).sum()):
+            told.append(f"{count:,} {fault}")
+        usable &= sound
+    if told and not usable.any():
+        raise RecipeError(
+            f"Stage {stage.name} can use none of the {len(tokens):,} {purpose} problems: {' and '.join(told)}."
+        )
     if told:
-        report(f"Stage {stage.name} leaves out some of the {len(problems):,} {purpose} problems: {told}.")
-    return fitting
+        report(f"Stage {stage.name} leaves out some of the {len(tokens):,} {purpose} problems: {' and '.join(told)}.")
+    return usable
 
 
-def _fits(problem: Problem, rim: RiM, stage: Stage, row: Callable[[Problem, int], Row]) -> bool:
-    text = problem.question + "  ".join(problem.steps) + problem.answer
-    blocks = max(stage.blocks or rim.layout.num_blocks, len(problem.steps))
-    # Tokens are hardly ever more than bytes, so few problems have to be tokenised here; 32 for markers and ends.
-    if len(text.encode()) + blocks * rim.layout.block_length + 32 < rim.max_length:
-        return True
-    try:
-        return max(row(problem, 0).positions) < rim.max_length
-    except QuestionError:
-        return False
+def _steps(stage: Stage) -> tuple[int, int]:
+    """How many steps a stage takes, and how many rows they see.
+
+    No row more than the steps need: with batches to spare, a run resumed at its last step would take another one.
+    """
+    rows_per_step = stage.batch_size * stage.accumulation * PartialState().num_processes
+    steps = max(1, stage.rows // rows_per_step)
+    return steps, min(stage.rows, steps * rows_per_step)
+
+
+def _make_rows(pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, report: Callable[[str], None]) -> Rows:
+    """The rows of a stage in their order, and a line that says how many and how large they are."""
+    stage, tokens = plan.stages[number], pool.tokens
+    rows = _steps(stage)[1]
+    # Stages follow one another through the files, as one long stage would go through them.
+    start = sum(_steps(earlier)[1] for earlier in plan.stages[:number])
+    repeats = plan.data.repeats or (1.0,) * len(pool.sizes)
+    drawn, ends = draw(pool.sizes, repeats, usable, plan.seed, start, rows)
+    blocks = _blocks(tokens, stage)
+    lengths = row_sizes(tokens, stage.objective, blocks).lengths[drawn]
+    if stage.grounded:
+        grounded = row_sizes(tokens, "stage1", blocks).lengths[drawn]
+        lengths = np.where(_keeps_steps(stage, np.arange(rows), plan.seed), grounded, lengths)
+    order = bucketed_order(lengths, ends, stage.batch_size, plan.seed + 1000 * number)
+    share = padding(lengths[order], stage.batch_size)
+    report(f"Stage {stage.name}: rows {rows:,}, tokens {lengths.sum() / 1e6:,.1f} M, padding {share:.1%}")
+    row = make_row(tokens, stage, plan.seed)
+    return Rows(drawn, order, lambda problem, place: row(tokens[problem], place))
 
 
 def _weights(stage: Stage):

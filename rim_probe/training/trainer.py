@@ -5,69 +5,73 @@ Knows batches, losses and callbacks. Knows nothing about recipes or where proble
 """
 
 import contextlib
+import json
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset, SequentialSampler
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils.data import SequentialSampler
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from rim_probe.decoding import answer_batch
 from rim_probe.model import RiM
-from rim_probe.packing import IGNORED, Row, pad_rows, row_mask
+from rim_probe.packing import IGNORED, PADDING, Row, flex_mask_mod, pad_rows, row_mask
+from rim_probe.problems import Problem, is_correct
+from rim_probe.training.backends import (
+    ATTENTIONS,
+    as_asked,
+    check_flex,
+    compile_layers,
+    lean_adapters,
+    length_multiple,
+    narrow_base,
+    set_attention,
+)
+from rim_probe.training.rows import Rows
+from rim_probe.training.speed import Meter, told
 
 Weights = Callable[[float, torch.Tensor, torch.Tensor], torch.Tensor]
 """(progress, num_grounded [B], num_readouts [B]) -> weight of every readout [B, R]."""
 
-
-class Rows(Dataset):
-    """Training rows in their final order, made from problems when they are needed."""
-
-    def __init__(self, problems: Sequence, order: Sequence[int], make_row: Callable[[object, int], Row]):
-        self.problems, self.order, self.make_row = problems, order, make_row
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, place: int) -> Row:
-        return self.make_row(self.problems[self.order[place]], place)
-
-
-def bucketed_order(lengths: Sequence[int], rows: int, batch_size: int, seed: int) -> list[int]:
-    """Indices of `rows` rows, over as many passes as it takes, so that batches hold rows of like length.
-
-    Each pass is shuffled, cut into groups of 64 batches, sorted by length inside a group, and its batches shuffled.
-    Every pass holds every index once; the batch in which one pass ends and the next begins is of mixed length.
-    The order is decided here once, so a resumed run sees exactly what an uninterrupted one sees.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    group = 64 * batch_size
-    while len(order) < rows:
-        passed = torch.randperm(len(lengths), generator=generator).tolist()
-        missing = -len(order) % batch_size  # or every batch of this pass would be cut in two
-        order += passed[:missing]
-        passed = passed[missing:]
-        batches = []
-        for start in range(0, len(passed), group):
-            nearby = sorted(passed[start : start + group], key=lengths.__getitem__)
-            batches += [nearby[i : i + batch_size] for i in range(0, len(nearby), batch_size)]
-        full = [batch for batch in batches if len(batch) == batch_size]
-        rest = [index for batch in batches if len(batch) < batch_size for index in batch]
-        for place in torch.randperm(len(full), generator=generator).tolist():
-            order += full[place]
-        order += rest
-    return order[:rows]
+_LONGEST_CHAIN = 128  # tokens decoded at a validation
+_FIRST_SAVE = 5.0  # seconds that a save is taken to last until one was timed
+_ASKED_AT_ONCE = {"cuda": 512, "cpu": 64}
 
 
 class RiMTrainer(Trainer):
     """Trains the readouts of packed rows.
 
     Loss: the mean over all labelled tokens of a batch, each weighted by its readout's weight (lambda of stage 1, alpha
-    of stage 2, 1 for text rows). Logits are computed at labelled positions only.
+    of stage 2, 1 for text rows), in float32. Logits are computed at labelled positions only.
+
+    Args:
+        asked: the problems of `valid_rows`, where they are to be answered by chain of thought, see `evaluate`.
+        attention: `sdpa`, or `flex` for packed rows on a GPU; text rows are plain causal and take sdpa either way.
+        compile: compile the decoder layers.
+
+    Raises:
+        RecipeError: `flex` where it cannot be trained.
     """
 
-    def __init__(self, rim: RiM, args: TrainingArguments, train_rows: Rows, valid_rows: list[Row], weights: Weights):
-        self.rim, self.weights, self.valid_rows = rim, weights, valid_rows
+    def __init__(
+        self,
+        rim: RiM,
+        args: TrainingArguments,
+        train_rows: Rows,
+        valid_rows: list[Row],
+        weights: Weights,
+        *,
+        asked: Sequence[Problem] = (),
+        attention: str = "sdpa",
+        compile: bool = False,
+    ):
+        self.rim, self.weights, self.valid_rows, self.asked = rim, weights, valid_rows, asked
+        if attention == "flex":
+            check_flex(rim.model)
         super().__init__(
             model=rim.model,
             args=args,
@@ -76,9 +80,23 @@ class RiMTrainer(Trainer):
             data_collator=self._collate,
         )
         self.loss_is_scaled_for_ga = False
+        if args.bf16:
+            lean_adapters(rim.model)
+            if not self.is_fsdp_enabled:  # whose shards hold weights of one precision
+                narrow_base(rim.model)
         sample = valid_rows or [train_rows[i] for i in range(min(64, len(train_rows)))]
         self._banned = torch.tensor(rim.banned_ids)
         self._longest = max(sample, key=lambda row: (row.num_grounded, row.num_readouts))
+        self.attention = attention if any(any(row.readouts) for row in sample) else "sdpa"
+        set_attention(rim.model, self.attention)
+        if compile:
+            compile_layers(rim.model)
+        # Under autocast attention computes in bfloat16, where the lowest float32 number would become minus infinity.
+        self._mask_dtype = torch.bfloat16 if args.bf16 else rim.dtype
+        self._multiple = length_multiple(args.device)
+        self.meter = Meter(rim.model, args.device)
+        self._loss_so_far = _LossSoFar(self)
+        self.add_callback(self._loss_so_far)
 
     @property
     def progress(self) -> float:
@@ -86,52 +104,83 @@ class RiMTrainer(Trainer):
         return self.state.global_step / max(1, self.state.max_steps)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logits, labels, readouts, row_of = self._label_logits(model, inputs)
+        self.meter.count(inputs)
         weights = self.weights(self.progress, inputs["num_grounded"], inputs["num_readouts"])
+        logits, labels, readouts, row_of = self._label_logits(model, inputs)
         token_weights = weights[row_of, readouts - 1]
         losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         loss = (losses * token_weights).sum() / token_weights.sum().clamp_min(1e-6)
         return (loss, logits) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Exact match of every readout on the validation rows, and of each row's last one as `accuracy`.
+        """How many of the validation problems are right, as `accuracy`, with their number `n`.
 
-        A readout is right when the best token that may be generated is its label at every one of its positions, which
-        is precisely when greedy decoding would write it. For chain of thought that is the whole chain, a lower bound of
-        answer accuracy.
+        Memory and direct: exact match of every readout, and of each row's last one as `accuracy`. A readout is right
+        when the best token that may be generated is its label at every one of its positions, which is precisely when
+        greedy decoding would write it.
+
+        Chain of thought: `asked` are answered by greedy decoding and graded on the answer, for many chains lead there;
+        the match of the whole gold chain, a lower bound, is `exact_match`. Weights in shards (FSDP) cannot be decoded
+        with here, so there `accuracy` is that lower bound.
+
+        Draws no random number, and training goes on as if it had not been.
         """
-        self.model.eval()
+        start = time.perf_counter()
+        with as_asked(self.model):
+            metrics = self._exact_match()
+            if self.asked and not self.is_fsdp_enabled:
+                metrics = {"exact_match": metrics["accuracy"], **metrics, "accuracy": self._greedy_accuracy()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.meter.skip(time.perf_counter() - start)
+        return metrics
+
+    @torch.inference_mode()
+    def _exact_match(self) -> dict[str, float]:
+        """`accuracy` of the last readout, `n`, `loss`, and `readout_k` for each of several."""
         banned = self._banned.to(self.args.device)
         right: dict[int, list[bool]] = {}
         final: list[bool] = []
         losses = []
-        with torch.inference_mode():
-            for start in range(0, len(self.valid_rows), 64):
-                rows = self.valid_rows[start : start + 64]
-                batch = {key: value.to(self.args.device) for key, value in self._collate(rows).items()}
-                with self.compute_loss_context_manager():
-                    logits, labels, readouts, row_of = self._label_logits(self.model, batch)
-                losses.append(torch.nn.functional.cross_entropy(logits.float(), labels).item())
-                wrong = (logits.index_fill(-1, banned, -torch.inf).argmax(-1) != labels).tolist()
-                places = zip(row_of.tolist(), readouts.tolist(), wrong, strict=True)
-                missed = {(i, k) for i, k, bad in places if bad}
-                for i, row in enumerate(rows):
-                    hits = [(i, k) not in missed for k in range(1, row.num_readouts + 1)]
-                    final.append(hits[-1])
-                    for k, hit in enumerate(hits, start=1):
-                        right.setdefault(k, []).append(hit)
-        metrics = {f"{metric_key_prefix}_accuracy": sum(final) / len(final)}
-        metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        for start in range(0, len(self.valid_rows), 64):
+            rows = self.valid_rows[start : start + 64]
+            batch = {key: value.to(self.args.device) for key, value in self._collate(rows).items()}
+            logits, labels, readouts, row_of = self._label_logits(self.model, batch)
+            losses.append(torch.nn.functional.cross_entropy(logits.float(), labels).item())
+            wrong = (logits.index_fill(-1, banned, -torch.inf).argmax(-1) != labels).tolist()
+            places = zip(row_of.tolist(), readouts.tolist(), wrong, strict=True)
+            missed = {(i, k) for i, k, bad in places if bad}
+            for i, row in enumerate(rows):
+                hits = [(i, k) not in missed for k in range(1, row.num_readouts + 1)]
+                final.append(hits[-1])
+                for k, hit in enumerate(hits, start=1):
+                    right.setdefault(k, []).append(hit)
+        metrics = {"accuracy": sum(final) / len(final), "n": len(final), "loss": sum(losses) / len(losses)}
         if len(right) > 1:
-            metrics |= {f"{metric_key_prefix}_readout_{k}": sum(hits) / len(hits) for k, hits in sorted(right.items())}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            metrics |= {f"readout_{k}": sum(hits) / len(hits) for k, hits in sorted(right.items())}
         return metrics
 
+    def _greedy_accuracy(self) -> float:
+        """The share of `asked` whose chain, as greedy decoding writes it, ends in the right answer.
+
+        A chain may be half as long again as the longest gold one, and 128 tokens at most.
+        """
+        longest = max(sum(label != IGNORED for label in row.labels) for row in self.valid_rows)
+        bound = min(_LONGEST_CHAIN, math.ceil(1.5 * longest))
+        nearby = sorted(self.asked, key=lambda problem: len(problem.question))
+        batch = _ASKED_AT_ONCE[self.args.device.type]
+        right = 0
+        for start in range(0, len(nearby), batch):
+            problems = nearby[start : start + batch]
+            answers = answer_batch(self.rim, [problem.question for problem in problems], "cot", max_new_tokens=bound)
+            right += sum(is_correct(a.value, problem.answer) for a, problem in zip(answers, problems, strict=True))
+        return right / len(nearby)
+
     def log(self, logs: dict, start_time: float | None = None) -> None:
-        """Adds rows per second and the current weights of a row with most readouts to every training log."""
+        """Adds speed and the current weights of a row with most readouts to every training log."""
         if "loss" in logs:
-            logs |= self.profile()
+            logs |= self.meter.read(self.accelerator) | self.profile()
         super().log(logs, start_time)
 
     def profile(self) -> dict[str, float]:
@@ -141,27 +190,57 @@ class RiMTrainer(Trainer):
         pair = (torch.tensor([self._longest.num_grounded]), torch.tensor([self._longest.num_readouts]))
         return {f"weight_{k}": round(w, 4) for k, w in enumerate(self.weights(self.progress, *pair)[0].tolist(), 1)}
 
+    def floating_point_ops(self, inputs) -> int:
+        """Nothing: `meter` counts what is needed, and the Trainer's own count walks over every weight in every step."""
+        return 0
+
     def _label_logits(self, model, inputs):
         """Logits [N, vocab], labels [N], readout numbers [N] and batch rows [N] of the N labelled positions."""
-        labelled = inputs["labels"] != IGNORED
-        mask = row_mask(inputs["readouts"], self.rim.dtype)
-        if mask is None:  # plain causal text; padding stands right of everything and needs no mask
-            mask = torch.ones_like(inputs["input_ids"])
-        with _only_at(self.rim.model.get_output_embeddings(), labelled):
+        places = inputs["places"]
+        with _only_at(self.rim.model.get_output_embeddings(), places):
             logits = model(
                 input_ids=inputs["input_ids"],
                 position_ids=inputs["position_ids"],
-                attention_mask=mask,
+                attention_mask=self._mask(inputs["readouts"]),
                 use_cache=False,
             ).logits
-        return logits, inputs["labels"][labelled], inputs["label_readouts"][labelled], labelled.nonzero()[:, 0]
+        labels, readouts = inputs["labels"].flatten()[places], inputs["label_readouts"].flatten()[places]
+        return logits, labels, readouts, places // inputs["labels"].shape[1]
+
+    def _mask(self, readouts: torch.Tensor):
+        """What the model is given as its mask for rows with these readout numbers, [B, L]."""
+        if self.rim.model.config._attn_implementation == ATTENTIONS["flex"]:
+            rows, length = readouts.shape
+            return create_block_mask(flex_mask_mod(readouts), rows, None, length, length, device=readouts.device)
+        mask = row_mask(readouts, self._mask_dtype)
+        # Plain causal text: padding stands right of everything and needs no mask.
+        return torch.ones_like(readouts) if mask is None else mask
 
     def _collate(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """A batch as `pad_rows` makes it, of a length that suits the device, and the labelled `places` [N] in [B * L].
+
+        Places are found here, where the rows are: found on a GPU they would make every step wait for the one before.
+        """
         pad = self.rim.tokenizer.pad_token_id
-        return pad_rows(rows, self.rim.eos_id if pad is None else pad)
+        pad = self.rim.eos_id if pad is None else pad
+        batch = pad_rows(rows, pad)
+        if missing := -batch["labels"].shape[1] % self._multiple:
+            fill = {"input_ids": pad, "readouts": PADDING, "labels": IGNORED}
+            for key, values in batch.items():
+                if values.dim() == 2:
+                    batch[key] = torch.nn.functional.pad(values, (0, missing), value=fill.get(key, 0))
+        return batch | {"places": (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]}
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)  # `Rows` come in their final order
+
+    def _save_checkpoint(self, model, trial) -> None:
+        start = time.perf_counter()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._loss_so_far.save(folder)
+        super()._save_checkpoint(model, trial)
+        self.meter.skip(time.perf_counter() - start)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves a RiM checkpoint, which can be asked and evaluated as it is; to be called on every process."""
@@ -171,51 +250,119 @@ class RiMTrainer(Trainer):
             self.rim.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
 
+class _LossSoFar(TrainerCallback):
+    """Carries the losses that no log has told yet over a stop, so that a resumed run logs the same means."""
+
+    def __init__(self, trainer: RiMTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        file = self._file(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if state.global_step and file.exists():
+            told = json.loads(file.read_text(encoding="utf-8"))
+            self._trainer._tr_loss.fill_(told["sum"])
+            self._trainer._globalstep_last_logged = told["logged"]
+        self._trainer.meter.restart()
+
+    def save(self, folder: Path) -> None:
+        told = {"sum": self._trainer._tr_loss.item(), "logged": self._trainer._globalstep_last_logged}
+        self._file(folder).write_text(json.dumps(told), encoding="utf-8")
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"loss_so_far_{self._trainer.args.process_index}.json"
+
+
 class StopAfter(TrainerCallback):
-    """Saves and stops all processes when the minutes are over on the first; `stopped` says that it did."""
+    """Saves and stops all processes in time: before a step that, with what follows it, would end too late.
+
+    At least one step is taken in any case. What follows a step is judged by the longest of its kind so far: a
+    validation where one is due, and a save. The clock of the first process counts; `stopped` says that it stopped.
+
+    Attributes:
+        deadline: in seconds of `time.monotonic`.
+        validation_steps: until one was timed, a validation is taken to last as long as so many steps.
+    """
 
     def __init__(self, minutes: float):
-        self.deadline = time.monotonic() + 60 * minutes
+        self.begun = time.monotonic()
+        self.deadline = self.begun + 60 * minutes
         self.stopped = False
+        self.validation_steps = 0.0
+        self._save, self._validation, self._starting = _FIRST_SAVE, None, 0.0
+        self._steps: deque[float] = deque(maxlen=20)
+
+    def too_late_for_a_stage(self, device: torch.device) -> bool:
+        """Whether loading, compiling and one step, as long as they took before, would not end in time."""
+        return self._agreed(time.monotonic() + self._starting + self._save >= self.deadline, device)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._last, self._fresh = time.monotonic(), True
+        self._steps.clear()
 
     def on_step_end(self, args, state, control, **kwargs):
-        over = torch.tensor(time.monotonic() >= self.deadline, dtype=torch.int, device=args.device)
-        if args.world_size > 1:  # each would look at its own clock and stop at a step of its own
-            torch.distributed.broadcast(over, src=0)
+        step = self._passed()
+        if self._fresh:  # with loading and compiling
+            self._fresh, self._starting = False, self._starting or self._last - self.begun
+        else:
+            self._steps.append(step)
+        ahead = max(self._steps, default=step) + self._save
+        if args.eval_strategy != "no" and (state.global_step + 1) % args.eval_steps == 0:
+            guess = self.validation_steps * max(self._steps, default=0.0)
+            # Twice, because it is not asked again before the step after that validation.
+            ahead = 2 * ahead + (guess if self._validation is None else self._validation)
+        over = self._agreed(self._last + ahead >= self.deadline, args.device)
         if over and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
 
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._validation = max(self._validation or 0.0, self._passed())
+
+    def on_save(self, args, state, control, **kwargs):
+        self._save = max(self._save if self._save != _FIRST_SAVE else 0.0, self._passed())
+
+    def _passed(self) -> float:
+        """Seconds since this was asked last."""
+        last, self._last = self._last, time.monotonic()
+        return self._last - last
+
+    @staticmethod
+    def _agreed(over: bool, device: torch.device) -> bool:
+        """What the first process says; each would look at its own clock and stop at a step of its own."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return over
+        said = torch.tensor(over, dtype=torch.int, device=device)
+        torch.distributed.broadcast(said, src=0)
+        return bool(said)
+
 
 class Progress(ProgressCallback):
-    """The Trainer's bar with rows per second since the (re)start, the loss and the current readout weights."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        self._start, self._first = time.monotonic(), state.global_step
+    """The Trainer's bar with the loss, the speed since the last log, and the current readout weights."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         if "loss" in logs:
-            rows = (state.global_step - self._first) * args.train_batch_size * args.gradient_accumulation_steps
-            speed = rows * args.world_size / max(1e-9, time.monotonic() - self._start)
             weights = " ".join(f"{value:.1f}" for key, value in logs.items() if key.startswith("weight_"))
-            text = f"loss {logs['loss']:.3f}, {speed:.0f} rows/s" + (f", weights {weights}" if weights else "")
-            self.training_bar.set_postfix_str(text)
+            parts = [f"loss {logs['loss']:.3f}", told(logs, args.device.type), f"weights {weights}" if weights else ""]
+            self.training_bar.set_postfix_str(", ".join(filter(None, parts)))
         elif "eval_accuracy" in logs:
             each = " ".join(f"{value:.3f}" for key, value in logs.items() if "_readout_" in key)
-            line = f"step {state.global_step}: exact match {logs['eval_accuracy']:.3f}" + (f" ({each})" if each else "")
-            self.training_bar.write(line)
+            if "eval_exact_match" in logs:
+                kind, each = "answers right", f"whole chain as written {logs['eval_exact_match']:.3f}"
+            else:
+                kind = "exact match"
+            line = f"step {state.global_step}: {kind} {logs['eval_accuracy']:.3f} of {logs['eval_n']}"
+            self.training_bar.write(line + (f" ({each})" if each else ""))
 
 
 @contextlib.contextmanager
 def _only_at(head: torch.nn.Module, places: torch.Tensor):
-    """Lets the output head see the hidden states at `places` [B, L] only: [B, L, d] -> [N, d].
+    """Lets the output head see the hidden states at `places` [N] of [B * L] only: [B, L, d] -> [N, d].
 
     A hook, because it works for every family, under PEFT, DDP and FSDP, where calling the body alone would not.
     """
-    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][places],))
+    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].flatten(0, 1)[places],))
     try:
         yield
     finally:

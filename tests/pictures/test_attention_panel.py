@@ -53,6 +53,15 @@ def test_words_are_shaded_by_the_selection_that_is_named():
     assert shades(draw(reading(), "attention", layer="1", head="max"))["2"] == [1, 0, 0.5]
 
 
+def test_a_first_word_that_takes_most_does_not_hide_the_others():
+    sunk = copy.deepcopy(reading())
+    sunk["probes"]["attention"]["slots_to_tokens"]["mean over heads"][0] = [[0.6, 0.2, 0.1], [0.8, 0.0, 0.1]]
+    picture = draw(sunk, "attention", layer="1", head="mean")
+    assert shades(picture)["1"] == [1, 1, 0.5] and shades(picture)["2"] == [1, 0, 1]
+    assert "70 %, goes to “Ann”, the first word" in picture.body and "of the others 10 % goes to “3”" in picture.body
+    assert "to 20 % and more" in picture.body
+
+
 def test_the_chosen_block_shades_the_words_at_rest():
     picture = draw(reading(), "attention", layer="1", block="2")
     assert 'data-rest="2"' in picture.body
@@ -120,7 +129,8 @@ def test_texts_are_escaped():
     ("question", "tokens", "text"),
     [
         ("Ann has 3.", ["ann", "has", "3", "."], "Ann has 3."),
-        ("Ann has 3.", ["An", "n", " has", " ", "3", "."], "Ann has ␣ 3."),
+        ("Ann has 3.", ["An", "n", " has", " ", "3", "."], "Ann has ␣3."),
+        ("Ann has\n3.", ["Ann", " has", "\n", "3", ".", "\n"], "Ann has ↵3. ↵"),
         ("Zed's Ann", ["<unk>", "ann"], "<unk> Ann"),
         ("İ has 3", ["i̇", "has", "3"], "i̇ has 3"),
         ("", ["a"], "a"),

@@ -122,7 +122,7 @@ def test_blocks_without_a_map_are_left_out(models, seen, control):
 def test_carried_words_stand_beside_the_words_with_the_models_own_slots(seen):
     stage1, layers = tiny_rim(num_blocks=2, seed=2), range(3)
     plain, *single = carried_answers(stage1, seen, [(), *zip(layers, strict=True)])
-    mode = depth.words_mode(stage1, seen, plain, single)
+    mode = depth.words_mode(stage1, seen, plain, dict(zip(layers, single, strict=True)))
     assert mode["positions"] == [{"block": block, "position": "slots"} for block in (1, 2)]
     changed = 0
     for layer in layers:
@@ -144,7 +144,8 @@ def test_words_that_do_not_fit_after_the_last_block_are_compared_with_nothing():
     seen = observe(stage1, QUESTION)
     plain, single = carried_answers(stage1, seen, [(), (1,)])
     room = stage1.max_length - len(stage1.prompt_ids(QUESTION, "memory")) + 1
-    mode = depth.words_mode(stage1, seen, plain, [single])
+    mode = depth.words_mode(stage1, seen, plain, {1: single})
+    assert mode["layers"] == [1]
     fits = [len(readout.token_ids) <= room for readout in single.readouts]
     assert [bool(cell) for cell in mode["minus"][0]] == fits and not all(fits)
     assert all(mode["cells"][0])

@@ -7,7 +7,7 @@ import pytest
 from rim_probe import cli
 from rim_probe.cli import main
 from rim_probe.datasets.arithmetic import World, generate
-from rim_probe.probing import run
+from rim_probe.probing import page, run
 from rim_probe.probing.artifacts import load_report
 from rim_probe.probing.probes import PROBES
 from rim_probe.problems import read_problems, write_problems
@@ -53,6 +53,23 @@ def test_one_file_is_cut_in_three_and_leaves_a_report(small_checkpoint, files, t
     assert sections[0].title in printed and "memory tokens" in printed  # the probe's tables, after the model's verdict
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     assert not out.with_name("probes.run").exists()
+
+
+def test_without_plotly_all_but_the_page_is_written_and_the_page_is_drawn_later(
+    small_checkpoint, files, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "probes"
+    command = ["probe", str(small_checkpoint), *three(files), "--only", QUICK, "--output", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "can_draw", lambda: False)
+        patch.setattr(run, "can_draw", lambda: False)
+        assert main(command) == 0
+    assert "plotly" in capsys.readouterr().out and not (out / "report.html").exists()
+    assert main(["probe", str(small_checkpoint), "--page", "--output", str(out)]) == 0
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
+    assert "report.json is missing" in complaint(
+        capsys, "probe", small_checkpoint, "--page", "--output", tmp_path / "p"
+    )
 
 
 def test_what_is_done_is_not_done_again_and_other_data_is(small_checkpoint, files, tmp_path, monkeypatch):

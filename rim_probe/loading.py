@@ -1,0 +1,139 @@
+"""Weights and tokenizers as transformers reads them: from safetensors or GGUF alone, and every failure one sentence.
+
+Knows the files of a model. Knows nothing of memory blocks, adapters or where a base comes from. Nothing is unpickled,
+and no code that comes with a checkpoint is ever run.
+"""
+
+import importlib.util
+import json
+import re
+import threading
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+from rim_probe.errors import CheckpointError
+
+_LOADING = threading.Lock()  # transformers ties weights wrongly, and then misses them, when two threads load at once
+
+
+def load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | None) -> PreTrainedModel:
+    """A causal LM from a folder, a Hub id or a GGUF file, on the CPU.
+
+    Args:
+        dtype: default float32. attention: transformers attention back end, default `sdpa`.
+
+    Raises:
+        CheckpointError: missing or damaged files, another format, or weights that lack a part of the model.
+    """
+    source, gguf = _source(path)
+    index = Path(path) / "model.safetensors.index.json"
+    if index.exists():
+        shards_of(index)
+    # Unpacked and no longer called quantized, for what is can be neither trained nor saved.
+    kind = gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
+    try:
+        with _LOADING:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype or torch.float32,
+                attn_implementation=attention or "sdpa",
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, in a sentence
+                **kind,
+            )
+    except Exception as error:  # transformers, safetensors and gguf raise a dozen kinds; a user needs one sentence
+        raise CheckpointError(
+            f"The weights in {path} cannot be loaded ({first_line(error)}); restore its safetensors and config.json."
+        ) from error
+    wrong = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+    if wrong:
+        raise CheckpointError(
+            f"The weights in {path} lack {len(wrong)} tensors or hold them in another shape, such as {wrong[0]}; "
+            "the file is incomplete or belongs to another model."
+        )
+    return model
+
+
+def load_tokenizer(path: str | Path):
+    """The tokenizer of a folder, a Hub id or a GGUF file.
+
+    Raises:
+        CheckpointError: missing or damaged files.
+    """
+    source, gguf = _source(path)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
+    except Exception as error:
+        raise CheckpointError(
+            f"The tokenizer in {path} cannot be loaded ({first_line(error)}); restore its tokenizer files."
+        ) from error
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """Which file beside an index holds which tensor.
+
+    Raises:
+        CheckpointError: an index that cannot be read, or names anything but safetensors in its own folder: pickles
+            would be run, and other paths read what is none of the checkpoint's.
+    """
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(places.values()))
+        if not files:
+            raise ValueError("it names no file")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} cannot be read ({first_line(error)}); restore it.") from error
+    for file in files:
+        if not str(file).endswith(".safetensors"):
+            raise CheckpointError(f"{index} names {file!r}; weights are read from safetensors only.")
+        if not re.fullmatch(r"\w[\w.-]*", file):
+            raise CheckpointError(f"{index} names {file!r}; weights are read from the checkpoint's own folder only.")
+        if not (index.parent / file).is_file():
+            raise CheckpointError(f"{index.parent / file} is missing, but {index.name} names it; restore the file.")
+    return places
+
+
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in another precision, as if loaded in it: `model.to` would round the rotary frequencies as well."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """The precision that the weights of a folder or Hub id say they are kept in; float32 where nothing is said.
+
+    Raises:
+        CheckpointError: a configuration that cannot be read.
+    """
+    source, gguf = _source(path)
+    if gguf:
+        return torch.float32
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False).dtype or torch.float32
+    except Exception as error:
+        raise CheckpointError(
+            f"The configuration in {path} cannot be read ({first_line(error)}); restore its config.json."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, short enough to stand in a sentence."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(" .:")
+    return f"no entry {line}" if isinstance(error, KeyError) else line
+
+
+def _source(path: str | Path) -> tuple[str, dict[str, str]]:
+    """What transformers calls a source: a folder or Hub id, and for a GGUF file its folder and its name apart."""
+    file = Path(path)
+    if file.suffix != ".gguf":
+        return str(path), {}
+    if not file.is_file():
+        raise CheckpointError(f"{path} does not exist; give the path of a GGUF file.")
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError(f"Reading {path} needs the package gguf; install it with `pip install gguf`.")
+    return str(file.parent), {"gguf_file": file.name}

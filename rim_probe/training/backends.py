@@ -1,0 +1,125 @@
+"""How a model is run while it is trained: precision, attention, compilation, loading of rows.
+
+Knows torch, transformers and PEFT. Knows nothing about recipes, rows or losses. On a CPU everything is plain: float32,
+sdpa, no worker processes. Nothing here changes the names of weights or what is saved.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rim_probe.errors import RecipeError
+
+ATTENTIONS = {"sdpa": "sdpa", "flex": "flex_attention"}  # a recipe's word: that of transformers
+_COMPILER = "inductor"
+_ALIGNED = 8  # bfloat16 values in 16 bytes: kernels copy nothing to align lengths that are multiples of it
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def running_arguments() -> dict:
+    """What `TrainingArguments` says of device, precision and loading: on a GPU autocast and two worker processes.
+
+    The workers only make rows, in the order they are told, so neither they nor rows read ahead show in a result.
+    """
+    if not on_gpu():
+        return {"use_cpu": True, "dataloader_pin_memory": False}
+    return {
+        "bf16": True,
+        "dataloader_num_workers": 2,
+        "dataloader_persistent_workers": True,
+        "dataloader_prefetch_factor": 4,
+        "dataloader_pin_memory": True,
+    }
+
+
+def length_multiple(device: torch.device) -> int:
+    """Rows are padded to a multiple of this: fewer different lengths and aligned kernels on a GPU."""
+    return _ALIGNED if device.type == "cuda" else 1
+
+
+def check_flex(model) -> None:
+    """Refuses `attention: flex` where it cannot be trained.
+
+    Raises:
+        RecipeError: no GPU (torch has no backward pass of flex attention for CPUs), or a family without it.
+    """
+    if not on_gpu():
+        raise RecipeError("attention: flex trains on a GPU only; use attention: sdpa (or leave the line out) here.")
+    inner = _inner(model)
+    if not getattr(inner, "_supports_flex_attn", False):
+        raise RecipeError(f"{type(inner).__name__} has no flex attention in transformers; use attention: sdpa.")
+
+
+def set_attention(model, attention: str) -> None:
+    """Switches a model, wrapped by PEFT or not, to `sdpa` or `flex`."""
+    _inner(model).set_attn_implementation(ATTENTIONS[attention])
+
+
+def narrow_base(model) -> None:
+    """Holds the frozen base of an adapter in bfloat16; what is trained, and every buffer, stays in float32.
+
+    Buffers because positions are computed from one: in bfloat16 neighbours far from the start would be told apart no
+    more.
+    """
+    if hasattr(model, "peft_config"):
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def lean_adapters(model) -> None:
+    """Under autocast PEFT would cast every input to float32, and autocast back again: the same values for more work."""
+    if not hasattr(model, "peft_config"):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
+
+
+def compile_layers(model) -> None:
+    """Compiles the decoder layers in place, with dynamic lengths.
+
+    Layers and not the model: they are equal, so one compilation serves all of them, and the hooks of the trainer on the
+    head, saving and PEFT see the modules they know.
+    """
+    torch._dynamo.reset()  # what an earlier stage compiled belongs to weights that are gone
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=True, backend=_COMPILER)
+
+
+def uncompile_layers(model) -> None:
+    for layer in decoder_layers(model):
+        layer._compiled_call_impl = None
+    torch._dynamo.reset()
+
+
+def decoder_layers(model) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+@contextlib.contextmanager
+def as_asked(model) -> Iterator[None]:
+    """The model as a finished checkpoint is asked: eval mode, sdpa, nothing compiled.
+
+    Validation has many lengths and a growing cache, for which compiling would never pay.
+    """
+    inner = _inner(model)
+    attention = inner.config._attn_implementation
+    inner.set_attn_implementation(ATTENTIONS["sdpa"])
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        inner.set_attn_implementation(attention)
+
+
+def _inner(model):
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

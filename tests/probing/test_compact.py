@@ -1,0 +1,241 @@
+"""Probes of a model of SmolLM2's size: small enough to lie beside it, and still saying what they said."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from rim_probe.errors import RiMError
+from rim_probe.probing import lens_store, step_store
+from rim_probe.probing.adaptive import HALF_TIME, WITHIN_POINT, AdaptivePolicy
+from rim_probe.probing.artifacts import load_report, load_section, save_artifact, save_report
+from rim_probe.probing.compact import PLAIN_BYTES, is_large, packed, rounded, unpacked
+from rim_probe.probing.correctness import MEMORY, MEMORY_OWN, MEMORY_READOUTS, PROBE, PROBE_OWN, CorrectnessProbe
+from rim_probe.probing.judge import Judge, cells
+from rim_probe.probing.lens import VocabularyLens
+from rim_probe.probing.section import Figure, Section
+from rim_probe.probing.step_maps import Bank, LinearMap
+from rim_probe.probing.step_search import Cell
+from rim_probe.probing.steps import StepDecoder
+from rim_probe.probing.value_grid import Fitted
+from rim_probe.probing.values import ValueProbes
+
+LAYERS, WIDTH, BLOCKS, SLOTS = tuple(range(31)), 576, 8, 2  # SmolLM2-135M with K = 8, M = 2
+LIMIT = 4_500_000  # of what is fitted; the report beside it takes as much again
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape, dtype=np.float32)
+
+
+def size(tensors) -> int:
+    return sum(array.nbytes for array in tensors.values())
+
+
+def test_eight_bits_keep_an_array_to_a_hundredth_and_zeros_as_they_are():
+    array = normal(7, 33, 5) * np.geomspace(1e-6, 1e3, 7, dtype=np.float32)[:, None, None]
+    back = rounded(array)
+    assert back.shape == array.shape and back.dtype == np.float32
+    assert np.linalg.norm(back - array) < 0.01 * np.linalg.norm(array)
+    assert not rounded(np.zeros((3, 4))).any() and rounded(np.zeros((0, 4))).shape == (0, 4)
+    assert size(packed("a", array)) < 0.3 * array.nbytes + 16
+    np.testing.assert_array_equal(unpacked({"a": array}, "a"), array), "what was not packed is as it was"
+
+
+def test_rounding_twice_changes_nothing():
+    """What is used after fitting is what comes back from disk."""
+    once = rounded(normal(50, 50))
+    np.testing.assert_allclose(rounded(once), once, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- nearest steps
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """A decoder whose maps say, through many dimensions, which of 2,000 steps a state was made from."""
+    texts = tuple(f"<<{i}+1={i + 1}>>" for i in range(2_000))
+    vectors, inner = normal(len(texts), WIDTH), 16
+    maps, asked = {}, {}
+    space = np.linalg.qr(normal(WIDTH, inner))[0]  # what is held of a step
+    for block in range(1, BLOCKS + 1):
+        for step in range(1, 7):
+            width = SLOTS * WIDTH
+            code = np.linalg.qr(normal(width, inner))[0]
+            told = RNG.integers(0, len(texts), 80)
+            states = vectors[told] @ space @ code.T
+            mapped = LinearMap(code, np.zeros(inner, np.float32), space, np.zeros(WIDTH, np.float32))
+            maps[block, step] = (Cell("memory", 15, block, "slots"), mapped, 1.0)
+            asked[block, step] = step_store.Asked(states[:50], states[50:], [texts[i] for i in told[50:]])
+    bank = Bank(texts, vectors)
+    decoder = StepDecoder(bank, maps, {1: [1]}, dict.fromkeys(maps, 0.5), 15)
+    plain = {at: mapped for at, (_, mapped, _) in maps.items()}
+    assert step_store.too_large(bank, plain.values())
+    decoder.stored = step_store.compacted(bank, plain, asked, Counter(texts))
+    return decoder, asked
+
+
+def test_maps_in_few_numbers_find_the_same_steps(steps):
+    decoder, asked = steps
+    again = StepDecoder.restore(decoder.tensors(), decoder.settings())
+    assert {step for _, step in again.maps} == set(range(1, step_store.MOST_STEPS + 1))
+    for at, (_, mapped, accuracy) in again.maps.items():
+        ranks = again.bank.ranks(mapped, asked[at].choose, asked[at].texts)
+        assert (ranks <= 0).mean() == pytest.approx(accuracy) and accuracy > 0.9
+    told = decoder.stored.told
+    assert told["mean top-1 in the bank on choose, as stored"] > told["mean top-1 in the bank on choose, whole"] - 0.05
+
+
+def test_of_a_large_bank_the_frequent_steps_stay(monkeypatch, steps):
+    decoder, asked = steps
+    monkeypatch.setattr(step_store, "MOST_TEXTS", 3)
+    counts = Counter(dict.fromkeys(decoder.bank.texts, 1)) + Counter(list(decoder.bank.texts[7:10]))
+    at = (1, 1)
+    found = step_store.compacted(decoder.bank, {at: decoder.maps[at][1]}, asked, counts)
+    assert found.bank.texts == decoder.bank.texts[7:10]
+
+
+# ---------------------------------------------------------------------------------------------------------------- lens
+
+
+def test_a_translator_of_low_rank_moves_states_as_the_whole_one_does():
+    low = normal(WIDTH, 8) @ normal(8, WIDTH) / WIDTH
+    states = normal(300, WIDTH) * np.geomspace(0.1, 10, WIDTH, dtype=np.float32)
+    pair = lens_store.factors(low, states)
+    moved = states @ low
+    for rank in lens_store.RANKS:
+        assert np.linalg.norm(states @ lens_store.of_rank(pair, rank) - moved) < 0.03 * np.linalg.norm(moved)
+
+
+def test_the_smallest_rank_that_costs_little_is_taken():
+    assert lens_store.choose_rank(1.0, {8: 1.5, 16: 1.01, 24: 1.0}) == 16
+    assert lens_store.choose_rank(1.0, {8: 1.5, 16: 1.4, 24: 1.3}) == 24
+
+
+def test_a_large_lens_is_fitted_stored_and_restored_in_low_rank(monkeypatch, rim):
+    from planted import PlantedStudy, chains
+
+    from rim_probe.probing import compact
+
+    monkeypatch.setattr(compact, "PLAIN_BYTES", 1024)
+    monkeypatch.setattr(lens_store, "RANKS", (2, 4))
+    splits = {split: chains(60, seed) for seed, split in enumerate(("fit", "choose", "report"))}
+    states = {("memory", split): normal(60, 3, 2, 2, 32) for split in splits}
+    study = PlantedStudy({"memory": rim}, splits, states)
+    lens = VocabularyLens.fit(study, steps=30)
+    again = VocabularyLens.restore(lens.tensors(), lens.settings(), rim)
+    probe = normal(5, 32)
+    torch.testing.assert_close(again.logits(probe, 1), lens.logits(probe, 1))
+    assert not torch.allclose(lens.logits(probe, 1), lens.logits(probe, 1, "logit")), "a translator was fitted"
+    assert size(lens.tensors()) < 4 * lens.weights.numel() / 2
+    assert "rank" in lens.score(study).settings["tuned lens"]["translators"]
+
+
+# ------------------------------------------------------------------------------------------------------- the whole size
+
+
+def judges() -> CorrectnessProbe:
+    found = {}
+    for name, view, readouts in (
+        (PROBE, "both", "none"),
+        (PROBE_OWN, "both", "own"),
+        (MEMORY, "memory", "none"),
+        (MEMORY_OWN, "memory", "own"),
+        (MEMORY_READOUTS, "memory", "all"),
+    ):
+        seen = len(cells(view, LAYERS, BLOCKS)[0])
+        features = seen * (SLOTS + 1) * WIDTH + ("none", "own", "all").index(readouts)
+        found[name] = Judge(
+            view, readouts, LAYERS, rounded(normal(BLOCKS, features)), normal(BLOCKS).astype(float), 0.1
+        )
+    scores = {PROBE: 0.5, PROBE_OWN: 0.55, MEMORY: 0.6, MEMORY_OWN: 0.7, MEMORY_READOUTS: 0.8}
+    return CorrectnessProbe(found, MEMORY_READOUTS, ("fit", "choose"), scores)
+
+
+def test_large_judges_that_answer_for_no_question_are_not_stored():
+    probe = judges()
+    again = CorrectnessProbe.restore(probe.tensors(), probe.settings())
+    assert set(again.judges) == {PROBE, MEMORY_OWN, MEMORY_READOUTS}
+    assert again.chosen == probe.chosen and again.quick_judge.readouts == probe.quick_judge.readouts == "own"
+    np.testing.assert_allclose(again.judge.weight, probe.judge.weight, rtol=1e-5)
+
+
+def policy(probe: CorrectnessProbe) -> AdaptivePolicy:
+    thresholds = {score: {WITHIN_POINT: 0.5, HALF_TIME: 0.4} for score in ("judge", "own")}
+    return AdaptivePolicy(probe.quick_judge, thresholds, probe.splits, (0.1, 0.2), 0.3)
+
+
+def test_a_large_judge_is_stored_once_and_found_beside_the_policy():
+    probe = judges()
+    made = policy(probe)
+    again = AdaptivePolicy.restore(made.tensors(), made.settings(), lambda: probe)
+    assert again.judge is probe.quick_judge and again.thresholds == made.thresholds
+    assert size(made.tensors()) < 1000
+    with pytest.raises(RiMError, match="another one"):
+        AdaptivePolicy.restore(made.tensors(), made.settings(), judges)
+    with pytest.raises(RiMError, match="fit it anew"):
+        AdaptivePolicy.restore(made.tensors(), made.settings())
+
+
+def values(count: int) -> ValueProbes:
+    reads = [
+        {"quantity": str(i), "choose_accuracy": [0.5 + i / 100] * BLOCKS, "majority": 0.4, "covered": 1.0}
+        for i in range(count)
+    ]
+    probes = [[Fitted(normal(SLOTS * WIDTH, 9), normal(9)) for _ in range(BLOCKS)] for _ in range(count)]
+    return ValueProbes(reads, probes)
+
+
+def test_of_many_large_value_probes_those_stay_that_say_most():
+    probes = values(30)
+    again = ValueProbes.restore(probes.tensors(), probes.settings())
+    kept = [int(read["quantity"]) for read in again.reads]
+    assert 3 < len(kept) < 30 and kept == list(range(30 - len(kept), 30))
+    np.testing.assert_allclose(again.probes[0][0].weights, probes.probes[kept[0]][0].weights, atol=0.05)
+    assert len(values(2).tensors()) == 4, "few are stored whole"
+
+
+def test_everything_fitted_for_a_model_of_smollm2s_size_stays_small():
+    pairs = normal(len(LAYERS) - 1, 2, lens_store.RANKS[-1], WIDTH)
+    inner, wide = step_store.FORMS[-1]
+    bank = Bank(("",) * step_store.MOST_TEXTS, normal(step_store.MOST_TEXTS, wide))
+    largest = LinearMap(normal(SLOTS * WIDTH, inner), normal(inner), normal(wide, inner), normal(wide))
+    maps = {(b, t): largest for b in range(1, BLOCKS + 1) for t in range(1, step_store.MOST_STEPS + 1)}
+    probe = judges()
+    sizes = {
+        "lens": size(lens_store.stored(pairs)),
+        "steps": size(step_store.tensors(bank, maps, small=True)),
+        "correctness": size(probe.tensors()),
+        "adaptive": size(policy(probe).tensors()),
+        "values": size(values(30).tensors()),
+    }
+    assert sum(sizes.values()) < LIMIT, sizes
+
+
+def test_what_is_small_is_stored_as_it_is():
+    small = [np.zeros(PLAIN_BYTES // 4, np.float16)]
+    assert not is_large(small) and is_large([*small, np.zeros(1)])
+
+
+def test_a_long_report_is_packed_in_its_probes_file_and_comes_back(tmp_path):
+    provenance = {"fingerprint": "f", "layout": {}}
+    for count in (10, 30_000):
+        numbers = RNG.random(count).tolist()
+        figure = Figure("heatmap", "t", "x", "y", {"z": [numbers]})
+        section = Section("steps", "t", "q", "s", {"report": 3}, figures=[figure])
+        save_artifact(tmp_path, "steps", {}, {}, provenance, section=section)
+        (found,) = load_section(tmp_path, "steps").figures
+        assert found.data["z"][0] == (numbers if count == 10 else pytest.approx(numbers, rel=1e-5))
+    assert (tmp_path / "steps.json").stat().st_size < len(json.dumps(numbers)) / 2
+
+
+def test_a_large_report_is_packed_and_comes_back(tmp_path):
+    numbers = RNG.random(100_000).round(4).tolist()
+    figure = Figure("heatmap", "t", "x", "y", {"z": [numbers]})
+    sections = [Section("steps", "t", "q", "s", {"report": 3}, figures=[figure]), Section("words", "t", "q", "s", {})]
+    path = save_report(tmp_path, sections, {"seed": 0})
+    assert load_report(tmp_path) == (sections, {"seed": 0})
+    assert path.stat().st_size < len(json.dumps(numbers)) and '"words"' in path.read_text()

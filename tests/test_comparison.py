@@ -1,0 +1,485 @@
+"""A comparison of several files: the report, going on after a break, costs, tables and figures made from JSON alone."""
+
+import json
+import re
+import shutil
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from rim_probe import comparison, costs, evaluation, untrained
+from rim_probe.cli import main
+from rim_probe.comparison_report import format_comparison, relative_accuracy
+from rim_probe.costs import BATCH_SIZES, median_interval
+from rim_probe.decoding import answer, answer_batch, time_batch
+from rim_probe.model import METHODS
+from rim_probe.options import name_files
+from rim_probe.pictures.measures import draw_measures
+from rim_probe.probing.evidence import load_evidence
+from rim_probe.problems import Problem
+from rim_probe.report import format_share
+from rim_probe.untrained import Endless, gold_first, gold_length, load_methods_or_base, never_ending
+
+QUESTIONS = ["Anna has 3 apples?", "How many apples has she?", "3 + 14?", "more more more 5", "1 + 1?", "Has she 14?"]
+FAST = ["--max-new-tokens", "4", "--latency-samples", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Three tiny random models: memory, cot and direct."""
+    from conftest import tiny_rim
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "three"
+    for seed, place in enumerate((folder, folder / "cot", folder / "direct")):
+        tiny_rim(num_blocks=2, seed=seed).save_pretrained(place)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(checkpoint, tmp_path_factory):
+    """Two files; random models are never right, so the gold answer is what one of them says."""
+    folder = tmp_path_factory.mktemp("data")
+    models = load_methods_or_base(str(checkpoint), "cpu")
+    lines = []
+    for i, question in enumerate(QUESTIONS):
+        method = ("memory", "direct", "cot")[i % 3]
+        value = answer(models[method], question, method, max_new_tokens=4).value or "7"
+        lines.append((question, "<<1+1=2>>" * (1 + i % 2), value))
+    steps = folder / "steps.txt"
+    steps.write_text("".join(f"{q}||{' '.join(re.findall('<<.*?>>', s))} #### {v}\n" for q, s, v in lines))
+    bare = folder / "bare.txt"
+    bare.write_text("".join(f"{q}|| #### {v}\n" for q, _, v in lines[:4]))
+    return [f"GSM8K={steps}", f"GSM-Hard={bare}"]
+
+
+def compare(checkpoint, data, folder, *options):
+    """Runs the command; returns the exit code and, if it was written, the report."""
+    output = folder / "metrics.json"
+    command = ["eval", str(checkpoint), "--data", *data, "--output", str(output), *FAST, *options]
+    code = main([str(word) for word in command])
+    return code, json.loads(output.read_text()) if output.exists() else None
+
+
+@pytest.fixture(scope="module")
+def report(checkpoint, data, tmp_path_factory):
+    code, report = compare(checkpoint, data, tmp_path_factory.mktemp("out"))
+    assert code == 0
+    return report
+
+
+def accuracies(report):
+    return [{key: entry["report"][key] for key in ("accuracy", "paired", "sweep")} for entry in report["files"]]
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+def test_each_file_has_the_report_it_would_have_alone(report, checkpoint, data, tmp_path):
+    assert [entry["name"] for entry in report["files"]] == ["GSM8K", "GSM-Hard"]
+    single = tmp_path / "single.json"
+    assert main(["eval", str(checkpoint), "--data", data[0].partition("=")[2], "--output", str(single), *FAST]) == 0
+    alone = json.loads(single.read_text())
+    first = report["files"][0]["report"]
+    assert alone["format"] == first["format"] == evaluation.REPORT_FORMAT
+    for key in ("accuracy", "paired", "sweep", "models", "done"):
+        assert alone[key] == first[key]
+    assert alone["accuracy"]["memory"]["all"]["final"]["right"] > 0
+    assert {one["method"] for one in report["files"][0]["seconds"]} == set(METHODS)
+    assert report["run"]["untrained"] is False and set(report["run"]["fingerprints"]) == set(METHODS)
+
+
+def test_every_number_of_the_tables_stands_in_the_json(report, data):
+    text = format_comparison(report)
+    for entry in report["files"]:
+        for figures in entry["report"]["accuracy"].values():
+            cell = figures["all"]["final"]
+            assert f"{format_share(cell)}, n = {cell['n']}" in text
+        for one in entry["report"]["sweep"]:
+            row = next(line for line in text.splitlines() if re.match(rf"\| {one['num_blocks']}\b", line))
+            assert format_share(one) in row
+        assert entry["report"]["run"]["data"]["sha256"][:12] in text
+    for batch in report["costs"][0]["batches"]:
+        for measured in batch["methods"].values():
+            assert f"{measured['kv_cache_bytes']['median'] / 2**20:,.1f} |" in text
+    assert "| 2 (used above)" in text and "| 0 (blocks removed)" in text
+    assert "GSM8K, 2 steps" in text and "GSM-Hard, 1 step" not in text
+    row = next(line for line in text.splitlines() if "Llama-3.2-1B, Coconut: published, other model" in line)
+    assert [cell.strip() for cell in row.split("|")[2:6]] == ["36.9", "8.5", "108.3", "304.7"]
+
+
+def test_a_report_alone_makes_the_same_tables_and_figures(report, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(untrained, "load_methods_or_base", lambda *a, **o: pytest.fail("a model was loaded"))
+    stored, card, figures = tmp_path / "m.json", tmp_path / "docs" / "CARD.md", tmp_path / "figures"
+    stored.write_text(json.dumps(report))
+    card.parent.mkdir()
+    card.write_text("above\n<!-- comparison -->\nold\n<!-- /comparison -->\nbelow\n")
+    assert main(["eval", "--from", str(stored), "--card", str(card), "--figures", str(figures)]) == 0
+    printed, told = capsys.readouterr().out, card.read_text()
+    assert printed == format_comparison(report)
+    assert told.startswith("above\n<!-- comparison -->\n") and told.endswith("<!-- /comparison -->\nbelow\n")
+    assert "![What an answer costs](../figures/costs.svg)" in told
+    assert re.sub(r"!\[.*\n\n", "", told).count(printed) == 1
+    assert {path.name: path.read_text() for path in figures.iterdir()} == {
+        name: text for name, (_, text) in draw_measures(report).items()
+    }
+
+
+def test_a_report_of_one_file_is_told_again_too(checkpoint, data, tmp_path, capsys):
+    stored = tmp_path / "one.json"
+    assert main(["eval", str(checkpoint), "--data", data[0].partition("=")[2], "--output", str(stored), *FAST]) == 0
+    printed = capsys.readouterr().out
+    assert main(["eval", "--from", str(stored)]) == 0
+    assert capsys.readouterr().out == printed
+
+
+# ------------------------------------------------------------------------------------------------------------ going on
+
+
+def test_a_broken_run_goes_on_where_it_was(report, checkpoint, data, tmp_path, monkeypatch, capsys):
+    real, calls = evaluation.answer_batch, []
+
+    def breaks(*arguments, **options):
+        calls.append(arguments[1])
+        if len(calls) == 28:  # five arms: the first file is 25 (five groups of one batch of one question), and so on
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "GROUP_BATCHES", 1)
+    monkeypatch.setattr(evaluation, "answer_batch", breaks)
+    one_by_one = ("--batch-size", "1")
+    code, nothing = compare(checkpoint, data, tmp_path, *one_by_one)
+    printed = capsys.readouterr()
+    assert code == 130 and nothing is None
+    assert "Interrupted: GSM8K 5 of 6 problems done" in printed.out and "the same command goes on" in printed.err
+    partial = tmp_path / "metrics.json.partial"
+    kept = partial.read_text()
+
+    def asked_again():
+        monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: (calls.append(a[1]), real(*a, **o))[1])
+        calls.clear()
+        return compare(checkpoint, data, tmp_path, *one_by_one)
+
+    code, whole = asked_again()
+    assert code == 0 and accuracies(whole) == accuracies(report)
+    assert len(calls) == 5 * (6 + 4) - 25 and not partial.exists()
+    partial.write_text(kept[:-40])  # cut off
+    assert asked_again()[0] == 0 and len(calls) == 5 * (6 + 4)
+    partial.write_text(kept.replace('"seed": 0', '"seed": 1'))  # other settings
+    assert asked_again()[0] == 0 and len(calls) == 5 * (6 + 4)
+
+
+def test_other_weights_are_asked_anew(checkpoint, data, tmp_path, monkeypatch, make_rim):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+
+    def breaks(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(costs, "time_batch", breaks)
+        assert compare(copy, data, tmp_path)[0] == 130
+    make_rim(num_blocks=2, seed=9).save_pretrained(copy / "cot")
+    asked, real = [], evaluation.answer_batch
+    monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: (asked.append(a), real(*a, **o))[1])
+    assert compare(copy, data, tmp_path)[0] == 0 and asked
+
+
+def test_costs_go_on_too(checkpoint, data, tmp_path, monkeypatch):
+    real, calls = costs.time_batch, []
+
+    def breaks(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 6 + 3 + 2:  # two warm-ups and the first turn of three methods, then the second turn
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(costs, "time_batch", breaks)
+    assert compare(checkpoint, data, tmp_path)[0] == 130
+    kept = json.loads((tmp_path / "metrics.json.partial").read_text())["costs"]["cpu"]
+    assert [len(turns) for turns in kept] == [1, 0]
+    monkeypatch.setattr(costs, "time_batch", real)
+    monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: pytest.fail("asked again"))
+    code, whole = compare(checkpoint, data, tmp_path)
+    assert code == 0 and [batch["n"] for batch in whole["costs"][0]["batches"]] == [2, 1]
+
+
+# --------------------------------------------------------------------------------------------------------------- costs
+
+
+def test_costs_of_both_batch_sizes(report):
+    [place] = report["costs"]
+    assert place["device"] == "cpu" and place["machine"]["cpu"] and place["gold_tokens"] is False
+    assert [batch["batch_size"] for batch in place["batches"]] == list(BATCH_SIZES)
+    one, many = (batch["methods"] for batch in place["batches"])
+    for method in METHODS:
+        for batch in (one, many):
+            assert batch[method]["total_ms"]["median"] > 0 and batch[method]["answers_per_second"]["median"] > 0
+            assert 1 <= batch[method]["forward_passes"]["median"] <= 4
+        assert many[method]["kv_cache_bytes"]["median"] > one[method]["kv_cache_bytes"]["median"]
+        if many[method]["ttft_ms"]:
+            assert many[method]["ttft_ms"]["median"] <= many[method]["total_ms"]["median"]
+    ratios = [(r["of"], r["first"], r["second"]) for r in place["batches"][0]["ratios"]]
+    assert ("ttft_ms", "cot", "memory") in ratios and ("ttft_ms", "memory", "direct") in ratios
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_timed_batch_answers_as_each_alone(rim, method):
+    limits = [1, 9, 2, 9, 3, 9]  # rows end at different times, so some leave the batch
+    batch = time_batch(rim, QUESTIONS, method, max_new_tokens=limits)
+    for question, limit, given, first in zip(QUESTIONS, limits, batch.answers, batch.ttft_seconds, strict=True):
+        alone = answer(rim, question, method, max_new_tokens=limit, readouts="final")
+        assert (given.text, given.token_ids, given.truncated) == (alone.text, alone.token_ids, alone.truncated)
+        assert (first is None) == (alone.ttft_seconds is None)
+        assert first is None or first in batch.pass_seconds
+    assert list(batch.pass_seconds) == sorted(batch.pass_seconds) and batch.pass_seconds[-1] <= batch.total_seconds
+    assert len(batch.pass_seconds) == max(len(given.token_ids) for given in batch.answers)
+
+
+def test_rows_that_have_ended_leave_the_batch(rim, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        rim.model,
+        "forward",
+        lambda *a, _real=rim.model.forward, **o: (sizes.append(len(o["input_ids"])), _real(*a, **o))[1],
+    )
+    time_batch(rim, QUESTIONS[:4], "cot", max_new_tokens=[1, 2, 2, 8])
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 4
+    assert sizes[-1] < 4
+
+
+def test_all_readouts_of_a_batch_survive_rows_that_leave(rim):
+    batch = answer_batch(rim, QUESTIONS, "memory", max_new_tokens=12)
+    for question, given in zip(QUESTIONS, batch, strict=True):
+        assert [r.text for r in given.readouts] == [
+            r.text for r in answer(rim, question, "memory", max_new_tokens=12).readouts
+        ]
+
+
+def test_the_first_answer_token_of_a_chain_is_the_one_after_the_marker(rim, monkeypatch):
+    chain = rim.encode_text("<<3+14=17>>") + rim.encoder.marker_ids
+    ids = [*chain, *rim.encode_text("17"), rim.eos_id]
+    from rim_probe.decoding import _first_answer_token
+
+    shown = rim.decode(ids[: _first_answer_token(rim, "cot", ids) + 1]).partition("####")[2].strip()
+    before = rim.decode(ids[: _first_answer_token(rim, "cot", ids)]).partition("####")[2].strip()
+    assert shown and not before
+    assert _first_answer_token(rim, "cot", chain) is None
+    assert _first_answer_token(rim, "direct", [rim.eos_id]) is None and _first_answer_token(rim, "direct", [5]) == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "ranks"),  # of the lower and upper end; Conover, Practical Nonparametric Statistics, the sign test's table
+    [(5, None), (6, (1, 6)), (8, (1, 8)), (9, (2, 8)), (20, (6, 15)), (50, (18, 33))],
+)
+def test_the_interval_of_a_median_is_that_of_the_sign_test(n, ranks):
+    assert median_interval([float(i) for i in range(n, 0, -1)]) == (ranks or (None, None))
+
+
+# ------------------------------------------------------------------------------------------------------ untrained bases
+
+
+@pytest.fixture
+def base(make_rim, tmp_path):
+    """A folder with a plain base model."""
+    folder = tmp_path / "base"
+    make_rim().save_pretrained(folder)
+    (folder / "memory_layout.json").unlink()
+    return folder
+
+
+def test_a_base_is_measured_with_the_tokens_of_the_gold_text(base, data, tmp_path, capsys):
+    code, report = compare(base, data[:1], tmp_path, "--latency-samples", "6")
+    assert code == 0 and report["run"]["untrained"] is True
+    [place] = report["costs"]
+    rim = load_methods_or_base(str(base), "cpu")["cot"]
+    lines = [line.rstrip("\n") for line in open(data[0].partition("=")[2])]
+    problems = [Problem(q, tuple(re.findall("<<.*?>>", s)), v) for q, _, s, v in (_parts(line) for line in lines)]
+    for method in METHODS:
+        mean = sum(gold_length(rim, problem, method) for problem in problems) / len(problems)
+        single = place["batches"][0]["methods"][method]
+        assert single["generated_tokens"]["mean"] == pytest.approx(mean)
+        assert single["unanswered"] == 0 and single["ttft_ms"]["n"] == 6
+    assert place["gold_tokens"] is True
+    text = capsys.readouterr().out
+    assert "exactly as many tokens as the gold text has" in text and "nobody trained" in text
+
+
+def _parts(line):
+    question, _, rest = line.partition("||")
+    steps, _, value = rest.partition("#### ")
+    return question, "", steps, value
+
+
+def test_gold_first_is_the_token_after_steps_and_marker(rim):
+    problem = Problem("Anna has 3 apples?", ("<<3+14=17>>",), "17")
+    chain = rim.encoder.chain_ids(problem)
+    first = gold_first(rim, problem, "cot")
+    assert chain[first:] == rim.encoder.answer_ids("17")
+    assert chain[first - len(rim.encoder.marker_ids) : first] == rim.encoder.marker_ids
+    assert gold_first(rim, problem, "memory") == gold_first(rim, problem, "direct") == 0
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "some.gguf"])
+def test_known_names_and_gguf_files_are_bases(name, monkeypatch, make_rim):
+    from conftest import tiny_base, tiny_tokenizer
+
+    asked = []
+
+    def load_base(path, dtype, progress=None):
+        asked.append(path)
+        tokenizer = tiny_tokenizer()
+        return tiny_base(vocab_size=len(tokenizer)), tokenizer
+
+    monkeypatch.setattr(untrained, "load_base", load_base)
+    methods = load_methods_or_base(name, "cpu")
+    assert asked == [name] and set(methods) == set(METHODS)
+    timed = never_ending(methods)
+    assert isinstance(timed["cot"], Endless) and timed["cot"] is timed["memory"]
+    given = time_batch(timed["cot"], ["3 + 14?", "How many apples?"], "cot", max_new_tokens=[3, 7])
+    assert [len(one.token_ids) for one in given.answers] == [3, 7]
+
+
+def test_trained_models_may_end_by_themselves(rim):
+    assert never_ending({"memory": rim})["memory"] is rim
+
+
+# --------------------------------------------------------------------------------------------------- what is said of it
+
+
+def pair(second, both, first, other, neither):
+    counts = dict(
+        zip(("both_right", "only_first", "only_second", "both_wrong"), (both, first, other, neither), strict=True)
+    )
+    p_value = evaluation.mcnemar_p(first, other)
+    return {"first": "memory", "second": second, "n": both + first + other + neither, "p_value": p_value, **counts}
+
+
+@pytest.mark.parametrize(
+    ("direct", "cot", "said", "goal"),
+    [
+        ((50, 40, 10, 100), (60, 10, 60, 70), "is reproduced", "missed by 36.7 points"),
+        ((50, 40, 10, 100), (80, 10, 12, 98), "is neither reproduced nor refuted", "is met, but the interval holds it"),
+        ((50, 10, 40, 100), (55, 5, 60, 80), "is refuted in part", "missed by"),
+        ((40, 50, 10, 100), (60, 30, 5, 105), "is refuted in part", "is met."),
+        ((0, 0, 0, 200), (0, 0, 0, 200), "is neither reproduced nor refuted", "never right"),
+    ],
+)
+def test_the_published_order_is_judged_by_the_paired_tests(report, direct, cot, said, goal):
+    edited = json.loads(json.dumps(report))
+    edited["files"] = edited["files"][:1]
+    edited["files"][0]["report"]["paired"] = [pair("direct", *direct), pair("cot", *cot)]
+    text = format_comparison(edited)
+    assert f"The published order direct < RiM < CoT {said}" in text
+    assert goal in text
+
+
+def test_relative_accuracy_has_the_interval_of_paired_proportions():
+    # 2 of 21 against 8 of 21, one in both: 0.25 times or divided by exp(1.96 * sqrt(8 / (2 * 8))).
+    ratio, low, high = relative_accuracy(pair("cot", 1, 1, 7, 12))
+    assert (ratio, low, high) == pytest.approx((0.250, 0.0625, 0.9992), abs=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_are_xml_with_the_numbers_as_titles(report):
+    drawn = draw_measures(report)
+    assert set(drawn) == {"accuracy-by-blocks.svg", "accuracy-by-steps.svg", "costs.svg"}
+    titles = {
+        name: [node.text for node in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}title")]
+        for name, (_, text) in drawn.items()
+    }
+    for entry in report["files"]:
+        for one in entry["report"]["sweep"]:
+            wanted = (
+                f"{100 * one['accuracy']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f}), n = {one['n']}"
+            )
+            assert any(entry["name"] in t and t.endswith(wanted) for t in titles["accuracy-by-blocks.svg"])
+    assert any("chain of thought, 2 steps" in title for title in titles["accuracy-by-steps.svg"])
+    assert not any("GSM-Hard" in title for title in titles["accuracy-by-steps.svg"])  # it states no steps
+    assert any("RiM, full answer, batch 32" in title for title in titles["costs.svg"])
+    for _, text in drawn.values():
+        assert "prefers-color-scheme: dark" in text and "<script" not in text
+
+
+def test_names_are_escaped_in_figures(report):
+    edited = json.loads(json.dumps(report))
+    edited["files"][0]["name"] = 'a<b>&"'
+    for _, text in draw_measures(edited).values():
+        ElementTree.fromstring(text)
+
+
+def test_one_method_alone_has_the_figures_there_are(checkpoint, data, tmp_path, capsys):
+    code, report = compare(checkpoint, data[:1], tmp_path, "--method", "cot", "--latency-samples", "0")
+    assert code == 0 and set(draw_measures(report)) == {"accuracy-by-steps.svg"}
+    assert "published order" not in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------------- mistakes, evidence
+
+
+def test_files_are_named_by_their_stem_or_as_asked(tmp_path):
+    odd = tmp_path / "a=b.txt"
+    odd.touch()
+    assert name_files(["x/test.txt.gz", "GSM-Hard=y/hard.txt"]) == (
+        {"test": "x/test.txt.gz", "GSM-Hard": "y/hard.txt"},
+        True,
+    )
+    assert name_files([str(odd)]) == ({"a=b": str(odd)}, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{box}", "--data", "A={file}", "A={file}"], "Two files are called A"),
+        (["{box}", "--data", "={file}"], "is no NAME=FILE"),
+        (["{box}", "--data", "{file}", "--figures", "x"], "belong to a comparison"),
+        (["{box}", "--data", "A={file}", "--cost-devices", "nonsense"], "'nonsense' cannot be used here"),
+        (["--data", "A={file}"], "Give a CHECKPOINT and --data"),
+        (["{box}"], "--data"),
+        (["{box}", "--from", "{file}"], "leave out CHECKPOINT"),
+        (["--from", "{file}"], "is no JSON"),
+        (["--from", "{box}/config.json"], "is no report of an evaluation"),
+        (["--from", "{box}/none.json"], "cannot be read"),
+        (["{box}", "--data", "A={file}", "--card", "{card}"], "lacks the lines <!-- comparison -->"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(arguments, told, checkpoint, data, tmp_path, capsys):
+    card = tmp_path / "README.md"
+    card.write_text("<!-- eval -->\n<!-- /eval -->\n")
+    places = {"box": checkpoint, "file": data[0].partition("=")[2], "card": card}
+    assert main(["eval", *(word.format(**places) for word in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and told in captured.err and "Traceback" not in captured.err
+
+
+def test_a_report_edited_by_hand_is_told_in_one_sentence(report, tmp_path, capsys):
+    (tmp_path / "m.json").write_text(json.dumps({**report, "files": [{"name": "GSM8K"}]}))
+    assert main(["eval", "--from", str(tmp_path / "m.json")]) == 2
+    assert capsys.readouterr().err.strip().endswith("lacks parts of a comparison; have it measured anew.")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_costs_on_a_missing_gpu_are_refused_before_the_work(checkpoint, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "evaluate", lambda *a, **o: pytest.fail("the work was begun"))
+    assert compare(checkpoint, data, tmp_path, "--cost-devices", "cpu", "cuda")[0] == 2
+    assert "There is no cuda on this machine" in capsys.readouterr().err
+
+
+def test_the_evidence_panel_reads_a_comparison(report, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    metrics = load_evidence(tmp_path)["metrics"]
+    first, other = (entry["report"] for entry in report["files"])
+    assert metrics["data"] == "GSM8K" and metrics["n"] == first["done"]
+    assert metrics["accuracy"][0]["all"]["value"] == first["accuracy"]["memory"]["all"]["final"]["accuracy"]
+    single = report["costs"][0]["batches"][0]["methods"]
+    assert {one["method"]: one["total_ms"] for one in metrics["latency"]} == {
+        m: c["total_ms"] for m, c in single.items()
+    }
+    [there] = metrics["others"]
+    assert there["name"] == "GSM-Hard" and there["n"] == other["done"]
+    from rim_probe.pictures.evidence import draw_evidence
+
+    shown = draw_evidence(load_evidence(tmp_path)).body
+    assert "problems of GSM8K" in shown and "GSM-Hard, n = 4" in shown
