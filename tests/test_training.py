@@ -330,6 +330,14 @@ def test_finished_checkpoint_holds_a_rim_and_nothing_pickled(uninterrupted):
     assert all("eval_readout_3" in entry for entry in history if "eval_accuracy" in entry)
 
 
+def test_the_stage_before_is_kept_as_a_control(uninterrupted):
+    control = RiM.from_pretrained(uninterrupted / "ground")
+    expected = RiM.from_pretrained(uninterrupted.with_name("out.run") / "ground" / "best").model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in control.model.state_dict().items())
+    final = RiM.from_pretrained(uninterrupted).model.state_dict()
+    assert any(not torch.equal(value, final[name]) for name, value in expected.items())
+
+
 def test_validation_of_stage_2_is_not_mixed_with_stage_1(tmp_path, spy):
     train(write_recipe(tmp_path, **SCRATCH), report=lambda line: None)
     refine = spy[1]

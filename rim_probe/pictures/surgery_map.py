@@ -30,7 +30,8 @@ def draw_map(importance: Mapping[str, Any]) -> str:
     cells = rows(importance)
     if not cells:
         return ""
-    blocks, layers, answer = importance["blocks"], importance["layers"], str(importance["answer"]).strip() or "an empty answer"
+    blocks, layers = importance["blocks"], importance["layers"]
+    answer = str(importance["answer"]).strip() or "an empty answer"
     clean = math.exp(importance["log_probability"])
     worst = min(cells, key=lambda cell: cell[2])
     most = max([FULL, *(abs(cell[2]) for cell in cells)])

@@ -143,7 +143,7 @@ class Stage:
             raise RecipeError(f"weight_decay must be at least 0, not {self.weight_decay}.")
         if self.blocks is not None and not 1 <= self.blocks <= MAX_BLOCKS:
             raise RecipeError(f"blocks must lie between 1 and {MAX_BLOCKS}, not {self.blocks}.")
-        if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct", "base", "probes"):
+        if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct", "probes"):
             raise RecipeError(f"A stage name must be a plain word for a folder, not {self.name!r}.")
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -238,7 +239,9 @@ def _add_adapter(rim: RiM, plan: Recipe) -> RiM:
             trainable_token_indices={name: rows},
             task_type=TaskType.CAUSAL_LM,
         )
-    rim.model = get_peft_model(rim.model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
+        rim.model = get_peft_model(rim.model, config)
     rim.model.peft_config["default"].base_model_name_or_path = plan.base
     return rim
 
