@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 
 def main() -> int:
@@ -25,13 +24,14 @@ def main() -> int:
     if not port.isdecimal():
         parser.error(f"GRADIO_SERVER_PORT must be a number, not {port[:40]!r}")
 
+    from app import gpu
+    from app.models import needs_hub
+
     # Before gradio and huggingface_hub are imported: the page makes no calls of its own.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if flags.model is None or Path(flags.model).exists():
+    if not needs_hub(flags.model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-    from app import gpu
 
     gpu.prepare()  # before torch is imported
 

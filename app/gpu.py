@@ -4,7 +4,7 @@ Knows devices and the `spaces` package. Does not know what the functions do, nor
 
 Everything that runs a model goes through `stream` or `call`; nothing else in the app asks which of three cases it is:
 
-1. CPU: the function simply runs, in the thread that called.
+1. CPU: the function simply runs, in the thread that called, on as many cores as its model can use.
 2. A GPU of our own: the models stay on it, and one function at a time uses a model. Others would share its time and
    add up their memory; on a CPU, where threads have cores of their own, no lock is taken.
 3. ZeroGPU (`SPACES_ZERO_GPU` is set and `spaces` is there): the function runs decorated with `spaces.GPU`, in a process
@@ -32,6 +32,7 @@ from rim_probe.errors import RiMError
 # A race of the models in the box takes two seconds; a short estimate comes first in ZeroGPU's queue and costs a visitor
 # little of the daily quota. A call may go on longer only if `spaces` allows it.
 SECONDS = 15
+SMALL_MODEL = 20_000_000  # parameters
 WAIT_SECONDS = 0.1  # how long a cancelled visitor may still stand in line for a GPU of our own
 
 
@@ -53,6 +54,8 @@ _staying: dict[int, Any] = {}
 _lent: Callable[..., Iterator[Any]] | None = None  # `_work`, decorated; None outside ZeroGPU
 _locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 _locks_lock = threading.Lock()
+_sizes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # parameters of a model
+_cores: int | None = None  # torch's own choice of threads
 
 
 def is_lent() -> bool:
@@ -95,8 +98,14 @@ def stream(job: Callable[..., Iterator[Any]], *arguments: Any, cancel: threading
         return
     lock = _lock(arguments)
     if lock is None:
-        yield from job(*arguments, cancel=cancel)
-        return
+        with closing(job(*arguments, cancel=cancel)) as results:
+            while True:
+                _spare_threads(arguments)  # since the last result, another model may have had its way
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+                yield result
     while not lock.acquire(timeout=WAIT_SECONDS):
         if cancel.is_set():
             return
@@ -117,19 +126,43 @@ def call(job: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return result
     lock = _lock(arguments)
     if lock is None:
+        _spare_threads(arguments)
         return job(*arguments, **options)
     with lock:
         return job(*arguments, **options)
 
 
-def _lock(arguments: tuple[Any, ...]) -> threading.Lock | None:
-    """The lock of the model among the arguments, where it lies on a GPU."""
+def _model(arguments: tuple[Any, ...]) -> Any:
+    """The memory model, or the only one, among the arguments."""
     for thing in arguments:
         rim = thing.get("memory") if isinstance(thing, dict) else thing
-        if getattr(getattr(rim, "device", None), "type", "cpu") != "cpu":
-            with _locks_lock:
-                return _locks.setdefault(rim, threading.Lock())
+        if hasattr(rim, "device"):
+            return rim
     return None
+
+
+def _lock(arguments: tuple[Any, ...]) -> threading.Lock | None:
+    """The lock of the model among the arguments, where it lies on a GPU."""
+    rim = _model(arguments)
+    if getattr(getattr(rim, "device", None), "type", "cpu") == "cpu":
+        return None
+    with _locks_lock:
+        return _locks.setdefault(rim, threading.Lock())
+
+
+def _spare_threads(arguments: tuple[Any, ...]) -> None:
+    """One CPU thread for a small model: it gains nothing from more, and waits for them where cores are shared. All of
+    them for a large one. Set anew every time, in 0.2 µs, for torch keeps one number for all models."""
+    global _cores
+    model = getattr(_model(arguments), "model", None)
+    if model is None:
+        return
+    import torch
+
+    if model not in _sizes:
+        _sizes[model] = sum(parameter.numel() for parameter in model.parameters())
+    _cores = _cores or torch.get_num_threads()
+    torch.set_num_threads(1 if _sizes[model] < SMALL_MODEL else _cores)
 
 
 def _borrowed(job: Callable[..., Any], arguments: tuple[Any, ...], cancel: threading.Event, options: Any = None) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from app import gpu
 from app.models import ModelShelf
 from app.runs import Run
+from app.words import format_time
 from rim_probe.errors import RiMError
 from rim_probe.pictures import view_of
 from rim_probe.pictures.matches import claims
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AT_ONCE = 2  # readings and interventions computed at the same time; more would only slow each other down
+LONG = 2.0  # seconds for which one would like to know how long it will take
 LETTERS = {action: letter for letter, action in ACTIONS.items()}
 UNREAD = "What this run's memory holds was not read, so there is nothing to operate on; ask its question again."
 
@@ -36,6 +39,7 @@ class Hands:
 
     shelf: ModelShelf
     _free: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(AT_ONCE))
+    _took: dict[str, float] = field(default_factory=dict)  # seconds of the last reading, by checkpoint
 
     def readers(self, name: str) -> tuple[Mapping[str, RiM], Any]:
         """The models of a checkpoint by role, and its fitted decoders; waits until they are loaded."""
@@ -56,12 +60,20 @@ class Hands:
         options = {"num_blocks": run.num_blocks, "gold": run.gold, "steps": run.steps, "chain": run.chain()}
         try:
             with self._free:
+                begun = time.monotonic()
                 run.reading = gpu.call(read, models, readers, run.question, **options).to_dict()
+                self._took[run.checkpoint] = time.monotonic() - begun
         except RiMError:
             raise
         except Exception:  # the race stands; a visitor gets a sentence and the log gets the rest
             log.exception("reading failed")
             raise RiMError("The memory of this run could not be read; the server's log has the details.") from None
+
+    def patience(self, run: Run) -> str:
+        """What to say while a run's memory is read; of a large model also how long that took the last time."""
+        seconds = self._took.get(run.checkpoint, 0)
+        last = f" With this model that took {format_time(seconds)} the last time." if seconds >= LONG else ""
+        return f"Reading the memory blocks …{last}"
 
     def operate(self, run: Run, view: Mapping[str, str]) -> None:
         """Does what a view of Surgery says, into `run.surgery`.

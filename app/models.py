@@ -2,7 +2,8 @@
 
 Method: a thread loads what a race needs and says so; then it goes on to what only a reading needs, the control models
 (stage 1, untrained base) and the fitted probes. A race never waits for those, and damage in them costs no more than a
-note.
+note. A checkpoint whose base has to be fetched first says how far that is. However many visitors wait for a checkpoint,
+it is loaded, and its base fetched, once; after a failure, the next one who asks begins anew.
 
 Knows folders and threads. Does not know Gradio. Models are loaded in the background and nothing heavy is imported
 before, so the page is up before torch is.
@@ -10,9 +11,11 @@ before, so the page is up before torch is.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +25,7 @@ from rim_probe.errors import CheckpointError, RiMError
 from rim_probe.memory import LAYOUT_FILE, MemoryLayout
 
 if TYPE_CHECKING:
+    from rim_probe.bases import Progress
     from rim_probe.model import RiM
     from rim_probe.probing.reading import Readers
     from rim_probe.problems import Problem
@@ -30,10 +34,19 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 GREETING = "rim-tiny"  # comes first where it is there: trained, and its questions are those of the page
-SMALL_MODEL = 20_000_000  # parameters
-KEPT = 2  # so that two visitors with two models do not throw out each other's
+KEPT = 3  # as many as are shipped, so that visitors do not throw out each other's; 3.4 GB, most of it SmolLM2's
 _IMPORTING = threading.Lock()  # transformers imports its parts when they are asked for, and fails if two threads do
 WARM_UPS = 3  # the first passes pay for allocation and the choice of kernels; no visitor should
+WARM_UP_SECONDS = 2.0  # after which no further one begins: a large model would keep its first visitor waiting
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is being done to get a base: in words, bytes done, and bytes in all (None: nobody knows)."""
+
+    what: str
+    done: int
+    total: int | None
 
 
 @dataclass
@@ -46,6 +59,7 @@ class Loading:
         roles: `models` with weights of their own and the controls (`rim_probe.probing.study.load_models`), later.
         readers: the fitted probes, at the same time as `roles`.
         note: what a visitor should know, for example that the GPU was not usable.
+        stage: of fetching its base; None before, after, and for a checkpoint that needs none.
     """
 
     models: dict[str, RiM] | None = None
@@ -53,6 +67,11 @@ class Loading:
     roles: dict[str, RiM] | None = None
     readers: Readers | None = None
     note: str = ""
+    stage: Stage | None = None
+
+    def tell(self, what: str, done: int, total: int | None) -> None:
+        """Takes progress as `rim_probe.bases` gives it."""
+        self.stage = None if total is not None and done >= total else Stage(what, done, total)
 
 
 class ModelShelf:
@@ -73,7 +92,6 @@ class ModelShelf:
                 if (path / LAYOUT_FILE).is_file():
                     self._paths.setdefault(path.name, str(path))
         self._device = device
-        self._threads: int | None = None  # torch's own choice, once torch is there
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
         self._loadings: dict[str, Loading] = {}
@@ -105,7 +123,7 @@ class ModelShelf:
             LayoutError: a damaged layout file. CheckpointError: no such checkpoint.
         """
         path = Path(self.path(name))
-        loading = self._loadings.get(name)
+        loading = self.loading(name)
         if loading is not None and loading.models is not None:
             return loading.models["memory"].layout
         return MemoryLayout.load(path) if path.is_dir() else MemoryLayout()
@@ -121,11 +139,18 @@ class ModelShelf:
         path = Path(self.path(name))
         return load_examples(path)
 
+    def loading(self, name: str | None) -> Loading | None:
+        """How far a checkpoint is; None where nobody asked for it yet, or it had to make room."""
+        with self._lock:
+            return self._loadings.get(name)
+
     def start(self, name: str) -> Loading:
         """Begins to load a checkpoint in the background, unless that is done or under way; after a failure, again."""
         path = self.path(name)
         with self._lock:
             loading = self._loadings.get(name)
+            if loading is not None:
+                self._loadings[name] = self._loadings.pop(name)  # used last
             if loading is None or (loading.error is not None and not gpu.is_lent()):
                 ready = [other for other, value in self._loadings.items() if value.models is not None]
                 for other in ready[: len(ready) + 1 - KEPT]:
@@ -145,13 +170,17 @@ class ModelShelf:
             self._load(name, path, loading)
             gpu.stay(loading.models, loading.roles, loading.readers)
 
-    def wait(self, name: str, cancel: threading.Event, seconds: float = 0.2) -> dict[str, RiM] | None:
+    def wait(self, name: str | Loading, cancel: threading.Event, seconds: float = 0.2) -> dict[str, RiM] | None:
         """The loaded models by method, or None if that takes longer than `seconds` (ask again) or `cancel` is set.
+
+        Args:
+            name: of a checkpoint; or what `start` gave, so that who asks again and again does not, after a failure,
+                begin anew without having been told of it.
 
         Raises:
             RiMError: loading failed.
         """
-        loading = self.start(name)
+        loading = name if isinstance(name, Loading) else self.start(name)
         with self._ready:
             self._ready.wait_for(lambda: loading.models or loading.error or cancel.is_set(), timeout=seconds)
         if loading.error is not None:
@@ -159,10 +188,10 @@ class ModelShelf:
         return None if cancel.is_set() else loading.models
 
     def wait_readers(
-        self, name: str, cancel: threading.Event, seconds: float = 0.2
+        self, name: str | Loading, cancel: threading.Event, seconds: float = 0.2
     ) -> tuple[dict[str, RiM], Readers] | None:
-        """Models by role and fitted probes, for `rim_probe.probing.reading.read`; None and errors as for `wait`."""
-        loading = self.start(name)
+        """Models by role and fitted probes, for `rim_probe.probing.reading.read`; the rest as for `wait`."""
+        loading = name if isinstance(name, Loading) else self.start(name)
         with self._ready:
             self._ready.wait_for(lambda: loading.readers or loading.error or cancel.is_set(), timeout=seconds)
         if loading.error is not None:
@@ -177,8 +206,7 @@ class ModelShelf:
     def _load(self, name: str, path: str, loading: Loading) -> None:
         models, error = None, None
         try:
-            models, loading.note = _load_somewhere(path, self._device)
-            self._spare_threads(models)
+            models, loading.note = _load_somewhere(path, self._device, loading.tell)
             self._warm_up(name, models)
         except RiMError as raised:
             error = raised
@@ -186,22 +214,14 @@ class ModelShelf:
             log.exception("loading %s failed", path)
             error = CheckpointError(f"The checkpoint {name} could not be loaded; the server's log has the details.")
         with self._ready:
-            loading.models, loading.error = (models, None) if error is None else (None, error)
+            loading.models, loading.error, loading.stage = models if error is None else None, error, None
             self._ready.notify_all()
-        if models is not None:
+        if error is None:
             roles, readers, notes = _load_readers(path, models)
             with self._ready:
                 loading.note = " ".join(filter(None, [loading.note, *notes]))
                 loading.roles, loading.readers = roles, readers
                 self._ready.notify_all()
-
-    def _spare_threads(self, models: dict[str, RiM]) -> None:
-        """One CPU thread for a small model: it gains nothing from more, and waits for them where cores are shared."""
-        import torch
-
-        self._threads = self._threads or torch.get_num_threads()
-        parameters = max(sum(parameter.numel() for parameter in rim.model.parameters()) for rim in models.values())
-        torch.set_num_threads(1 if parameters < SMALL_MODEL else self._threads)
 
     def _warm_up(self, name: str, models: dict[str, RiM]) -> None:
         from rim_probe.decoding import answer
@@ -209,15 +229,16 @@ class ModelShelf:
         if gpu.is_lent():  # there is none yet, and the process that will have it is another one
             return
         try:
-            examples = self.examples(name)
-            for problem in examples[:WARM_UPS]:
+            begun = time.monotonic()
+            for problem in self.examples(name)[:WARM_UPS]:
                 for method in ("memory", "cot"):
-                    answer(models[method], problem.question, method, max_new_tokens=16)
+                    if time.monotonic() - begun < WARM_UP_SECONDS:
+                        gpu.call(answer, models[method], problem.question, method, max_new_tokens=16)
         except RiMError as error:  # the page says so where it shows examples; the model itself is usable
             log.warning("no warm-up for %s: %s", name, error)
 
 
-def _load_somewhere(path: str, device: str | None) -> tuple[dict[str, RiM], str]:
+def _load_somewhere(path: str, device: str | None, progress: Progress) -> tuple[dict[str, RiM], str]:
     """Loads on the device asked for, or on the CPU with a note if that device is there but cannot be used."""
     with _IMPORTING:
         import torch
@@ -228,11 +249,12 @@ def _load_somewhere(path: str, device: str | None) -> tuple[dict[str, RiM], str]
     transformers_logging.disable_progress_bar()
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
-        return load_methods(path, device="cpu"), "No GPU was found, so it runs on the CPU."
+        return load_methods(path, device="cpu", progress=progress), "No GPU was found, so it runs on the CPU."
     try:
-        return load_methods(path, device=wanted), ""
+        return load_methods(path, device=wanted, progress=progress), ""
     except torch.cuda.OutOfMemoryError:
-        return load_methods(path, device="cpu"), "The GPU has too little free memory, so it runs on the CPU."
+        note = "The GPU has too little free memory, so it runs on the CPU."
+        return load_methods(path, device="cpu", progress=progress), note
 
 
 def _load_readers(path: str, models: dict[str, RiM]) -> tuple[dict[str, RiM], Readers, list[str]]:
@@ -254,6 +276,22 @@ def _load_readers(path: str, models: dict[str, RiM]) -> tuple[dict[str, RiM], Re
     except Exception:
         log.exception("no probes from %s", path)
         return roles, Readers({}, ("The fitted probes could not be loaded.",)), [*notes, "Its probes are damaged."]
+
+
+def needs_hub(preferred: str | None, folder: Path = CHECKPOINTS) -> bool:
+    """Whether a checkpoint, or the base that an adapter was trained on, can come from the Hub alone."""
+    offered = [*folder.iterdir()] if folder.is_dir() else []
+    if preferred is not None:
+        if not Path(preferred).exists():
+            return True
+        offered.append(Path(preferred))
+    for checkpoint in offered:
+        try:
+            if json.loads((checkpoint / "base.json").read_text(encoding="utf-8"))["source"] == "hub":
+                return True
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            pass  # most have no such file; of a damaged one loading will complain
+    return False
 
 
 def has_own_cot(models: dict[str, RiM]) -> bool:

@@ -3,7 +3,7 @@
 
 pictures(element, () => {}); // full screen, PNG and CSV, as for every other figure
 
-// ---- choosing: an example (question, answer, gold steps), a recorded run (index), a depth or outcome of the gallery (stays in the browser)
+// ---- choosing: an example (question, answer, gold steps), a recorded run (index), to load a model once more, a depth or outcome of the gallery (stays in the browser)
 element.addEventListener("click", (event) => {
   const example = event.target.closest("[data-question]");
   if (example) {
@@ -12,6 +12,7 @@ element.addEventListener("click", (event) => {
   }
   const recording = event.target.closest("[data-recorded]");
   if (recording) trigger("select", { index: Number(recording.dataset.recorded) });
+  if (event.target.closest("[data-again]")) trigger("select", { again: true });
   const replay = event.target.closest(".replay");
   if (replay) toggleReplay(replay);
 });

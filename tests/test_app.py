@@ -16,7 +16,7 @@ from app import figures, record, recorded
 from app.api import ENDPOINTS
 from app.axis import axis_end
 from app.demo import build_demo
-from app.models import ModelShelf, describe_machine
+from app.models import ModelShelf, describe_machine, needs_hub
 from app.panels.race import Race, forget_gold
 from app.runs import Lane, Run
 from app.serving import serve
@@ -437,6 +437,15 @@ def test_damaged_examples_leave_the_model_usable(small_checkpoint, tmp_path):
     shelf = ModelShelf(tmp_path)
     assert 'role="alert"' in Race(shelf).gallery("damaged")
     assert wait_for(shelf, "damaged")
+
+
+def test_the_hub_is_asked_only_for_what_is_nowhere_else(small_checkpoint, tmp_path):
+    shutil.copytree(small_checkpoint, tmp_path / "adapter")
+    assert not needs_hub(None, tmp_path) and not needs_hub(str(small_checkpoint), tmp_path)
+    assert needs_hub("someone/from-the-hub", tmp_path)
+    for source in ("gguf", "hub"):
+        (tmp_path / "adapter" / "base.json").write_text(json.dumps({"source": source}))
+        assert needs_hub(None, tmp_path) == needs_hub(str(tmp_path / "adapter"), tmp_path / "none") == (source == "hub")
 
 
 def test_the_command_explains_itself():

@@ -283,6 +283,36 @@ def test_one_function_at_a_time_uses_a_model_on_a_gpu():
     assert done == [3]
 
 
+def test_each_call_has_the_threads_that_its_model_can_use(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(gpu, "SMALL_MODEL", 10)
+    monkeypatch.setattr(gpu, "_cores", 4)
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    small, large = (
+        {"memory": types.SimpleNamespace(device=torch.device("cpu"), model=torch.nn.Linear(width, 1))}
+        for width in (2, 20)
+    )
+    gpu.call(double, {"memory": 1}, 1)
+    streams = [gpu.stream(counts, models, 2, cancel=threading.Event()) for models in (small, large)]
+    for _ in range(2):
+        for stream in streams:
+            next(stream)
+    assert used == [1, 4, 1, 4]
+
+
+def test_a_base_that_cannot_be_fetched_does_not_keep_a_lent_gpu_from_serving(lent, small_checkpoint, monkeypatch):
+    def fail(*_):
+        raise RiMError("The base cannot be fetched; go online.")
+
+    monkeypatch.setattr("app.models._load_somewhere", fail)
+    shelf = ModelShelf(small_checkpoint.parent, device="cpu")
+    shelf.place()
+    with pytest.raises(RiMError, match="go online"):
+        shelf.wait("small", threading.Event())
+
+
 @pytest.mark.parametrize("error", [QuestionError("Too long."), UnknownWordsError(["zeppelin"])])
 def test_errors_survive_pickling(error):
     again = pickle.loads(pickle.dumps(error))

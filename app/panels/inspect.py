@@ -73,7 +73,7 @@ class Inspector:
                 return figures.notice(looking.unread[1])
             if run.status in UNREAD:
                 return figures.notice(UNREAD[run.status])
-            return shell.pending("Reading the memory blocks …" if run.status == "done" else "The race is still on …")
+            return shell.pending(self.hands.patience(run) if run.status == "done" else "The race is still on …")
         pictures = [(run, self._picture(run, looking.panel, looking.view))]
         other = looking.compared
         if other is not None and other.reading is not None:
@@ -140,7 +140,7 @@ class Inspector:
                 run = step
                 yield {"stage": figures.stage(run), "notice": "", "stop": gr.Button(interactive=True)}
             else:
-                yield {"notice": figures.model_state(step, "loading"), "stop": gr.Button(interactive=True)}
+                yield {"notice": step.notice(), "stop": gr.Button(interactive=True)}
         if run is not None and run.status == "done":
             self.read_memory(run, looking)
             self._redo(run, looking)

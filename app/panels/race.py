@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from app import figures, outcomes, recorded
-from app.models import ModelShelf, describe_machine, has_own_cot
+from app.models import ModelShelf, Stage, describe_machine, has_own_cot
 from app.runs import METHODS, RACERS, Run
 from app.session import (
     MAX_BLOCKS,
@@ -31,17 +31,36 @@ from rim_probe.memory import MemoryLayout
 from rim_probe.pictures.parts import script
 
 STAGE_JS = script() + (Path(__file__).parent.parent / "stage.js").read_text(encoding="utf-8")
+LOOK_SECONDS = 0.5  # between two looks at a model that is being loaded
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A question waits for its model, whose base may have to be fetched."""
+
+    name: str
+    stage: Stage | None
+
+    def notice(self) -> str:
+        """Under the question."""
+        words = f"Loading {self.name} first; your question starts by itself."
+        return figures.model_state(words, "loading", self.stage)
+
+    def state(self) -> str:
+        """Under the model picker."""
+        return figures.model_state(f"Loading {self.name} …", "loading", self.stage)
 
 
 @dataclass
 class Race:
-    """What all visitors share: the models, the queue in front of them, the cancel switches."""
+    """What all visitors share: the models, the queue in front of them, the switches of runs and of watched models."""
 
     shelf: ModelShelf
     recordings: Path = recorded.FOLDER
     turnstile: Turnstile = field(default_factory=Turnstile)
     cancellations: Cancellations = field(default_factory=Cancellations)
+    watches: Cancellations = field(default_factory=Cancellations)
 
     # ------------------------------------------------------------------------------------------------- what it shows
 
@@ -118,8 +137,8 @@ class Race:
         *,
         steps: Sequence[str] = (),
         methods: Sequence[str] = RACERS,
-    ) -> Iterator[Run | str]:
-        """Answers with every method; yields the run as it grows, or a sentence while the model is still being loaded.
+    ) -> Iterator[Run | Waiting]:
+        """Answers with every method; yields the run as it grows, and before it what the model still waits for.
 
         Args:
             steps: gold steps; where they are left out, those of the example that asks the same question, if any.
@@ -130,10 +149,11 @@ class Race:
         """
         question, gold = check_question(question), check_gold(gold)
         num_blocks = check_blocks(num_blocks, max(MAX_BLOCKS, self.layout(name).num_blocks))
-        models = self.shelf.wait(name, cancel, seconds=0)
+        loading = self.shelf.start(name)
+        models = self.shelf.wait(loading, cancel, seconds=0)
         while models is None and not cancel.is_set():
-            yield f"Loading {name} first; your question starts by itself."
-            models = self.shelf.wait(name, cancel)
+            yield Waiting(name, loading.stage)
+            models = self.shelf.wait(loading, cancel, seconds=LOOK_SECONDS)
         if models is not None:
             run = Run(name, question, gold, num_blocks, describe_machine(models), matched=has_own_cot(models))
             run.steps = tuple(steps) or self.gold_steps(name, question)
@@ -150,26 +170,27 @@ class Race:
         request: gr.Request,
         direct: bool = False,
     ) -> Iterator[list[Any]]:
-        """The Run button: yields [stage, notice, stop button, session]."""
+        """The Run button: yields [stage, notice, stop button, session, model state]."""
         self.cancellations.stop(request.session_hash)
         cancel = self.cancellations.start(request.session_hash)
-        run, sentence = None, ""
+        run, sentence, waited = None, "", False
         if is_stale(question, gold, session):  # a pasted question: the page clears the field after the run
             gold = ""
         # With every step, because the browser may see only the last of several that come close together.
         stoppable = gr.Button(interactive=True)
         try:
-            yield [gr.skip(), sentence, stoppable, gr.skip()]
+            yield [gr.skip(), sentence, stoppable, gr.skip(), gr.skip()]
             known = session.steps_for(question)
             methods = METHODS if direct else RACERS
             for step in self.answer(question, num_blocks, gold, name, cancel, steps=known, methods=methods):
-                if isinstance(step, str):
-                    yield [gr.skip(), figures.model_state(step, "loading"), stoppable, gr.skip()]
+                if isinstance(step, Waiting):
+                    waited = True  # the line under the picker may still say that the last attempt failed
+                    yield [gr.skip(), step.notice(), stoppable, gr.skip(), step.state()]
                 else:
                     if run is None:
                         session.add(step)
                     run = step
-                    yield [figures.stage(run), "", stoppable, gr.skip()]
+                    yield [figures.stage(run), "", stoppable, gr.skip(), self._state(name) if waited else gr.skip()]
         except RiMError as error:
             sentence = self.explain(error, name, question)
             if run is not None:
@@ -178,39 +199,80 @@ class Race:
             # Also reached when the tab is closed: Gradio then closes this generator.
             self.cancellations.finish(request.session_hash, cancel)
         # Without a run the page keeps the race it showed before.
-        yield [gr.skip() if run is None else figures.stage(run), sentence, gr.Button(interactive=False), session]
+        shown = gr.skip() if run is None else figures.stage(run)
+        yield [shown, sentence, gr.Button(interactive=False), session, self._state(name) if waited else gr.skip()]
 
     def stop(self, request: gr.Request) -> None:
         self.cancellations.stop(request.session_hash)
 
-    def watch_model(self, name: str | None) -> Iterator[str]:
-        """The line under the model picker, until the model is ready or has failed."""
-        cancel = threading.Event()
-        try:
-            models = self.shelf.wait(name, cancel, seconds=0)
-            while models is None:
-                yield figures.model_state(f"Loading {name} …", "loading")
-                models = self.shelf.wait(name, cancel, seconds=0.5)
-            loading = self.shelf.start(name)
-            said = loading.note
-            yield figures.model_state(f"Ready: {describe_machine(models)}. {said}".strip(), "ready")
-            while self.shelf.wait_readers(name, cancel, seconds=0.5) is None:
-                pass  # a race can begin meanwhile
-            if loading.note != said:
-                yield figures.model_state(f"Ready: {describe_machine(models)}. {loading.note}", "ready")
-        except RiMError as error:
-            yield figures.model_state(str(error), "failed")
+    def leave(self, request: gr.Request) -> None:
+        """The tab was closed."""
+        self.cancellations.stop(request.session_hash)
+        self.watches.stop(request.session_hash)
 
-    def choose_model(self, name: str | None, session: Session) -> list[Any]:
-        """Another checkpoint was picked: [stage, gallery, slider, direct, session]."""
-        blocks = self.layout(name).num_blocks
+    def watch_model(self, name: str | None, request: gr.Request | None = None) -> Iterator[str]:
+        """The line under the model picker, until the model is ready or has failed, or another one is watched."""
+        session = request.session_hash if request is not None else ""
+        self.watches.stop(session)
+        cancel = self.watches.start(session)
+        try:
+            loading = self.shelf.start(name)
+            models = self.shelf.wait(loading, cancel, seconds=0)
+            while models is None and not cancel.is_set():
+                yield Waiting(name, loading.stage).state()
+                models = self.shelf.wait(loading, cancel, seconds=LOOK_SECONDS)
+            if models is None:
+                return
+            said = loading.note
+            yield self._state(name)
+            while self.shelf.wait_readers(loading, cancel, seconds=LOOK_SECONDS) is None and not cancel.is_set():
+                pass  # a race can begin meanwhile
+            if loading.note != said and not cancel.is_set():
+                yield self._state(name)
+        except RiMError as error:
+            if not cancel.is_set():
+                yield figures.model_state(str(error), "failed")
+        finally:
+            self.watches.finish(session, cancel)
+
+    def _state(self, name: str | None) -> str:
+        """The line under the model picker, as things are; begins nothing."""
+        loading = self.shelf.loading(name)
+        if loading is None or loading.error is not None:
+            return "" if loading is None else figures.model_state(str(loading.error), "failed")
+        if loading.models is None:
+            return Waiting(name, loading.stage).state()
+        return figures.model_state(f"Ready: {describe_machine(loading.models)}. {loading.note}".strip(), "ready")
+
+    def choose_model(self, name: str | None, question: str, session: Session) -> list[Any]:
+        """Another checkpoint was picked: [stage, gallery, slider, direct, session, question, gold].
+
+        A question that was typed stays; an example of the model before, which this one may not understand, makes room
+        for one of its own.
+        """
+        blocks, picked = self.layout(name).num_blocks, session.picked
+        stage, run = self.opening(name, session=session)
+        boxes = [gr.skip(), gr.skip()]
+        if not question.strip() or (picked is not None and question == picked[0]):
+            if run is None:
+                session.picked = self.first_example(name)
+            boxes = list(session.picked[:2]) if session.picked is not None else ["", ""]
         return [
-            self.opening(name, session=session)[0],
+            stage,
             self.gallery(name),
             gr.Slider(value=blocks, maximum=max(MAX_BLOCKS, blocks)),
             gr.Checkbox(visible=self.shelf.has(name, "direct")),
             session,
+            *boxes,
         ]
+
+    def first_example(self, name: str | None) -> tuple[str, str, tuple[str, ...]] | None:
+        """What a checkpoint without recorded runs begins with: question, answer and gold steps."""
+        try:
+            found = self.shelf.examples(name)
+        except RiMError:
+            return None  # the gallery says so
+        return (found[0].question, found[0].answer, tuple(found[0].steps)) if found else None
 
     def choose_recording(self, name: str | None, session: Session, event: gr.EventData) -> list[Any]:
         """A recorded run was picked: [stage, question, gold, session]."""
@@ -297,7 +359,7 @@ def build_ask(race_panel: Race, name: str | None, opening_run: Run | None) -> Pa
     )
     names = race_panel.shelf.names
     model = gr.Dropdown(names, value=name, label="Model", elem_id="model", filterable=False)
-    model_state = gr.HTML(elem_id="model-state", apply_default_css=False)
+    model_state = gr.HTML(elem_id="model-state", js_on_load=STAGE_JS, apply_default_css=False)
     return Parts(question, run, stop, notice, examples, gold, blocks, direct, model, model_state)
 
 
@@ -306,7 +368,7 @@ def wire(race_panel: Race, parts: Parts, stage: gr.HTML, session: gr.State, demo
     run_event: dict[str, Any] = {
         "fn": race_panel.run,
         "inputs": [parts.question, parts.gold, parts.blocks, parts.model, session, parts.direct],
-        "outputs": [stage, parts.notice, parts.stop, session],
+        "outputs": [stage, parts.notice, parts.stop, session, parts.model_state],
         # The turnstile in `session` queues the runs, and says so in the page.
         "concurrency_limit": None,
         **PRIVATE,
@@ -318,10 +380,12 @@ def wire(race_panel: Race, parts: Parts, stage: gr.HTML, session: gr.State, demo
     parts.stop.click(race_panel.stop, queue=False, **PRIVATE)
     parts.question.input(forget_gold, fields, [parts.gold], trigger_mode="always_last", **PRIVATE)
     stage.select(race_panel.choose_recording, [parts.model, session], [stage, *fields], **PRIVATE).then(**after)
-    shown = [stage, parts.examples, parts.blocks, parts.direct, session]
+    shown = [stage, parts.examples, parts.blocks, parts.direct, session, parts.question, parts.gold]
     # `input`, not `change`: the page sets the model itself where a link or the tour names another one.
-    parts.model.input(race_panel.choose_model, [parts.model, session], shown, **PRIVATE).then(**after)
+    asked = [parts.model, parts.question, session]
+    parts.model.input(race_panel.choose_model, asked, shown, **PRIVATE).then(**after)
     watched = {"inputs": [parts.model], "outputs": [parts.model_state], "concurrency_limit": None, **PRIVATE}
-    parts.model.change(race_panel.watch_model, **watched)
+    parts.model.change(race_panel.watch_model, trigger_mode="multiple", **watched)  # each ends the one before
+    parts.model_state.select(race_panel.watch_model, **watched)
     demo.load(race_panel.watch_model, **watched)
-    demo.unload(race_panel.stop)
+    demo.unload(race_panel.leave)

@@ -7,6 +7,7 @@ this process, so a test can slow decoding down (`pace`) to see what happens in t
 import base64
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from app.demo import build_demo
 from app.models import ModelShelf
 from app.serving import serve
 from browser.pages import DONE, NEEDS_CHROMIUM, PATIENCE, ask, scrolls_sideways
+from rim_probe.errors import CheckpointError
 from rim_probe.gallery import load_examples
 
 pytestmark = NEEDS_CHROMIUM
@@ -26,9 +28,10 @@ pytestmark = NEEDS_CHROMIUM
 
 @pytest.fixture(scope="module")
 def folder(small_checkpoint, tmp_path_factory) -> Path:
-    """Checkpoints `small` and `torn` (half of its weights file), and a recording and outcomes of `small`."""
+    """Checkpoints `small`, `unfetched` (the same), `torn` (half its weights); a recording and outcomes of `small`."""
     folder = tmp_path_factory.mktemp("served")
     shutil.copytree(small_checkpoint, folder / "small")
+    shutil.copytree(small_checkpoint, folder / "unfetched")
     shutil.copytree(small_checkpoint, folder / "torn")
     weights = folder / "torn" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
@@ -221,6 +224,45 @@ def test_torn_weights_are_reported_in_the_page(open_page):
     expect(page.locator(".model-state.failed")).to_contain_text("cannot be loaded")
     ask(page, "3 + 4 = ?")
     expect(page.locator(".notice")).to_contain_text("cannot be loaded")
+
+
+def test_a_base_is_fetched_before_the_eyes_of_the_visitor(open_page, examples, monkeypatch):
+    from app import models
+
+    load, tries, go = models._load_somewhere, [], threading.Event()
+
+    def fetch(path, device, progress):
+        tries.append(path)
+        progress("Downloading a base", 41_000_000, 93_000_000)
+        go.wait(60)
+        if len(tries) == 1:
+            raise CheckpointError("The base cannot be fetched; go online.")
+        progress("Downloading a base", 93_000_000, 93_000_000)
+        return load(path, device, progress)
+
+    page = open_page(width=390)
+    monkeypatch.setattr(models, "_load_somewhere", fetch)
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="unfetched").click()
+    bar = page.locator("#model-state").get_by_role("progressbar", name="Downloading a base")
+    expect(bar).to_have_attribute("aria-valuenow", "44")
+    expect(page.locator("#model-state")).to_contain_text("41 of 93 MB")
+    assert not scrolls_sideways(page)
+    another = open_page()  # meanwhile, the other models can be asked
+    ask(another, examples[0]["question"])
+    another.wait_for_selector(DONE)
+    go.set()
+    expect(page.locator(".model-state.failed")).to_contain_text("go online")
+    go.clear()
+    page.get_by_role("button", name="Try again").click()
+    expect(bar).to_be_visible()
+    ask(page, examples[0]["question"])
+    expect(page.locator("#notice")).to_contain_text("starts by itself")
+    expect(page.locator("#notice").get_by_role("progressbar")).to_be_visible()
+    go.set()
+    page.wait_for_selector(DONE)
+    expect(page.locator(".model-state.ready")).to_be_visible()
+    assert page.get_by_role("progressbar").count() == 0 and len(tries) == 2
 
 
 @pytest.mark.parametrize("dark", [False, True])
