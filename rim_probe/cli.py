@@ -228,7 +228,12 @@ def _add_eval(commands: Any) -> None:
     )
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="folder, Hugging Face id or base model")
     parser.add_argument(
-        "--data", nargs="+", metavar="FILE", default=[], help="the problems; FILE or NAME=FILE, costs on the first"
+        "--data",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="the problems; FILE or NAME=FILE, costs on the first; a NAME that begins with valid is one that chose the "
+        "checkpoints: figures, no verdict",
     )
     parser.add_argument("--from", dest="source", metavar="JSON", help="a report that --output wrote, instead")
     add_number(parser, "--limit", "a random sample of N problems of each file (see --seed); all if left out", low=1)
@@ -321,8 +326,9 @@ def _compare(arguments: argparse.Namespace, files: dict[str, str]) -> int:
         if output is not None:
             print(f"Stopped; what is done is kept beside {output}, and the same command goes on.", file=sys.stderr)
         return INTERRUPTED
-    finish(output, report, format_comparison(report), [])
+    # The report comes last: whatever breaks before it, the same command makes the rest from what is kept.
     _publish(report, arguments.figures, cards)
+    finish(output, report, format_comparison(report), [])
     forget(output)
     return OK
 
@@ -747,7 +753,8 @@ def _add_data_check(sources: Any) -> None:
         "check",
         help="look for training problems that are in a test file",
         description="Count the questions of training files that are in test files: the same, or the same but for\n"
-        "their numbers and punctuation. If there is one, the command ends with exit code 2. Paraphrases are not found.",
+        "their numbers and punctuation. If there is one, the command ends with exit code 2. Paraphrases are not\n"
+        "found, and a number is one in digits: “four” is a word, so “4 pears” and “four pears” differ.",
     )
     parser.set_defaults(run=_data_check)
     sets = ", ".join(_sources_of(name) for name in SETS)

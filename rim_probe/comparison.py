@@ -166,8 +166,13 @@ def compare(
         "seed": seed,
     }
     runs = [describe_run(checkpoint, file.data, file.path, limit, device, command) for file in files]
-    digests = {file.name: run["data"]["sha256"] for file, run in zip(files, runs, strict=True)}
-    key = {"fingerprints": dict(fingerprints), "data": digests, "settings": settings, "device": device.type}
+    # The order of the files counts, since costs belong to the first; and so does the machine, since times are its own.
+    key = {
+        "fingerprints": dict(fingerprints),
+        "data": [[file.name, run["data"]["sha256"]] for file, run in zip(files, runs, strict=True)],
+        "settings": settings,
+        "machine": describe_machine(device),
+    }
     kept = Kept(output, key)
 
     reports, costs, interrupted = [], [], False

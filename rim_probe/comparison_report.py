@@ -28,6 +28,7 @@ COMPARISON_FORMAT = "rim-probe-comparison/1"
 EVALUATION_FORMAT = "rim-probe-evaluation/1"
 SURE = 0.05  # a McNemar p below it shows a difference
 GOAL = 0.95  # of chain of thought's accuracy, for RiM
+LEAST_DISCORDANT = 10  # problems that one method alone has right, below which a ratio of accuracies has no interval
 Z_95 = 1.959963984540054
 
 # Aichberger and Hochreiter, arXiv:2605.30343, by several public summaries:
@@ -47,6 +48,7 @@ PUBLISHED = {
     ),
 }
 _PUBLISHED_FILES = ("GSM8K", "GSM-Hard")
+_CHOOSING = "valid"  # how the name of a file begins that chooses checkpoints
 _ROWS = (  # method, which figure, how it is called: in the order that was published
     ("direct", "final", "direct"),
     ("memory", "final", "RiM, final block"),
@@ -136,13 +138,17 @@ def _main_table(report: Mapping[str, Any]) -> str:
                 f"{costs['generated_tokens']['mean']:.1f}" if costs else "",
             ]
         )
-    for model, published in PUBLISHED.items():
+    for model, published in PUBLISHED.items() if _has_published(report) else ():
         for method, gsm8k, hard, first, full in published:
             known = dict(zip(_PUBLISHED_FILES, (gsm8k, hard), strict=True))
             cells = [f"{known[name]:.1f}" if name in known else "" for name in names]
             times = [f"{value:.1f}" if value else "" for value in (first, full)]
             rows.append([f"*{model}, {method}: published, other model and hardware*", *cells, *times, ""])
     return table(header, rows)
+
+
+def _has_published(report: Mapping[str, Any]) -> bool:
+    return any(entry["name"] in _PUBLISHED_FILES for entry in report["files"])
 
 
 def _share_of(report: Mapping[str, Any], method: str, what: str) -> Mapping[str, Any] | None:
@@ -157,34 +163,48 @@ def _single(costs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 def _device(place: Mapping[str, Any]) -> str:
     machine = place["machine"]
-    return machine["device"] if machine["device"] != "cpu" else f"CPU, {machine['cpu']}"
+    device = machine["device"] if machine["device"] != "cpu" else f"CPU, {machine['cpu']}"
+    return f"{device}, {place['dtype']}" if "dtype" in place else device
 
 
 def _median(costs: Mapping[str, Any] | None, measure: str) -> str:
     if costs is None:
         return ""
-    return format_number(costs[measure]["median"]) if costs[measure] else "none"
+    if not costs[measure]:
+        return "none"
+    n = costs[measure].get("n", costs["n"])  # the first token has its own: not every question is answered
+    return format_number(costs[measure]["median"]) + (f", n = {n:,}" if n < costs["n"] else "")
 
 
 # ------------------------------------------------------------------------------------------------------- what it says
 
 
 def _findings(report: Mapping[str, Any]) -> list[str]:
-    """Sentences on the published order and the goal, from the paired tests of every file.
+    """Sentences on the order of the methods and the goal, from the paired tests of every file.
 
-    None where methods share weights: then nobody trained them to differ, and the tests say nothing of the methods.
+    None where methods share weights: then nobody trained them to differ, and the tests say nothing of the methods. None
+    of a file that chose the checkpoints.
     """
     if _sharing(report):
         return []
     told = []
     for entry in report["files"]:
+        if _chooses(entry):
+            continue
         pairs = {pair["second"]: pair for pair in entry["report"]["paired"] if pair["n"]}
         if {"direct", "cot"} <= set(pairs):
-            told += [f"{entry['name']}: {sentence}" for sentence in (_order(pairs), _distance(pairs["cot"]))]
+            told += [
+                f"{entry['name']}: {sentence}" for sentence in (_order(entry["name"], pairs), _distance(pairs["cot"]))
+            ]
     return told
 
 
-def _order(pairs: Mapping[str, Mapping[str, Any]]) -> str:
+def _chooses(entry: Mapping[str, Any]) -> bool:
+    return entry["name"].casefold().startswith(_CHOOSING)
+
+
+def _order(name: str, pairs: Mapping[str, Mapping[str, Any]]) -> str:
+    published = name in _PUBLISHED_FILES
     verdicts, claims = [], []
     for second, sign in (("direct", 1), ("cot", -1)):
         pair = pairs[second]
@@ -197,15 +217,16 @@ def _order(pairs: Mapping[str, Mapping[str, Any]]) -> str:
             f"{less}: {verdict} (RiM alone right in {pair['only_first']:,}, {'direct' if sign > 0 else 'CoT'} alone in "
             f"{pair['only_second']:,} of {pair['n']:,}, exact McNemar p = {format_p(pair['p_value'])})"
         )
-    whole = (
-        "is reproduced"
-        if verdicts == ["shown", "shown"]
-        else "is refuted in part"
-        if "the other way round" in verdicts
-        else "is neither reproduced nor refuted"
-    )
+    reversed_ = verdicts.count("the other way round")
+    shown = "reproduced" if published else "shown"
+    if reversed_:
+        whole = "refuted" if reversed_ == len(verdicts) else "refuted in part"
+    else:
+        whole = shown if set(verdicts) == {"shown"} else f"neither {shown} nor refuted"
+    if not published:
+        return f"{'; '.join(claims)}. The order direct < RiM < CoT is {whole}."
     return (
-        f"{'; '.join(claims)}. The published order direct < RiM < CoT {whole} "
+        f"{'; '.join(claims)}. The published order direct < RiM < CoT is {whole} "
         "(Coconut, between direct and RiM, was not trained here)."
     )
 
@@ -218,59 +239,76 @@ def _distance(pair: Mapping[str, Any]) -> str:
     ratio, low, high = relative_accuracy(pair)
     if ratio is None:
         return "chain of thought is never right, so RiM's distance to it cannot be told."
-    interval = "" if low is None else f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
-    met = "met" if ratio >= GOAL else f"missed by {100 * (GOAL - ratio):.1f} points"
-    if low is not None and low < GOAL <= high:
-        met += ", but the interval holds it, so more problems could turn that"
+    discordant = pair["only_first"] + pair["only_second"]
+    if low is not None:
+        interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        verdict = "met" if low >= GOAL else "missed" if high < GOAL else "not decided: the interval holds it"
+    else:
+        alone = count(discordant, "problem", "problems")
+        interval = (
+            f"no interval: in {alone} only one of the two is right" if ratio else "no interval: RiM is never right"
+        )
+        verdict = "missed" if not ratio and discordant >= LEAST_DISCORDANT else "not decided"
     return (
-        f"RiM reaches {100 * ratio:.1f} %{interval} of chain of thought's accuracy; the goal, at least "
-        f"{100 * GOAL:.0f} %, is {met}."
+        f"RiM reaches {100 * ratio:.1f} % ({interval}) of chain of thought's accuracy; the goal, at least "
+        f"{100 * GOAL:.0f} %, is {verdict}."
     )
 
 
 def relative_accuracy(pair: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
     """First method's accuracy over the second's, with its 95 % Wald interval of the logarithm for paired data.
 
-    The variance of the logarithm is (b + c) / ((a + b)(a + c)) by the delta method. None where a count
-    of right answers is 0.
+    The variance of the logarithm is (b + c) / ((a + b)(a + c)) by the delta method. None where a count of right answers
+    is 0; no interval below LEAST_DISCORDANT = b + c, as it would have no width at 0.
     """
     first, second = _right(pair, "first"), _right(pair, "second")
     if not second:
         return None, None, None
     if not first:
         return 0.0, None, None
-    half = Z_95 * math.sqrt((pair["only_first"] + pair["only_second"]) / (first * second))
+    discordant = pair["only_first"] + pair["only_second"]
+    if discordant < LEAST_DISCORDANT:
+        return first / second, None, None
+    half = Z_95 * math.sqrt(discordant / (first * second))
     return first / second, first / second * math.exp(-half), first / second * math.exp(half)
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
     notes = []
     shared = _sharing(report)
+    limit = report["settings"]["max_new_tokens"]
     if report["run"]["untrained"]:
         notes.append(
-            "This is a base model whose memory tokens nobody trained: one set of weights answers all three ways, so "
-            "its accuracy is chance and says nothing of the methods. The times are real."
+            "This is a base model that nobody trained for this format, nor its memory tokens: one set of weights "
+            f"answers all three ways, and its answers are cut at {limit} tokens, so the accuracies say nothing. The "
+            "times are real."
         )
     elif shared:
         notes.append(
             f"{' and '.join(shared)}: answered by the weights of RiM: no matched control, so nothing can be said of "
-            "the published order."
+            "the order of the methods."
         )
     if any(place["gold_tokens"] for place in report["costs"]):
         notes.append(
             "Untrained weights never stop by themselves: for the costs each method writes exactly as many tokens as "
             "the gold text has, and chain of thought's first answer token is the one after the gold steps and marker."
         )
-    limit = report["settings"]["max_new_tokens"]
+    chose = [] if report["run"]["untrained"] else [entry["name"] for entry in report["files"] if _chooses(entry)]
+    if chose:
+        notes.append(
+            f"{' and '.join(chose)}: chose the checkpoints, so the figures are no test and nothing is judged by it."
+        )
     notes += _counted(report, "refused", "Too long to be asked, counted as wrong")
     notes += _counted(report, "truncated", f"Answers cut after {limit} tokens")
     if single := _single(report["costs"]):
         asked = f"{count(single['n'], 'question', 'questions')} of {report['files'][0]['name']}"
         notes.append(f"Times: medians of {asked} asked one by one; mean tokens; {_device(report['costs'][0])}.")
     notes.append(_asking(report))
-    notes.append(
-        "Published figures: arXiv:2605.30343 by public summaries of it; other models, other hardware, other training."
-    )
+    if _has_published(report):
+        notes.append(
+            "Published figures: arXiv:2605.30343 by public summaries of it; other models, other hardware, other "
+            "training."
+        )
     return notes
 
 

@@ -95,6 +95,7 @@ def measure_costs(
     rim = next(iter(methods.values()))
     report = {
         "device": str(rim.device),
+        "dtype": str(rim.dtype).removeprefix("torch."),
         "machine": describe_machine(rim.device),
         "gold_tokens": isinstance(rim, Untrained),
         "batches": [_summary(size, done) for size, done in zip(BATCH_SIZES, turns, strict=True) if done],

@@ -15,6 +15,7 @@ from rim_probe.costs import BATCH_SIZES, median_interval
 from rim_probe.decoding import answer, answer_batch, time_batch
 from rim_probe.model import METHODS
 from rim_probe.options import name_files
+from rim_probe.pictures import measures
 from rim_probe.pictures.measures import draw_measures
 from rim_probe.probing.evidence import load_evidence
 from rim_probe.problems import Problem
@@ -125,6 +126,15 @@ def test_a_report_alone_makes_the_same_tables_and_figures(report, tmp_path, monk
     }
 
 
+def test_a_report_made_before_costs_had_a_dtype_is_drawn(report, tmp_path, capsys):
+    older = json.loads(json.dumps(report))
+    for place in older["costs"]:
+        del place["dtype"]
+    (tmp_path / "m.json").write_text(json.dumps(older))
+    assert main(["eval", "--from", str(tmp_path / "m.json"), "--figures", str(tmp_path / "figures")]) == 0
+    assert "first answer token" in capsys.readouterr().out and (tmp_path / "figures" / "costs.svg").exists()
+
+
 def test_a_report_of_one_file_is_told_again_too(checkpoint, data, tmp_path, capsys):
     stored = tmp_path / "one.json"
     assert main(["eval", str(checkpoint), "--data", data[0].partition("=")[2], "--output", str(stored), *FAST]) == 0
@@ -183,6 +193,47 @@ def test_other_weights_are_asked_anew(checkpoint, data, tmp_path, monkeypatch, m
     asked, real = [], evaluation.answer_batch
     monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: (asked.append(a), real(*a, **o))[1])
     assert compare(copy, data, tmp_path)[0] == 0 and asked
+
+
+@pytest.mark.parametrize("other", ["files reversed", "machine"])
+def test_another_order_of_files_or_another_machine_is_asked_anew(checkpoint, data, tmp_path, monkeypatch, other):
+    asked, timed, answer_batch, time_batch = [], [], evaluation.answer_batch, costs.time_batch
+
+    def breaks(*arguments, **options):
+        timed.append(1)
+        if len(timed) == 11:  # in the second turn
+            raise KeyboardInterrupt
+        return time_batch(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: (asked.append(1), answer_batch(*a, **o))[1])
+    monkeypatch.setattr(costs, "time_batch", breaks)
+    assert compare(checkpoint, data, tmp_path)[0] == 130
+    whole = len(asked)
+    asked.clear()
+    if other == "machine":
+        real = comparison.describe_machine
+        monkeypatch.setattr(comparison, "describe_machine", lambda device: {**real(device), "cpu": "another"})
+    timed[:] = [1] * 11  # no break any more
+    assert compare(checkpoint, data[::-1] if other == "files reversed" else data, tmp_path)[0] == 0
+    assert len(asked) == whole
+    assert len(timed) - 11 == 3 * (2 + 2 + 1 + 1)  # methods, warm-ups and turns of both batch sizes
+
+
+def test_a_break_before_the_report_loses_no_card_and_no_figure(checkpoint, data, tmp_path, monkeypatch):
+    card = tmp_path / "CARD.md"
+    card.write_text("<!-- comparison -->\n<!-- /comparison -->\n")
+    wanted = ("--card", card, "--figures", tmp_path / "figures")
+
+    def breaks(report):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measures, "draw_measures", breaks)
+        assert compare(checkpoint, data, tmp_path, *wanted) == (130, None)
+    monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: pytest.fail("asked again"))
+    code, report = compare(checkpoint, data, tmp_path, *wanted)
+    assert code == 0 and report and "| RiM, final block" in card.read_text()
+    assert (tmp_path / "figures" / "costs.svg").exists() and not (tmp_path / "metrics.json.partial").exists()
 
 
 def test_costs_go_on_too(checkpoint, data, tmp_path, monkeypatch):
@@ -303,6 +354,7 @@ def test_a_base_is_measured_with_the_tokens_of_the_gold_text(base, data, tmp_pat
     assert place["gold_tokens"] is True
     text = capsys.readouterr().out
     assert "exactly as many tokens as the gold text has" in text and "nobody trained" in text
+    assert "its answers are cut at 4 tokens, so the accuracies say nothing. The times are real." in text
 
 
 def _parts(line):
@@ -358,26 +410,80 @@ def pair(second, both, first, other, neither):
 @pytest.mark.parametrize(
     ("direct", "cot", "said", "goal"),
     [
-        ((50, 40, 10, 100), (60, 10, 60, 70), "is reproduced", "missed by 36.7 points"),
-        ((50, 40, 10, 100), (80, 10, 12, 98), "is neither reproduced nor refuted", "is met, but the interval holds it"),
-        ((50, 10, 40, 100), (55, 5, 60, 80), "is refuted in part", "missed by"),
+        ((50, 40, 10, 100), (60, 10, 60, 70), "is reproduced", "is missed."),
+        ((50, 40, 10, 100), (80, 10, 12, 98), "is neither reproduced nor refuted", "is not decided: the interval"),
+        (
+            (50, 40, 10, 100),
+            (80, 2, 3, 115),
+            "is neither reproduced nor refuted",
+            "no interval: in 5 problems only one",
+        ),
+        (
+            (50, 40, 10, 100),
+            (90, 0, 0, 110),
+            "is neither reproduced nor refuted",
+            "goal, at least 95 %, is not decided.",
+        ),
+        (
+            (0, 0, 60, 140),
+            (0, 0, 60, 140),
+            "is refuted in part",
+            "never right) of chain of thought's accuracy; the goal",
+        ),
+        ((0, 0, 60, 140), (0, 0, 60, 140), "is refuted in part", "is missed."),
+        ((50, 10, 40, 100), (55, 5, 60, 80), "is refuted in part", "is missed."),
         ((40, 50, 10, 100), (60, 30, 5, 105), "is refuted in part", "is met."),
+        ((50, 10, 40, 100), (60, 30, 5, 105), "is refuted (Coconut", "is met."),
         ((0, 0, 0, 200), (0, 0, 0, 200), "is neither reproduced nor refuted", "never right"),
     ],
 )
 def test_the_published_order_is_judged_by_the_paired_tests(report, direct, cot, said, goal):
-    edited = json.loads(json.dumps(report))
-    edited["files"] = edited["files"][:1]
-    edited["files"][0]["report"]["paired"] = [pair("direct", *direct), pair("cot", *cot)]
+    edited = judged("GSM8K", report, direct, cot)
     text = format_comparison(edited)
     assert f"The published order direct < RiM < CoT {said}" in text
     assert goal in text
 
 
+def judged(name, report, direct=(50, 40, 10, 100), cot=(60, 10, 60, 70)):
+    """The report of one file with these pairs."""
+    edited = json.loads(json.dumps(report))
+    edited["files"] = edited["files"][:1]
+    edited["files"][0]["name"] = name
+    edited["files"][0]["report"]["paired"] = [pair("direct", *direct), pair("cot", *cot)]
+    return edited
+
+
+def test_the_order_on_other_files_is_not_called_published(report):
+    text = format_comparison(judged("test", report))
+    assert "The order direct < RiM < CoT is shown." in text and "published" not in text.lower()
+
+
+@pytest.mark.parametrize("name", ["valid", "validation-500"])
+def test_what_chose_the_checkpoints_gets_figures_and_no_verdict(report, name):
+    edited = judged(name, report)
+    text = format_comparison(edited)
+    assert f"{name}: chose the checkpoints" in text
+    assert not any(words in text for words in ("McNemar", "the goal", "direct < RiM"))
+    cell = edited["files"][0]["report"]["accuracy"]["memory"]["all"]["final"]
+    assert f"{format_share(cell)}, n = {cell['n']}" in text
+    edited["run"]["untrained"] = True
+    assert "chose the checkpoints" not in format_comparison(edited)
+
+
+def test_a_first_token_of_fewer_questions_has_its_own_n(report):
+    edited = json.loads(json.dumps(report))
+    single = edited["costs"][0]["batches"][0]["methods"]
+    single["cot"]["ttft_ms"] = {**single["cot"]["total_ms"], "median": 123.0, "n": 1}
+    single["memory"]["ttft_ms"] = {**single["memory"]["total_ms"], "median": 45.0, "n": 2}
+    rows = format_comparison(edited).splitlines()
+    assert re.search(r"\| +123(\.0)?, n = 1 \|", next(row for row in rows if row.startswith("| chain of thought")))
+    assert re.search(r"\| +45(\.0)? \|", next(row for row in rows if row.startswith("| RiM, final block")))
+
+
 def test_relative_accuracy_has_the_interval_of_paired_proportions():
-    # 2 of 21 against 8 of 21, one in both: 0.25 times or divided by exp(1.96 * sqrt(8 / (2 * 8))).
-    ratio, low, high = relative_accuracy(pair("cot", 1, 1, 7, 12))
-    assert (ratio, low, high) == pytest.approx((0.250, 0.0625, 0.9992), abs=1e-3)
+    # 4 of 42 against 16 of 42, two in both: 0.25 times or divided by exp(1.96 * sqrt(16 / (4 * 16))).
+    ratio, low, high = relative_accuracy(pair("cot", 2, 2, 14, 24))
+    assert (ratio, low, high) == pytest.approx((0.250, 0.0938, 0.6661), abs=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------------- figures

@@ -113,11 +113,15 @@ def test_numbers_of_gsm_hard_are_written_as_in_our_file(tmp_path, target, text):
 
 @pytest.mark.parametrize(
     ("written", "answer"),
-    [("2,125", "2125"), ("$18", "18"), ("12%", "12"), ("7.50", "7.5"), ("-3", "-3"), ("5 cm", "5")],
+    [
+        *(("2,125", "2125"), ("$18", "18"), ("12%", "12"), ("7.50", "7.5"), ("-3", "-3"), ("5 cm", "5")),
+        *(("25 (or 30)", "25"), ("5 to 6", "5"), ("18 dollars and 50 cents", "18")),
+    ],
 )
 def test_answers_are_written_as_the_grader_reads_them(tmp_path, written, answer):
     path = write_jsonl(tmp_path / "a.jsonl", [{"question": "Q?", "answer": f"It is so.\n#### {written}"}])
     assert load_split("gsm8k", "test", path).problems == [Problem("Q?", (), answer)]
+    assert is_correct(answer, written)
 
 
 def test_separators_of_unicode_break_no_line(tmp_path):

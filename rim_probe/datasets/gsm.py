@@ -13,7 +13,15 @@ from typing import Any
 from rim_probe.datasets.gsm8k_valid import is_held_out
 from rim_probe.datasets.records import JSON_ENDINGS, PARQUET_ENDING, iter_rows
 from rim_probe.errors import ProblemError
-from rim_probe.problems import Problem, RejectedLine, extract_answer, format_line, iter_problems, parse_steps
+from rim_probe.problems import (
+    ANSWER_MARKER,
+    Problem,
+    RejectedLine,
+    extract_answer,
+    format_line,
+    iter_problems,
+    parse_steps,
+)
 
 _ANNOTATION = re.compile(r"<<[^<>\n]+>>")  # GSM8K's calculator annotations stand inside sentences
 
@@ -82,8 +90,8 @@ def _text(row: Mapping[str, Any], field: str) -> str:
 
 
 def _graded(answer: str) -> str:
-    """An answer as the grader reads it: `2,125` is `2125`, `$18` is `18`, `12%` is `12`."""
-    read = extract_answer(answer)
+    """An answer as the grader reads it: `2,125` is `2125`, `$18` is `18`, `12%` is `12`, `25 (or 30)` is `25`."""
+    read = extract_answer(ANSWER_MARKER + answer)  # after the marker the first number counts, as in `is_correct`
     if read is None:
         raise ProblemError("The answer holds nothing that can be graded.")
     return read

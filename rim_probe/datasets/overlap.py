@@ -1,6 +1,6 @@
 """Whether training problems are in a test set: the same question, or the same but for its numbers.
 
-Knows questions as text alone. Paraphrases are beyond it.
+Knows questions as text alone. Paraphrases are beyond it, and so are numbers in words: `four` is no number.
 """
 
 import re

@@ -93,7 +93,7 @@ def _look_for(read: Mapping[int, Decode]) -> str:
     sentence = "Do the blocks meet the steps in order, and does the answer settle when the last step is met? "
     if not read:
         return sentence + "Here only the answers can be seen."
-    least, most = (round(100 * pick(one.accuracy for one in read.values())) for pick in (min, max))
+    least, most = (round(100 * pick(one.right for one in read.values())) for pick in (min, max))
     span = f"{least} %" if least == most else f"{least} to {most} %"
     return (
         f"{sentence}A decode is a claim, not a fact: on known problems these were right {span} of the time, and a "
@@ -168,6 +168,7 @@ class _Card:
         self, reading: Mapping[str, Any], readout: Mapping[str, Any], decode: Decode | None, testable: bool = False
     ):
         self.block, self.readout, self.decode, self.testable = readout["block"], readout, decode, testable
+        self.known = reading["probes"].get("steps", {}).get("bank")
         self.words = _of(reading, "words", self.block).get("stage1")
         judged = _of(reading, "correctness", self.block)
         self.chance = judged.get("chance_right")
@@ -201,9 +202,7 @@ class _Card:
         said = [f"Block {self.block}: “{self.readout['text'].strip()}” at {percent(self.readout['probability'])}"]
         if self.decode:
             said += [f"{text} (cosine {cosine:.2f})" for text, cosine in self.decode.nearest]
-            said.append(
-                f"read for step {self.decode.index}, right for {percent(self.decode.accuracy)} of known problems"
-            )
+            said.append(f"read for step {self.decode.index}, {self._accuracy()}")
         if self.chance is not None:
             said.append(f"a probe of the memory gives this answer a chance of {percent(self.chance)} to be right")
         if self.value:
@@ -212,6 +211,20 @@ class _Card:
                 f"({percent(self.value['confidence'])} sure, on known problems {percent(self.value['accuracy'])} right)"
             )
         return " · ".join(said)
+
+    def _accuracy(self) -> str:
+        """How often the decode was right elsewhere, and among which problems."""
+        one = self.decode
+        right = f"right for {percent(one.accuracy)} of known problems"
+        if not self._partial:
+            return right
+        known = "known steps" if self.known is None else f"{self.known:,} known steps"
+        return f"{right} whose step is among the {known} ({percent(one.right)} of all)"
+
+    @property
+    def _partial(self) -> bool:
+        """Is it known to be unable to name the step of some problems?"""
+        return self.decode.coverage is not None and percent(self.decode.coverage) != percent(1.0)
 
     def _answer(self) -> str:
         value, right = self.readout["value"], self.readout.get("right")
@@ -229,13 +242,14 @@ class _Card:
             return '<div class="blocks-nearest"><small>not decoded</small></div>'
         (first, cosine), *others = self.decode.nearest
         kind, sentence = self.decode.mark
+        apart = f", {percent(self.decode.accuracy)} where it knows the step" if self._partial else ""
         rest = "".join(f"<li>{escape(text)} <i>{cos:.2f}</i></li>" for text, cos in others)
         return (
             '<div class="blocks-nearest"><span class="blocks-label">Nearest explicit step</span>'
             f'<p><b class="blocks-step">{escape(first)}</b>{_bar(cosine)}'
             f'<span class="blocks-number">{cosine:.2f}</span></p>'
             f'<p class="blocks-mark"><b class="{kind}">{escape(sentence)}</b>'
-            f"<small>on known problems {percent(self.decode.accuracy)} right</small></p>"
+            f"<small>on known problems {percent(self.decode.right)} right{apart}</small></p>"
             f'<ul class="blocks-others" aria-label="Runners-up">{rest}</ul></div>'
         )
 
@@ -265,10 +279,11 @@ class _Card:
             *near,
             *[None] * (6 - len(near)),
             one and one.mark[1],
-            one and f"{one.accuracy:.3f}",
+            one and f"{one.right:.3f}",
             None if self.words is None else plain_step(self.words),
             None if self.chance is None else f"{self.chance:.3f}",
             self.value and self.value["value"],
+            f"{one.accuracy:.3f}" if one and one.coverage is not None else None,
         ]
 
 
@@ -289,6 +304,7 @@ _HEADER = (
     "own words",
     "chance that the answer is right",
     "result by a linear probe",
+    "decode right where it knows the step",
 )
 
 

@@ -28,7 +28,8 @@ class Decode:
     """What one block is read as.
 
     Attributes:
-        index: which step of a solution its map was fitted for; accuracy: how often that map was right elsewhere.
+        index: which step of a solution its map was fitted for; accuracy: how often that map was right elsewhere, for
+            problems whose step is among those it knows; coverage: for which share of problems it is, where measured.
         nearest: (text, cosine), best first.
         row: the row of the right column that equals the nearest one, None for a loose end.
         gold: which step of the known solution it equals: 0 for none, None where none is known.
@@ -39,6 +40,12 @@ class Decode:
     nearest: list[tuple[str, float]]
     row: int | None
     gold: int | None
+    coverage: float | None = None
+
+    @property
+    def right(self) -> float:
+        """How often its map was right elsewhere, steps that it does not know counted as missed where that is known."""
+        return self.accuracy if self.coverage is None else self.accuracy * self.coverage
 
     @property
     def exact(self) -> bool:
@@ -83,7 +90,7 @@ def decodes(reading: Mapping[str, Any], step: str = "own") -> dict[int, Decode]:
         gold = one["nearest"][0].get("gold")
         if gold and row is not None and rows[row].gold:
             gold = rows[row].gold
-        found[block["block"]] = Decode(one["step"], one["accuracy"], nearest, row, gold)
+        found[block["block"]] = Decode(one["step"], one["accuracy"], nearest, row, gold, one.get("coverage"))
     return found
 
 

@@ -23,6 +23,7 @@ from rim_probe.probing.correctness import (
     sample,
 )
 from rim_probe.probing.curves import curve
+from rim_probe.probing.hooks import layers_told
 from rim_probe.probing.judge import (
     OWN_VIEWS,
     PENALTIES,
@@ -32,6 +33,7 @@ from rim_probe.probing.judge import (
     log_odds,
     own_probability,
     probability,
+    wide_layers,
 )
 from rim_probe.probing.section import Estimate, Figure, Section, Table, Target, bootstrap, proportion_estimate
 from rim_probe.probing.study import Study
@@ -75,7 +77,9 @@ class Report:
             # A block's mean state says which block it is and nothing of the question.
             "block means": np.tile(log_odds(self.fit.right.mean(axis=0)), (self.n, 1)),
             "last question token": self._refit(self.fit, self.choose, narrow, view="question"),
-            "last question token, all layers": self._refit(self.fit, self.choose, wide, view="question everywhere"),
+            f"last question token, {self._wide_layers()}": self._refit(
+                self.fit, self.choose, wide, view="question everywhere"
+            ),
             WORDS: self._words(),
         }
         if "base" in study.models:
@@ -83,6 +87,11 @@ class Report:
             found[f"{PROBE}, base model"] = self._refit(fit, choose, narrow, report=report)
             found[f"{MEMORY}, base model"] = self._refit(fit, choose, wide, report=report)
         return found
+
+    def _wide_layers(self) -> str:
+        """How many layers the judges of the whole memory, and its control, look at."""
+        layers = self.probe.judges[MEMORY].layers
+        return layers_told(wide_layers(layers), layers[1:])
 
     def _refit(
         self, fit: Sample, choose: Sample, like: Judge, view: str | None = None, report: Sample | None = None
@@ -185,6 +194,7 @@ class Report:
                 "judge": self.probe.chosen,
                 "probe": f"layer {paper.layers[-2]}, {paper.view}, C = {paper.penalty}",
                 "judge's C": self.probe.judge.penalty,
+                **({} if self._wide_layers() == "all layers" else {"whole memory, looked at": self._wide_layers()}),
                 "searched": f"{len(OWN_VIEWS)} positions, {len(self.probe.judges)} judges, {len(PENALTIES)} penalties",
                 "AUROC on the choosing split, mean over readouts": dict(self.probe.chosen_scores),
             },

@@ -90,6 +90,11 @@ def spread_layers(layers: Sequence[int], most: int = MOST_LAYERS) -> list[int]:
     return [layers[i] for i in dict.fromkeys(places.tolist())]
 
 
+def layers_told(looked_at: Sequence[int], of: Sequence[int]) -> str:
+    """Which of the layers were looked at: "all layers", or how many of how many."""
+    return "all layers" if len(looked_at) >= len(of) else f"{len(looked_at)} of {len(of)} layers"
+
+
 def unembed(rim: RiM, states: torch.Tensor) -> torch.Tensor:
     """Logit lens: residual states [..., d] -> float32 logits [..., V] by the final norm (once) and the head."""
     holder, _ = _layer_list(rim)

@@ -25,7 +25,7 @@ from rim_probe.model import RiM
 from rim_probe.packing import additive_mask
 from rim_probe.probing.curves import mean_estimate
 from rim_probe.probing.heads import fitting
-from rim_probe.probing.hooks import num_layers, spread_layers
+from rim_probe.probing.hooks import layers_told, num_layers, spread_layers
 from rim_probe.probing.interventions import Donors, Pool, Variant
 from rim_probe.probing.patching import Edits, Patcher
 from rim_probe.probing.section import Estimate, Figure, Section, Table, proportion_estimate
@@ -189,6 +189,8 @@ def _section(study, layers, blocks, costs, losses, whole, clean_said, donors, po
     ]
     worst = {mode: int(np.argmin([e.value for e in change[mode]])) for mode in REMOVALS}
     names = [f"block {block}, layer {layer}" for layer in layers for block in blocks]
+    looked = layers_told(layers, study.layers[:-1])
+    among = "" if looked == "all layers" else f", at {looked}"
     cells = [
         [f"{names[i]}: {_LABELS[mode]}", change[mode][i].value, change["resample"][i].value, said[mode][i].value]
         for mode, i in worst.items()
@@ -219,7 +221,7 @@ def _section(study, layers, blocks, costs, losses, whole, clean_said, donors, po
                 "answer said",
             ],
             cells,
-            note=f"The largest of {len(names)} cells, searched and shown on the same problems of report: its "
+            note=f"The largest of {len(names)} cells{among}, searched and shown on the same problems of report: its "
             "value is flattered, and no interval is given.",
         ),
     ]
@@ -239,12 +241,14 @@ def _section(study, layers, blocks, costs, losses, whole, clean_said, donors, po
             f"The answer stays the same as the clean one in {weakest[3].value:.1%} ({weakest[3].low:.1%} to "
             f"{weakest[3].high:.1%}) and {same.value:.1%} ({same.low:.1%} to {same.high:.1%}). "
             "Problem by problem, a block's slots at one layer set to their mean cost more than those of random donors "
-            f"in {beyond} of {len(names)} cells, less in {below} (by chance about {len(names) * 0.025:.1f} each)."
+            f"in {beyond} of {len(names)} cells{among}, less in {below} (by chance about "
+            f"{len(names) * 0.025:.1f} each)."
         ),
         n={"report": n, "pool (fit)": min(pool, len(study.problems("fit")))},
         settings={
             "donors": donors,
             "cells": len(names),
+            **({} if looked == "all layers" else {"layers searched": looked}),
             "seed": study.seed,
             "right": "exactly the gold answer is said",
         },

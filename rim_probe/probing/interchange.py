@@ -34,7 +34,7 @@ import torch
 from rim_probe.equations import Partner, counterfactual, value_bounds
 from rim_probe.errors import QuestionError, RiMError
 from rim_probe.model import RiM
-from rim_probe.probing.hooks import spread_layers
+from rim_probe.probing.hooks import layers_told, spread_layers
 from rim_probe.probing.interchange_report import section
 from rim_probe.probing.patching import Edit, Patcher
 from rim_probe.probing.section import Estimate, Section, proportion_estimate
@@ -146,6 +146,7 @@ def score(
     results = Results(
         claims=claims,
         layers=cells_layers(study),
+        looked=layers_told(cells_layers(study)[:-1], range(1, study.layers[-1])),
         num_blocks=study.K,
         counts={f"{split} pairs": len(found) for split, found in pairs.items()},
         searched=searched,
@@ -305,6 +306,7 @@ class Results:
 
     Attributes:
         layers: the single layers and None for all of 1..L, as in the cells.
+        looked: "all layers", or how many single layers of how many.
         counts: pairs by split, before the filter on right answers.
         searched: success on `choose` of every cell.
         best_of_kinds: the best cell there of every choice of blocks and positions, one layer and all layers apart.
@@ -316,6 +318,7 @@ class Results:
 
     claims: Mapping[int, Sequence[int]]
     layers: Sequence[int | None]
+    looked: str
     num_blocks: int
     counts: Mapping[str, int]
     searched: Mapping[Cell, Estimate]

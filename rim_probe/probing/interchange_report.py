@@ -125,6 +125,7 @@ def section(results: "Results", seed: int) -> Section:
             "cell": str(chosen),
             "joint cell": str(joint),
             "cells searched": len(results.searched),
+            **({} if results.looked == "all layers" else {"single layers searched": results.looked}),
             "chosen on": "choose",
             "positive control": f"read token, layer {results.read.layer}",
             **({"targets missed by": missed, "tried": _tried(results)} if missed else {}),
@@ -191,8 +192,9 @@ def _missed_by(target: Target) -> str:
 
 
 def _tried(results: "Results") -> str:
+    one = "one layer" if results.looked == "all layers" else f"one layer ({results.looked})"
     text = (
-        f"{len(results.searched)} cells: one layer or all layers; the claimed blocks, all from the first claimed on, "
+        f"{len(results.searched)} cells: {one} or all layers; the claimed blocks, all from the first claimed on, "
         f"or all blocks; slots or whole block; readout after block 1 to {results.num_blocks}"
     )
     if results.stage1:

@@ -2,11 +2,11 @@
 
 Method:
 1. A view says which states the judge of readout k sees: those of block k on the penultimate layer (`end`, `slots` or
-   `both`; the probe of arXiv:2605.30343), those of all blocks on all layers (`memory`), or, as a control, those of the
-   last question token (`question` on the penultimate layer, `question everywhere` on all).
+   `both`; the probe of arXiv:2605.30343), those of all blocks on layers 1..L (`memory`), or, as a control, those of
+   the last question token (`question` on the penultimate layer, `question everywhere` on those of `memory`). The wide
+   views, `memory` and `question everywhere`, see at most `WIDE_LAYERS` layers, evenly spread: all of a shallow model.
 2. States are standardised; in the wide views each cell (layer, block) is first reduced to its leading principal
-   components, and of a deep model `WIDE_LAYERS` layers stand for all. Optionally the readout's own log odds and the
-   share of readouts that agree with it stand beside them.
+   components. Optionally the readout's own log odds and the share of readouts that agree with it stand beside them.
 3. Logistic regression, one per readout, fitted on one split. The strength of its penalty is chosen on another: the
    highest AUROC, mean over the readouts.
 4. Both the standardisation and the projection are linear and are folded into the weights: a judge is one vector per
@@ -63,13 +63,18 @@ def cells(view: str, layers: Sequence[int], num_blocks: int) -> list[list[Cell]]
     penultimate, blocks = layers[max(len(layers) - 2, 0)], range(1, num_blocks + 1)
     if view in OWN_VIEWS:
         return [[Cell(penultimate, block, view)] for block in blocks]
-    wide = spread_layers(layers[1:], WIDE_LAYERS)
+    wide = wide_layers(layers)
     shared = {
         "memory": [Cell(layer, block, "both") for layer in wide for block in blocks],
         "question": [Cell(penultimate, 0)],
         "question everywhere": [Cell(layer, 0) for layer in wide],
     }[view]
     return [shared] * num_blocks
+
+
+def wide_layers(layers: Sequence[int]) -> list[int]:
+    """What the wide views see of the residual layers 0..L."""
+    return spread_layers(layers[1:], WIDE_LAYERS)
 
 
 def readout_features(answers: Sequence[Answer], readouts: str, num_blocks: int) -> np.ndarray:

@@ -192,9 +192,9 @@ def _numbered(entries: Mapping[str, Check], length: int) -> Check:
     return check
 
 
-def _some(entries: Mapping[str, Check], sizes: Sizes) -> Check:
+def _some(entries: Mapping[str, Check], sizes: Sizes, optional: Mapping[str, Check] | None = None) -> Check:
     """One record for each of some of the blocks, in order."""
-    every = each(record({"block": sizes.block, **entries}), most=sizes.K)
+    every = each(record({"block": sizes.block, **entries}, optional), most=sizes.K)
 
     def check(value: Any, at: str) -> list:
         found = every(value, at)
@@ -213,7 +213,8 @@ def _steps(sizes: Sizes) -> Check:
         "nearest": each(nearest, least=1, most=20),
         "match": maybe(truth),
     }
-    blocks = _some(decode | {"others": each(record(decode), most=1000)}, sizes)
+    covered = {"coverage": probability}  # files of before it was measured lack it
+    blocks = _some(decode | {"others": each(record(decode, covered), most=1000)}, sizes, covered)
     return record({"bank": whole(1, 10**9), "reading_layer": sizes.layer, "blocks": blocks})
 
 

@@ -146,6 +146,11 @@ class Bank:
             ranks[known] = ranks_of(cosines, cosines[np.arange(len(cosines)), own[known]])
         return ranks
 
+    def share_of(self, texts: Sequence[str]) -> float:
+        """Which share of the texts it holds."""
+        held = set(self.texts)
+        return sum(text in held for text in texts) / max(len(texts), 1)
+
     def recalled(self, mapped: LinearMap, states: np.ndarray, sharpness: float) -> np.ndarray:
         """What states recall from the bank, [n, d]."""
         cosines = mapped.cosines(states, self.vectors)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rim_probe.probing.hooks import layers_told
 from rim_probe.probing.section import BOOTSTRAP_DRAWS, Estimate, Figure, Section, Table, Target
 from rim_probe.probing.step_maps import CANONICAL, RIDGES, SHARPNESSES
 from rim_probe.probing.step_space import CONTEXTS, DISTRACTORS, REFERENCES, SHRINKAGE, share_within
@@ -22,11 +23,20 @@ if TYPE_CHECKING:
 
 GOAL, MARGIN = 0.9, 0.3
 LARGE_BANK = 5_000
+_WHOLE = "cells, claims, alignment, and every table but the last"
 _SEVERAL_DIGITS = re.compile(r"\d{2}")
 
 
-def report(study: Study, decoder: StepDecoder, fit: Fit, rows: Sequence[Row]) -> Section:
-    """The section; `rows` begin with the memory's best cell and all its blocks together."""
+def report(
+    study: Study, decoder: StepDecoder, fit: Fit, rows: Sequence[Row], shipped: Sequence[tuple[Score, Score]] = ()
+) -> Section:
+    """The section.
+
+    Args:
+        rows: they begin with the memory's best cell and all its blocks together.
+        shipped: of every step index that is stored in few numbers, the best cell's score with its whole map and with
+            the stored one, in the same bank.
+    """
     n = len(study.problems("report"))
     memory, joint, controls = rows[0], rows[1], [row for row in rows if row.control]
     own = {row.name: _pooled(row.scores.values(), n) for row in rows}
@@ -36,6 +46,7 @@ def report(study: Study, decoder: StepDecoder, fit: Fit, rows: Sequence[Row]) ->
     in_bank = np.concatenate([~np.isnan(score.bank_ranks) for score in memory.scores.values()])
     searched = {name: sum(map(len, found)) for name, found in fit.searched.items()}
     cells = len(fit.searched["memory"][0])
+    looked = layers_told({one.cell.layer for one in fit.searched["memory"][0]}, study.layers)
     top, base = own[memory.name], own[best.name]
     return Section(
         name="steps",
@@ -46,8 +57,10 @@ def report(study: Study, decoder: StepDecoder, fit: Fit, rows: Sequence[Row]) ->
             f"Among a problem's own steps and {DISTRACTORS} hard distractors the memory's nearest step is right "
             f"for {_say(top)} of the steps (all blocks together {_say(own[joint.name])}); the best control, "
             f"{best.name}, reaches {_say(base)}, guessing {chance:.1%}. In the whole bank of "
-            f"{len(decoder.bank.texts):,} steps it is {_say(_pooled(memory.scores.values(), n, bank=True))}. "
+            f"{len(decoder.bank.texts):,} steps, which holds {in_bank.mean():.1%} of those asked, it is "
+            f"{_say(_pooled(memory.scores.values(), n, bank=True))} of these. "
             + _verdict(top, margin)
+            + (_say_stored(shipped, n) if shipped else "")
         ),
         n={
             "fit": len(fit.tasks[0].fit_rows),
@@ -58,13 +71,14 @@ def report(study: Study, decoder: StepDecoder, fit: Fit, rows: Sequence[Row]) ->
             "reading layer of the steps": decoder.reading_layer,
             "top-1 on “choose” while the reading layer was chosen": {str(k): v for k, v in fit.reading.items()},
             "cells of the memory (layers x blocks x positions)": cells,
+            **({} if looked == "all layers" else {"layers searched": looked}),
             "fits searched (cells x steps)": searched,
             "chosen for each step": {str(step): str(one) for step, one in memory.cells.items()},
             "ridges tried": list(RIDGES),
             "canonical pairs": CANONICAL,
             "sharpnesses tried": list(SHARPNESSES),
             "bank": len(decoder.bank.texts),
-            **({"stored": decoder.stored.told} if decoder.stored else {}),
+            **({"stored": decoder.stored.told | {"of the whole maps are": _WHOLE}} if decoder.stored else {}),
             "contexts per step of the bank": f"up to {CONTEXTS}, {fit.places_read:,} places in all",
             "reference steps read in every place": REFERENCES,
             "shrinkage of the whitening": SHRINKAGE,
@@ -75,6 +89,7 @@ def report(study: Study, decoder: StepDecoder, fit: Fit, rows: Sequence[Row]) ->
             _main_table(rows, n, chance, len(decoder.bank.texts), float(in_bank.mean())),
             _by_step(rows, fit, n),
             _by_answer(study, [memory, joint, best], n),
+            *([_stored_table(decoder, shipped, n)] if shipped else []),
         ],
         figures=[_bars(rows, own, chance), _alignment(study, fit), *_layers(study, fit)],
         targets=[
@@ -226,6 +241,30 @@ def _by_answer(study: Study, rows: Sequence[Row], n: int) -> Table:
         cells,
         note="Right and wrong: by the final readout of the memory model."
         + ("" if several.any() else " No problem holds a number of several digits."),
+    )
+
+
+def _stored_table(decoder: StepDecoder, shipped: Sequence[tuple[Score, Score]], n: int) -> Table:
+    names = ("whole maps and bank", "as stored: what decodes a question")
+    cells = []
+    for name, scores in zip(names, zip(*shipped, strict=True), strict=True):
+        cells.append([name, *(_pooled(scores, n, top, bank=True) for top in (1, 5, None))])
+    told = decoder.stored.told
+    return Table(
+        "Nearest step in the form that is stored",
+        ["memory, best cell", f"whole bank ({len(decoder.bank.texts):,}): top-1, %", "top-5, %", "MRR"],
+        cells,
+        note=f"The same cells and problems of “report”, steps 1 to {len(shipped)}. Stored are {told['form']}, "
+        f"{told['steps of the bank']:,} steps of the bank and {told['maps']}; a step of the bank that is not stored "
+        "counts as missed. Which block holds which step (alignment and claims) is measured with the whole maps.",
+    )
+
+
+def _say_stored(shipped: Sequence[tuple[Score, Score]], n: int) -> str:
+    whole, stored = (_pooled(scores, n, bank=True) for scores in zip(*shipped, strict=True))
+    return (
+        f" Maps and bank are stored in fewer numbers: in the bank, steps 1 to {len(shipped)}, what is stored is right "
+        f"for {_say(stored)}, the whole maps for {_say(whole)}."
     )
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from rim_probe.probing.step_search import (
     Fit,
     Found,
     Row,
+    Score,
     chosen,
     claimed,
     other_sources,
@@ -67,6 +69,8 @@ class StepDecoder:
         claims: step t (1-based) -> the blocks claimed to hold it.
         alignment: (block, step) -> top-1 among own steps and distractors on "choose", at the block's best cell.
         reading_layer: where explicit steps are read.
+        coverage: (block, step) -> the share of the problems of "choose" with that step whose step the bank holds: only
+            these count in the map's top-1. Lacks what was not measured.
         stored: the form in which bank and maps are stored, where that is a smaller one; else None.
     """
 
@@ -77,9 +81,10 @@ class StepDecoder:
         claims: dict[int, list[int]],
         alignment: dict[tuple[int, int], float],
         reading_layer: int,
+        coverage: dict[tuple[int, int], float] | None = None,
     ):
         self.bank, self.maps, self.claims, self.alignment = bank, maps, claims, alignment
-        self.reading_layer = reading_layer
+        self.reading_layer, self.coverage = reading_layer, coverage or {}
         self.stored: step_store.Stored | None = None
         self._fit: Fit | None = None
 
@@ -104,11 +109,16 @@ class StepDecoder:
         blocks = {at: fit.blocks[at] for at in sorted(fit.blocks)}
         maps = {at: (one.cell, one.retrieval.mapped, one.retrieval.bank_top1) for at, one in blocks.items()}
         alignment = {at: one.retrieval.top1 for at, one in blocks.items()}
-        decoder = cls(held, maps, claimed(fit.blocks), alignment, fit.space.layer)
+        # In a bank of the user's nothing was measured on "choose".
+        asked = {task.step: task.asked["choose"].texts for task in fit.tasks} if bank is None else {}
+        coverage = {(block, step): held.share_of(asked[step]) for block, step in blocks if step in asked}
+        decoder = cls(held, maps, claimed(fit.blocks), alignment, fit.space.layer, coverage)
         decoder._fit = fit
         plain = {at: mapped for at, (_, mapped, _) in maps.items()}
         if step_store.too_large(held, plain.values()):
-            decoder.stored = step_store.compacted(held, plain, _asked(study, fit), _counts(study))
+            decoder.stored = small = step_store.compacted(held, plain, _asked(study, fit), _counts(study))
+            stored = {step for _, step in small.maps}  # what no stored map decodes is not claimed either
+            decoder.claims = {step: blocks for step, blocks in decoder.claims.items() if step in stored}
         return decoder
 
     def score(self, study: Study) -> Section:
@@ -126,7 +136,18 @@ class StepDecoder:
         for (block, step), one in fit.blocks.items():
             if step in by_step:
                 fit.alignment[block, step] = score_cell(study, one, by_step[step], self.bank)
-        return report(study, self, fit, rows)
+        return report(study, self, fit, rows, self._as_stored(study, fit, rows[0]))
+
+    def _as_stored(self, study: Study, fit: Fit, memory: Row) -> list[tuple[Score, Score]]:
+        """Of every stored step index the scores of the memory's best cell: by the whole map, by the stored one."""
+        found = []
+        for task in fit.tasks if self.stored else ():
+            whole, cell = memory.scores[task.step], memory.cells[task.step].cell
+            if (mapped := self.stored.maps.get((cell.block, task.step))) is not None:
+                states = cell.read(study, "report")[whole.rows]
+                ranks = self.stored.bank.ranks(mapped, states, task.asked["report"].texts)
+                found.append((whole, replace(whole, bank_ranks=step_store.with_missed(ranks, whole.bank_ranks))))
+        return found
 
     def _rows(self, study: Study, fit: Fit) -> list[Row]:
         tasks, bank = {task.step: task for task in fit.tasks}, self.bank
@@ -170,9 +191,11 @@ class StepDecoder:
         Returns:
             `bank`: how many steps it was retrieved from; `blocks`, one dict per block: `block`; `step`, the index it is
             decoded for (the one that the block lies nearest to beside the other blocks); `cell`; `accuracy`, how often
-            this was right on split "choose"; `nearest`, the `SHOWN` nearest steps with `step`, `cosine` and `gold`
-            (the 1-based gold step it equals, 0 for none, None where no gold steps are known); `match`, whether the
-            nearest one is the gold step of that index (None without it); `others`, the same for the other indices.
+            this was right on split "choose" for problems whose step is in the bank; `coverage`, the share of problems
+            for which it is (left out where it is not known); `nearest`, the `SHOWN` nearest steps with `step`, `cosine`
+            and `gold` (the 1-based gold step it equals, 0 for none, None where no gold steps are known); `match`,
+            whether the nearest one is the gold step of that index (None without it); `others`, the same for the other
+            indices.
         """
         decodes: dict[int, list[dict[str, Any]]] = {}
         for (block, t), (cell, mapped, accuracy) in self.maps.items():
@@ -186,6 +209,8 @@ class StepDecoder:
             gold = steps[t - 1] if steps and t <= len(steps) else None
             match = None if gold is None else nearest[0]["step"] == gold
             decode = {"step": t, "cell": str(cell), "accuracy": accuracy, "nearest": nearest, "match": match}
+            if (block, t) in self.coverage:
+                decode["coverage"] = self.coverage[block, t]
             decodes.setdefault(block, []).append(decode)
         blocks = []
         for block, own in decodes.items():
@@ -215,6 +240,7 @@ class StepDecoder:
     def settings(self) -> dict[str, Any]:
         """JSON-ready."""
         small = self.stored
+        covered = small.coverage if small and self.coverage else self.coverage
         return {
             "texts": list((small or self).bank.texts),
             "reading_layer": self.reading_layer,
@@ -227,6 +253,7 @@ class StepDecoder:
                     "position": cell.position,
                     "accuracy": accuracy if small is None else small.top1[block, step],
                     "alignment": self.alignment[block, step],
+                    **({"coverage": covered[block, step]} if (block, step) in covered else {}),
                 }
                 for (block, step), (cell, _, accuracy) in self.maps.items()
                 if small is None or (block, step) in small.maps
@@ -236,15 +263,17 @@ class StepDecoder:
     @classmethod
     def restore(cls, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> StepDecoder:
         """A decoder from `tensors` and `settings`; its decodes are those of the decoder as saved."""
-        maps, alignment = {}, {}
+        maps, alignment, coverage = {}, {}, {}
         for one in settings["maps"]:
             at = (one["block"], one["step"])
             parts = (unpacked(tensors, f"{at[0]}.{at[1]}.{name}") for name in ("weights", "bias", "keys", "origin"))
             cell = Cell("memory", one["layer"], one["block"], one["position"])
+            if "coverage" in one:
+                coverage[at] = one["coverage"]
             maps[at], alignment[at] = (cell, LinearMap(*parts), one["accuracy"]), one["alignment"]
         claims = {int(step): list(blocks) for step, blocks in settings["claims"].items()}
         bank = Bank(tuple(settings["texts"]), unpacked(tensors, "bank"))
-        return cls(bank, maps, claims, alignment, settings["reading_layer"])
+        return cls(bank, maps, claims, alignment, settings["reading_layer"], coverage)
 
 
 def _best(cells: Iterable[Chosen]) -> Chosen:

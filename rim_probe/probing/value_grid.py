@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SPLITS = ("fit", "choose", "report")
 QUANTITIES = ("operand 1", "operator", "operand 2", "result")
 PARTS = ("leading digit", "magnitude")  # of a quantity whose values are open-ended
+MOST_DIGITS = 15  # after the first, of a magnitude; what has more is one class
 OPEN = 0.5  # share of "fit" that classes must cover; a quantity with less is asked for its parts instead
 POSITIONS = ("slots", "end")
 FIT_PROBLEMS = 3_000
@@ -132,12 +133,16 @@ def _quantity(problem: Problem, step: int | None, quantity: str) -> tuple[str | 
 
 def _part(number: Fraction, part: str) -> str:
     """The leading digit of a number, or between which powers of ten it lies, sign aside."""
-    value = abs(float(number))
+    value = abs(number)
     if value == 0:
         return "0"
-    power = math.floor(math.log10(value))
+    # Whole numbers all the way: a step may hold one that no float can. The logarithm may be one off.
+    power = math.floor(math.log10(value.numerator) - math.log10(value.denominator))
+    power += (value >= Fraction(10) ** (power + 1)) - (value < Fraction(10) ** power)
     if part == PARTS[0]:
-        return f"{value:e}"[0]
+        return str(value // Fraction(10) ** power)
+    if power > MOST_DIGITS:
+        return f"{10 ** (MOST_DIGITS + 1):,} or more"
     return f"{10**power:,} to {10 ** (power + 1) - 1:,}" if power >= 0 else "below 1"
 
 

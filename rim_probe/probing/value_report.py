@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rim_probe.probing.curves import curve, mean_estimate
+from rim_probe.probing.hooks import layers_told
 from rim_probe.probing.section import Figure, Section, Table, proportion_estimate
 from rim_probe.probing.value_grid import FEWEST_SEEN, POSITIONS, RIDGES, Grid, Target, probed_layers
 
@@ -51,7 +52,7 @@ def report(
                 f"(control task {chance.mean():.0%}, majority {float((labels == 0).mean()):.0%}, last question token "
                 f"{others['question'].value:.0%}" + (f", base {others['base'].value:.0%})" if "base" in others else ")")
             )
-    cells = memory.choose[0].size
+    cells, looked = memory.choose[0].size, layers_told(probed_layers(study), study.layers)
     table = Table(
         "Values in the memory",
         [
@@ -80,6 +81,7 @@ def report(
         n={"fit": fit_problems, "choose": len(study.problems("choose")), "report": len(study.problems("report"))},
         settings={
             "cells searched per quantity": cells,
+            **({} if looked == "all layers" else {"layers searched": looked}),
             "classifier": "ridge regression on one-hot labels, standardised states, strength chosen on choose from "
             + ", ".join(f"{ridge:g} n" for ridge in RIDGES),
         },

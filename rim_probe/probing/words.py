@@ -29,7 +29,7 @@ from rim_probe.decoding import Answer, answer_batch
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.curves import curve
-from rim_probe.probing.hooks import causal_lm, edit_residual, spread_layers
+from rim_probe.probing.hooks import causal_lm, edit_residual, layers_told, spread_layers
 from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap, proportion_estimate
 
 if TYPE_CHECKING:
@@ -213,6 +213,7 @@ def score(study: Study) -> Section:
             "layer chosen on choose": patch.chosen,
             "variant chosen on choose": _variant(*patch.best),
             "variants searched": len(patch.by_layer),
+            **({} if patch.looked == "all layers" else {"single layers searched": patch.looked}),
         }
         data["carried"] = patch.data()
     return Section(
@@ -337,6 +338,7 @@ class _Patchscope:
     Attributes:
         asked: split -> indices of the problems asked (at least two steps).
         by_layer: (carried, layer) -> condition -> outcomes on "choose".
+        layers: the single layers carried; looked: how many of how many.
         chosen: carried -> the single layer; best: the (carried, layer) that is summed up, every layer among them.
         counts: (carried, layer) -> condition -> outcomes on "report".
         Outcomes are bools over blocks and problems; "problem" holds which problem each is of.
@@ -345,7 +347,9 @@ class _Patchscope:
     def __init__(self, study: Study):
         self.study, self.rim = study, study.models["stage1"]
         # At layer L slots are read by nothing, and at layer 0 they are the same for every question.
-        self.layers = spread_layers(range(1, study.layers[-1]))
+        between = range(1, study.layers[-1])
+        self.layers = spread_layers(between)
+        self.looked = layers_told(self.layers, between)
         most = {"choose": CHOOSE_QUESTIONS, "report": REPORT_QUESTIONS}
         self.asked = {
             split: [i for i, problem in enumerate(study.problems(split)) if len(problem.steps) > 1][:count]
@@ -439,6 +443,7 @@ class _Patchscope:
             keys += ("another: donor's step", "another: own step", "another: as unpatched", "neutral: own step")
             shares = (_problem_share(found[key], found["problem"]) for key in keys)
             rows.append([_variant(carried, layer), len(found["problem"]), *shares])
+        looked = len(self.layers) if self.looked == "all layers" else self.looked
         return Table(
             "Memory carried into the stage-1 model: whose step is stated?",
             [
@@ -455,7 +460,7 @@ class _Patchscope:
             rows,
             note=f"Readouts 1 to {max(self._blocks('report'))} of problems that have a step k + 1; blocks 1..k are "
             "carried. Words that come from memory follow the memory's problem. The single layer is the best of "
-            f"{len(self.layers)} on split “choose”. Intervals: bootstrap over problems. Neutral question: "
+            f"{looked} on split “choose”. Intervals: bootstrap over problems. Neutral question: "
             f"“{self.neutral}”",
         )
 

@@ -19,6 +19,7 @@ from transformers import ProgressCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
 
 from rim_probe.adapters import finish_checkpoint
+from rim_probe.bases import record_of
 from rim_probe.datasets.arithmetic import generate, vocabulary
 from rim_probe.datasets.sources import load_problems
 from rim_probe.encoding import Encoder
@@ -98,7 +99,9 @@ def train(
     with processes.main_process_first():  # the others find in the cache what it made
         pool, held = _make_pool(rim, files, report), _make_pool(rim, [validation], report)
     if processes.is_main_process:
-        _check_same(run / "recipe.json", plan, pool.problems + held.problems, begun, trial is not None)
+        record = record_of(rim.model)
+        based = record.sha256 if record else None
+        _check_same(run / "recipe.json", plan, pool.problems + held.problems, begun, trial is not None, based)
     trained = 0
     for number, stage in enumerate(plan.stages):
         stage_folder = run / stage.name
@@ -151,8 +154,10 @@ def make_trainers(plan: Recipe, folder: Path, report: Callable[[str], None]) -> 
     return made[::-1]
 
 
-def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool, trial: bool) -> None:
-    """Keeps what a run was started with; refuses to go on with another recipe or other problems.
+def _check_same(
+    file: Path, plan: Recipe, problems: list[Problem], begun: bool, trial: bool, base: str | None
+) -> None:
+    """Keeps what a run was started with; refuses to go on with another recipe, other problems or another base.
 
     Stages that are done would be taken over, and the result would be that of no recipe at all.
     """
@@ -160,12 +165,13 @@ def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool, 
     now = json.loads(json.dumps(dataclasses.asdict(plan)))
     del now["output"]  # a run may have been moved
     now["trial"] = trial
+    now["base_weights"] = base
     now["problems_sha256"] = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
     if not begun or not file.exists():
         file.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
         return
     # What a run of before these keys had was their default.
-    before = {"attention": "sdpa", "compile": False, "trial": False} | json.loads(file.read_text(encoding="utf-8"))
+    before = {"attention": "sdpa", "compile": False, "trial": False, "base_weights": now["base_weights"]} | json.loads(file.read_text(encoding="utf-8"))
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise RecipeError(
             f"{', '.join(changed)} changed since the run in {file.parent} began; restore what it was, or remove the "

@@ -47,6 +47,16 @@ def test_the_control_stands_beside_every_decode():
     assert "51 to 72 %" in picture.look_for and "Surgery" in picture.look_for
 
 
+def test_steps_that_a_decode_cannot_name_count_against_it():
+    data = reading()
+    data["probes"]["steps"]["bank"] = 8000
+    data["probes"]["steps"]["blocks"][0]["coverage"] = 0.5
+    picture = draw(data, "blocks")
+    assert "right for 72 % of known problems whose step is among the 8,000 known steps (36 % of all)" in picture.body
+    assert "on known problems 36 % right, 72 % where it knows the step" in picture.body
+    assert "36 to 60 %" in picture.look_for
+
+
 def test_buttons_ask_for_surgery():
     body = draw(reading(), "blocks").body.replace("&quot;", '"')
     assert '{"act": "operate_here", "block": "2"}' in body and '{"act": "try_counterfactual", "block": "1"}' in body

@@ -71,7 +71,7 @@ def steps():
             maps[block, step] = (Cell("memory", 15, block, "slots"), mapped, 1.0)
             asked[block, step] = step_store.Asked(states[:50], states[50:], [texts[i] for i in told[50:]])
     bank = Bank(texts, vectors)
-    decoder = StepDecoder(bank, maps, {1: [1]}, dict.fromkeys(maps, 0.5), 15)
+    decoder = StepDecoder(bank, maps, {1: [1]}, dict.fromkeys(maps, 0.5), 15, dict.fromkeys(maps, 1.0))
     plain = {at: mapped for at, (_, mapped, _) in maps.items()}
     assert step_store.too_large(bank, plain.values())
     decoder.stored = step_store.compacted(bank, plain, asked, Counter(texts))
@@ -85,6 +85,7 @@ def test_maps_in_few_numbers_find_the_same_steps(steps):
     for at, (_, mapped, accuracy) in again.maps.items():
         ranks = again.bank.ranks(mapped, asked[at].choose, asked[at].texts)
         assert (ranks <= 0).mean() == pytest.approx(accuracy) and accuracy > 0.9
+        assert again.coverage[at] == 1
     told = decoder.stored.told
     assert told["mean top-1 in the bank on choose, as stored"] > told["mean top-1 in the bank on choose, whole"] - 0.05
 
@@ -96,6 +97,8 @@ def test_of_a_large_bank_the_frequent_steps_stay(monkeypatch, steps):
     at = (1, 1)
     found = step_store.compacted(decoder.bank, {at: decoder.maps[at][1]}, asked, counts)
     assert found.bank.texts == decoder.bank.texts[7:10]
+    assert found.coverage[at] < 0.5 and found.told["mean top-1 in the bank on choose, whole"] > 0.9
+    assert found.told["mean top-1 in the bank on choose, as stored"] < 0.5, "a step that is not stored is missed"
 
 
 # ---------------------------------------------------------------------------------------------------------------- lens

@@ -28,7 +28,7 @@ from rim_probe.probing.commitment import memory_course
 from rim_probe.probing.correctness import sample
 from rim_probe.probing.geometry import block_states, measure
 from rim_probe.probing.heads import GoldScorer
-from rim_probe.probing.hooks import edit_residual
+from rim_probe.probing.hooks import edit_residual, spread_layers
 from rim_probe.probing.interventions import Pool, Variant, intervene_many
 from rim_probe.probing.judge import fit_judge
 from rim_probe.probing.lens import VocabularyLens
@@ -203,10 +203,12 @@ def few_draws(monkeypatch):
 
 def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, monkeypatch):
     less = {"FIT_PROBLEMS": 200, "CHOOSE_PROBLEMS": 40, "MOST_READING_LAYERS": 1, "MOST_SINGLE_SLOTS": 0}
-    for name, count in (less | {"MOST_LAYERS": 5}).items():  # 0, 2, 4, 6, 8
+    for name, count in less.items():
         monkeypatch.setattr(step_search, name, count)
+    monkeypatch.setattr(step_search, "spread_layers", lambda layers, most=5: spread_layers(layers, most))
     decoder = steps.StepDecoder.fit(study)
     section = decoder.score(study)
+    assert section.settings["layers searched"] == "5 of 9 layers"  # 0, 2, 4, 6, 8
     assert decoder.claims == {step: [step] for step in BLOCKS}
     own = {row[0]: row[1].value for row in section.tables[0].rows}
     controls = {name: top1 for name, top1 in own.items() if name.startswith("control")}

@@ -14,9 +14,11 @@ from rim_probe.probing.hooks import (
     edit_residual,
     layer_number,
     layer_numbers,
+    layers_told,
     num_layers,
     observe_attention,
     read_residual,
+    spread_layers,
     unembed,
 )
 
@@ -300,3 +302,8 @@ def test_two_threads_observe_one_model_each_its_own(attention):
         for i, observed in enumerate(weights):
             torch.testing.assert_close(observed, alone[i % 2 + 1])
     assert rim.model.config._attn_implementation == attention
+
+
+def test_it_is_told_how_many_layers_were_looked_at():
+    assert layers_told(spread_layers(range(7)), range(7)) == "all layers"
+    assert layers_told(spread_layers(range(31)), range(31)) == "13 of 31 layers"

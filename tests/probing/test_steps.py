@@ -164,6 +164,33 @@ def test_a_restored_decoder_decodes_and_claims_the_same(study, decoder):
     assert restored.claims == decoder.claims
 
 
+def test_a_decode_tells_how_many_problems_it_can_be_right_for(study, decoder):
+    """The bank holds the steps of "fit" alone; a decoder saved before this was measured says nothing of it."""
+    own = {step for problem in study.problems("fit") for step in problem.steps}
+    asked = [problem.steps[STEP - 1] for problem in study.problems("choose")]
+    seen = observed(study.capture("memory", "report"))
+    told = decoder.explain(seen)["blocks"][BLOCK - 1]
+    assert told["coverage"] == pytest.approx(np.mean([step in own for step in asked]))
+    settings = decoder.settings()
+    for one in settings["maps"]:
+        del one["coverage"]
+    assert "coverage" not in StepDecoder.restore(decoder.tensors(), settings).explain(seen)["blocks"][0]
+
+
+def test_the_report_tells_what_the_stored_form_costs(study, monkeypatch):
+    monkeypatch.setattr("rim_probe.probing.compact.PLAIN_BYTES", 1024)
+    monkeypatch.setattr("rim_probe.probing.step_store.MOST_STEPS", STEP)
+    monkeypatch.setattr("rim_probe.probing.step_store.MOST_TEXTS", 60)
+    decoder = StepDecoder.fit(study)
+    assert set(decoder.claims) == set(range(1, STEP + 1)), "what is not stored is not claimed"
+    found = decoder.score(study)
+    whole, stored = rows(found, 3).values()
+    assert stored[0].n == whole[0].n and stored[0].value < whole[0].value - 0.05
+    assert "what is stored is right" in found.summary
+    restored = StepDecoder.restore(decoder.tensors(), decoder.settings())
+    assert len(restored.bank.texts) == 60 and restored.coverage[BLOCK, STEP] < decoder.coverage[BLOCK, STEP]
+
+
 def test_the_same_seed_gives_the_same_report(study, decoder, section):
     again = StepDecoder.restore(decoder.tensors(), decoder.settings())
     assert again.score(study).to_dict() == section.to_dict()

@@ -1,6 +1,7 @@
 """Value probes: a planted linear code is found in its cell alone, noise stays at chance, memorising is told apart."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from planted import PlantedStudy, chains, observed, result_of
 
 from rim_probe.errors import RiMError
 from rim_probe.probing.section import Section
-from rim_probe.probing.value_grid import POSITIONS, targets_of
+from rim_probe.probing.value_grid import MOST_DIGITS, PARTS, POSITIONS, _part, targets_of
 from rim_probe.probing.values import ValueProbes
 from rim_probe.problems import Problem
 
@@ -147,3 +148,21 @@ def test_problems_without_steps_are_refused_in_a_sentence(study):
     states = {("memory", split): np.zeros((SIZES[split], 2, K, M + 1, WIDTH)) for split in SIZES}
     with pytest.raises(RiMError, match="give more problems with steps"):
         ValueProbes.fit(PlantedStudy({"memory": None}, bare, states))
+
+
+@pytest.mark.parametrize(
+    ("number", "digit", "magnitude"),
+    [
+        ("0", "0", "0"),
+        ("7", "7", "1 to 9"),
+        ("-999", "9", "100 to 999"),
+        ("1000", "1", "1,000 to 9,999"),
+        ("0.05", "5", "below 1"),
+        ("2/3", "6", "below 1"),
+        ("7e400", "7", f"{10 ** (MOST_DIGITS + 1):,} or more"),
+        ("3e-400", "3", "below 1"),
+        ("999999999999999999999", "9", f"{10 ** (MOST_DIGITS + 1):,} or more"),
+    ],
+)
+def test_parts_of_a_number_however_large(number, digit, magnitude):
+    assert [_part(Fraction(number), part) for part in PARTS] == [digit, magnitude]
