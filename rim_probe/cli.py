@@ -3,7 +3,8 @@
 Knows flags, help texts, printing and exit codes; every piece of work is done by the module a command calls. Whatever
 needs torch is imported inside the commands, so that `--help` and a mistyped flag answer at once.
 
-Exit codes: 0 done; 2 a mistake of the user or in a file (one sentence on stderr); 130 stopped by Ctrl-C.
+Exit codes: 0 done; 2 a mistake of the user or in a file (one sentence on stderr); 75 the minutes of
+`train --max-minutes` are over; 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from rim_probe.errors import RiMError, UnknownWordsError
 from rim_probe.options import (
     INTERRUPTED,
     OK,
+    TIME_OVER,
     USER_ERROR,
     Parser,
     add_card,
@@ -556,7 +558,7 @@ def _add_train(commands: Any) -> None:
         "--max-minutes",
         type=_minutes,
         metavar="M",
-        help="save and stop before M minutes are over; --resume goes on from there",
+        help="save and stop before M minutes are over, with exit code 75; --resume goes on from there",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -595,14 +597,14 @@ def _train(arguments: argparse.Namespace) -> int:
     from rim_probe.training import train
     from rim_probe.training.trial import Trial
 
-    train(
+    finished = train(
         arguments.recipe,
         output=arguments.output,
         resume=arguments.resume,
         max_minutes=arguments.max_minutes,
         trial=Trial(batch=arguments.batch_size or Trial.batch) if arguments.trial else None,
     )
-    return OK
+    return OK if finished else TIME_OVER
 
 
 # --------------------------------------------------------------------------------------------------------------- bench

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rim_probe.problems import Problem, ProblemFile
 
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+TIME_OVER = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command with --resume goes on
 SHOWN_REJECTIONS = 5
 
 

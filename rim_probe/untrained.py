@@ -1,4 +1,4 @@
-"""A base model that nobody trained to think in memory, asked like a RiM checkpoint: real speed, answers by chance.
+"""A base that nobody trained to think in memory, asked like a RiM checkpoint: real speed, answers that say nothing.
 
 Such weights do not stop where an answer ends. Whoever times them lets them write exactly as many tokens as the gold
 text has (`gold_length`, `gold_first`, `never_ending`): the work of weights that answer right.

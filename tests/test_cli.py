@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -252,9 +253,10 @@ def test_train_hands_its_options_on(monkeypatch):
 
     def train(recipe, **options):
         seen.update(options, recipe=recipe)
+        return None if options["max_minutes"] else Path("out")
 
     monkeypatch.setattr("rim_probe.training.train", train)
-    assert main(["train", "r.yaml", "--resume", "--max-minutes", "1.5", "--output", "out"]) == 0
+    assert main(["train", "r.yaml", "--resume", "--max-minutes", "1.5", "--output", "out"]) == 75
     assert seen == {"recipe": "r.yaml", "resume": True, "max_minutes": 1.5, "output": "out", "trial": None}
     assert main(["train", "r.yaml", "--trial", "--batch-size", "2", "--output", "out"]) == 0
     assert str(seen["trial"]) == "30 steps of 2 rows a stage"

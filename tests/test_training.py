@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import tiny_base, tiny_tokenizer
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
 from rim_probe.datasets.arithmetic import World, generate
@@ -472,6 +473,17 @@ def test_a_run_does_not_go_on_with_another_recipe_or_other_problems(tmp_path):
     (tmp_path / "out.run" / "recipe.json").write_text(json.dumps(recipe))
     with pytest.raises(RecipeError, match="problems_sha256 changed"):
         train(write_recipe(tmp_path, **SCRATCH), resume=True)
+
+
+def test_a_run_does_not_go_on_with_other_weights_of_its_base(tmp_path, adapted):
+    base = tmp_path / "base"
+    shutil.copytree(adapted["untied"], base)
+    recipe = write_recipe(tmp_path, **lora_recipe(adapted) | {"base": str(base)})
+    assert train(recipe, max_minutes=0) is None
+    weights = load_file(base / WEIGHTS)
+    save_file({name: value + 1 for name, value in weights.items()}, base / WEIGHTS, {"format": "pt"})
+    with pytest.raises(RecipeError, match="base_weights changed since the run"):
+        train(recipe, resume=True)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):

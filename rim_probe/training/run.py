@@ -154,9 +154,7 @@ def make_trainers(plan: Recipe, folder: Path, report: Callable[[str], None]) -> 
     return made[::-1]
 
 
-def _check_same(
-    file: Path, plan: Recipe, problems: list[Problem], begun: bool, trial: bool, base: str | None
-) -> None:
+def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool, trial: bool, base: str | None) -> None:
     """Keeps what a run was started with; refuses to go on with another recipe, other problems or another base.
 
     Stages that are done would be taken over, and the result would be that of no recipe at all.
@@ -171,7 +169,8 @@ def _check_same(
         file.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
         return
     # What a run of before these keys had was their default.
-    before = {"attention": "sdpa", "compile": False, "trial": False, "base_weights": now["base_weights"]} | json.loads(file.read_text(encoding="utf-8"))
+    before = {"attention": "sdpa", "compile": False, "trial": False, "base_weights": base}
+    before |= json.loads(file.read_text(encoding="utf-8"))
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise RecipeError(
             f"{', '.join(changed)} changed since the run in {file.parent} began; restore what it was, or remove the "

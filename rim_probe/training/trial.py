@@ -48,6 +48,7 @@ class Trial:
     def told(self, history: list[dict]) -> str:
         """First and last loss of a stage, means of 5 steps, and how right the validation was."""
         losses = [entry["loss"] for entry in history if "loss" in entry]
-        rights = [f"{entry['eval_accuracy']:.2f} of {entry['eval_n']}" for entry in history if "eval_accuracy" in entry]
+        held = [entry for entry in history if "eval_accuracy" in entry]
+        rights = [f"{entry['eval_accuracy'] * entry['eval_n']:.0f} of {entry['eval_n']}" for entry in held]
         text = f"loss {losses[0]:.3f} -> {losses[-1]:.3f} (means of {self.log_every} steps)"
         return text + (f", right at the end {rights[-1]}" if rights else "")
