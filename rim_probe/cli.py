@@ -162,7 +162,10 @@ def _add_ask(commands: Any) -> None:
 def _ask(arguments: argparse.Namespace) -> int:
     methods = _load(arguments.model, arguments.method, arguments.device)
     try:
-        answers = [_ask_one(rim, method, arguments) for method, rim in methods.items()]
+        answers = [
+            _ask_one(rim, method, arguments, method != "memory" and rim is methods.get("memory"))
+            for method, rim in methods.items()
+        ]
     except UnknownWordsError as error:
         raise RiMError(f"{error}{_nearest(arguments.question, arguments.model)}") from None
     if arguments.json:
@@ -170,14 +173,16 @@ def _ask(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _ask_one(rim: "RiM", method: str, arguments: argparse.Namespace) -> "Answer":
-    """One method's answer, printed while it comes unless JSON is wanted."""
+def _ask_one(rim: "RiM", method: str, arguments: argparse.Namespace, shared: bool) -> "Answer":
+    """One method's answer, printed while it comes unless JSON is wanted; `shared`: by the weights of memory."""
     from rim_probe.decoding import answer, stream
 
     num_blocks = arguments.num_blocks if method == "memory" else None
     # A model's first passes pay for allocation and kernel choice; unwarmed, whichever method comes first looks slow.
     answer(rim, arguments.question, method, num_blocks=num_blocks, max_new_tokens=2)
     if not arguments.json:
+        if shared:
+            print(f"(no {method} model in {arguments.model}: the weights of memory answer)")
         print(f"{method}: ", end="", flush=True)
     limit = arguments.max_new_tokens
     for event in stream(rim, arguments.question, method, num_blocks=num_blocks, max_new_tokens=limit):

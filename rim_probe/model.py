@@ -279,6 +279,11 @@ def load_base(
             lack a part of the model.
     """
     place = resolve(path, source, progress)
+    if os.path.isdir(place) and not (Path(place) / "config.json").exists():
+        raise CheckpointError(
+            f"{path} holds no model, for config.json is missing; train one with `python -m rim_probe train RECIPE`, or "
+            "name another folder."
+        )
     tokenizer = load_tokenizer(place)
     model = load_weights(place, dtype, attention)
     identify(model, path, place)

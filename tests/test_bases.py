@@ -575,3 +575,9 @@ def test_an_export_of_full_weights_keeps_their_precision(tmp_path):
     out = export(rim.save_pretrained(tmp_path / "rim"), tmp_path / "out")
     assert torch.equal(logits(RiM.from_pretrained(out, "cpu")), logits(rim))
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.float32}
+
+
+def test_a_folder_without_a_model_says_so(tmp_path):
+    (tmp_path / "README.md").write_text("nobody has trained it yet")
+    with pytest.raises(CheckpointError, match="holds no model.*rim_probe train"):
+        load_base(tmp_path)

@@ -410,7 +410,7 @@ def _make_rows(pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, repor
         lengths = np.where(_keeps_steps(stage, np.arange(rows), plan.seed), grounded, lengths)
     order = bucketed_order(lengths, ends, stage.batch_size, plan.seed + 1000 * number)
     share = padding(lengths[order], stage.batch_size)
-    report(f"Stage {stage.name}: rows {rows:,}, tokens {lengths.sum() / 1e6:,.1f} M, padding {share:.1%}")
+    report(f"Stage {stage.name}: rows {rows:,}, tokens {lengths.sum():,}, padding {share:.1%}")
     row = make_row(tokens, stage, plan.seed)
     return Rows(drawn, order, lambda problem, place: row(tokens[problem], place))
 
