@@ -182,7 +182,7 @@ def _ask_one(rim: "RiM", method: str, arguments: argparse.Namespace, shared: boo
     answer(rim, arguments.question, method, num_blocks=num_blocks, max_new_tokens=2)
     if not arguments.json:
         if shared:
-            print(f"(no {method} model in {arguments.model}: the weights of memory answer)")
+            print(f"  (there is no {method} model in {arguments.model}, so the weights of memory answer)")
         print(f"{method}: ", end="", flush=True)
     limit = arguments.max_new_tokens
     for event in stream(rim, arguments.question, method, num_blocks=num_blocks, max_new_tokens=limit):
