@@ -166,7 +166,8 @@ def test_ask_prints_readouts_and_costs(capsys, checkpoint):
     assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["memory", "cot", "direct"]
     assert [line.split()[:2] for line in lines if "probability" in line] == [["block", "1"], ["block", "2"]]
     assert [line for line in lines if "weights of memory answer" in line] == [
-        f"  (there is no {method} model in {checkpoint}, so the weights of memory answer)" for method in ("cot", "direct")
+        f"  (there is no {method} model in {checkpoint}, so the weights of memory answer)"
+        for method in ("cot", "direct")
     ]
     costs = [line for line in lines if " ms, " in line]
     assert len(costs) == 3 and all("pass" in line and "token" in line for line in costs)
