@@ -10,7 +10,6 @@ Knows the JSON of a comparison. Does not know how answers are counted (evaluatio
 
 import datetime
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from rim_probe.comparison_report import COMPARISON_FORMAT
 from rim_probe.costs import measure_costs
 from rim_probe.errors import RiMError
 from rim_probe.evaluation import Arm, Journal, Outcome, describe_machine, describe_run, evaluate
+from rim_probe.files import write_atomic
 from rim_probe.model import RiM, placement
 from rim_probe.problems import Problem, ProblemFile
 from rim_probe.untrained import Untrained
@@ -87,10 +87,7 @@ class Kept:
 
     def save(self) -> None:
         if self.path is not None:
-            # Renamed when it is whole, so that a kill leaves the old one.
-            fresh = self.path.with_name(self.path.name + ".new")
-            fresh.write_text(json.dumps(self._data), encoding="utf-8")
-            os.replace(fresh, self.path)
+            write_atomic(self.path, json.dumps(self._data).encode())
 
 
 def _partial(output: Path) -> Path:

@@ -24,8 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rim_probe.decoding import time_batch
-from rim_probe.errors import QuestionError
-from rim_probe.evaluation import describe_machine, spread
+from rim_probe.evaluation import can_ask, describe_machine, spread
 from rim_probe.model import RiM
 from rim_probe.problems import Problem
 from rim_probe.untrained import Untrained, gold_first, gold_length, never_ending
@@ -117,12 +116,10 @@ def _plan(problems: Sequence[Problem], samples: int, seed: int) -> list[list[lis
 
 
 def _can_be_asked(methods: Mapping[str, RiM], problem: Problem, num_blocks: int | None) -> bool:
-    try:
-        for method, rim in methods.items():
-            rim.prompt_ids(problem.question, method, num_blocks if method == "memory" else None)
-    except QuestionError:
-        return False
-    return True
+    return all(
+        can_ask(rim, problem.question, method, num_blocks if method == "memory" else None)
+        for method, rim in methods.items()
+    )
 
 
 def _measure(

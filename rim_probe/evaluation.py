@@ -259,7 +259,7 @@ def _split(items: Sequence[int], size: int) -> list[Sequence[int]]:
 def _ask(rim: RiM, arm: Arm, problems: Sequence[Problem], max_new_tokens: int) -> list[Outcome]:
     """Outcomes of one batch of one arm, in the order of `problems`."""
     outcomes = [Outcome(refused=True)] * len(problems)
-    taken = [i for i, problem in enumerate(problems) if _fits(rim, arm, problem.question)]
+    taken = [i for i, problem in enumerate(problems) if can_ask(rim, problem.question, arm.method, arm.num_blocks)]
     if taken:
         questions = [problems[i].question for i in taken]
         answers = answer_batch(rim, questions, arm.method, num_blocks=arm.num_blocks, max_new_tokens=max_new_tokens)
@@ -273,9 +273,10 @@ def _ask(rim: RiM, arm: Arm, problems: Sequence[Problem], max_new_tokens: int) -
     return outcomes
 
 
-def _fits(rim: RiM, arm: Arm, question: str) -> bool:
+def can_ask(rim: RiM, question: str, method: str, num_blocks: int | None = None) -> bool:
+    """Whether a model takes a question: neither empty nor too long, and of known words (`RiM.prompt_ids`)."""
     try:
-        rim.prompt_ids(question, arm.method, arm.num_blocks)
+        rim.prompt_ids(question, method, num_blocks)
     except QuestionError:
         return False
     return True

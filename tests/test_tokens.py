@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from rim_probe import files
 from rim_probe.datasets.arithmetic import World, generate, vocabulary
 from rim_probe.encoding import Encoder
 from rim_probe.memory import MemoryLayout
@@ -202,7 +203,7 @@ def test_a_process_that_dies_while_writing_leaves_no_half_file(cache, monkeypatc
         raise OSError("no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr(tokens_module.os, "replace", die)
+        patched.setattr(files.os, "replace", die)
         made = tokenise(encoder, PROBLEMS, unheard)
     assert written and not list(cache.iterdir())
     assert same(tokenise(encoder, PROBLEMS, unheard), made) and len(list(cache.iterdir())) == 1

@@ -12,12 +12,10 @@ Knows files, digests and who belongs to whom. Knows nothing of what a probe's te
 """
 
 import base64
-import contextlib
 import datetime
 import gzip
 import hashlib
 import json
-import os
 import re
 import weakref
 import zlib
@@ -32,6 +30,7 @@ import torch
 
 from rim_probe.errors import ArtifactError
 from rim_probe.evaluation import describe_machine
+from rim_probe.files import write_atomic
 from rim_probe.model import RiM
 from rim_probe.probing.section import Section, plain
 
@@ -271,17 +270,6 @@ def load_report(folder: str | Path) -> tuple[list[Section], dict[str, Any]]:
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file so that at any moment the old one or the new one is there, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):  # it is there only where something went wrong
-            temporary.unlink()
 
 
 def _paths(folder: Path, name: str) -> tuple[Path, Path]:

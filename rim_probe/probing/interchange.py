@@ -32,7 +32,8 @@ import numpy as np
 import torch
 
 from rim_probe.equations import Partner, counterfactual, value_bounds
-from rim_probe.errors import QuestionError, RiMError
+from rim_probe.errors import RiMError
+from rim_probe.evaluation import can_ask
 from rim_probe.model import RiM
 from rim_probe.probing.hooks import layers_told, spread_layers
 from rim_probe.probing.interchange_report import section
@@ -183,9 +184,7 @@ def _pairs(study, split, claims, bounds, limit, *, two_numbers: bool = False) ->
         partner = counterfactual(problem, rng, bounds, two_numbers=two_numbers)
         if partner is None or partner.step not in claims:
             continue
-        try:
-            rim.prompt_ids(partner.problem.question, "memory", study.K)
-        except QuestionError:
+        if not can_ask(rim, partner.problem.question, "memory", study.K):
             continue
         found.append(Pair(index, problem, partner))
         if len(found) == limit:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from rim_probe.errors import RiMError
-from rim_probe.probing.artifacts import report_to_dict, write_atomic
+from rim_probe.files import write_atomic
+from rim_probe.probing.artifacts import report_to_dict
 from rim_probe.probing.captions import describe, figure_rows, how_to_read
 from rim_probe.probing.figures import dark_colours, figure_json, legend
 from rim_probe.probing.section import Estimate, Figure, Section, Table, Target

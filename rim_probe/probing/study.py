@@ -22,10 +22,11 @@ from tqdm import tqdm
 from rim_probe.adapters import ADAPTER_FILE, base_name, source_of
 from rim_probe.bases import Progress
 from rim_probe.decoding import Answer, Readout, answer, answer_batch
-from rim_probe.errors import QuestionError, RiMError
+from rim_probe.errors import RiMError
+from rim_probe.evaluation import can_ask
+from rim_probe.files import write_atomic
 from rim_probe.memory import LAYOUT_FILE
 from rim_probe.model import RiM, load_base, load_methods, placement
-from rim_probe.probing.artifacts import write_atomic
 from rim_probe.probing.capture import Capture, CaptureSet, capture, capture_to, request_key
 from rim_probe.probing.hooks import num_layers
 from rim_probe.problems import Problem, is_correct
@@ -240,14 +241,10 @@ class Study:
 
 def _readable(problem: Problem, askers: Iterable[tuple[RiM, str, int | None]]) -> bool:
     """Whether every model can be asked, and can read the question with its gold chain, as some probes let it."""
-    try:
-        for rim, method, num_blocks in askers:
-            rim.prompt_ids(problem.question, method, num_blocks)
-    except QuestionError:
-        return False
     return all(
-        len(rim.encode_question(problem.question)) + len(rim.encoder.chain_ids(problem)) <= rim.max_length
-        for rim, *_ in askers
+        can_ask(rim, problem.question, method, num_blocks)
+        and len(rim.encode_question(problem.question)) + len(rim.encoder.chain_ids(problem)) <= rim.max_length
+        for rim, method, num_blocks in askers
     )
 
 

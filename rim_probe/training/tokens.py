@@ -8,8 +8,6 @@ a file belongs to its problems for ever, and one that is damaged or belongs to s
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from rim_probe.bases import cache_folder
 from rim_probe.encoding import MAX_QUESTION_CHARACTERS, QUESTION_END, STEP_SEPARATOR, Encoder, chain_text, question_text
 from rim_probe.errors import QuestionError
+from rim_probe.files import write_atomic
 from rim_probe.problems import Problem
 
 _FORMAT = "rim-probe-tokens/1"
@@ -194,15 +193,8 @@ def _load(file: Path, key: str) -> dict[str, np.ndarray] | None:
 
 
 def _save(arrays: dict[str, np.ndarray], file: Path, key: str) -> None:
-    """Writes the file aside and puts it in its place in one move, so that nobody ever reads half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(suffix=".tmp", prefix=key, dir=file.parent)
-    os.close(handle)
-    try:
-        save_file(arrays, aside, {"key": key, "digest": _digest(arrays)})
-        os.replace(aside, file)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+    write_atomic(file, save(arrays, {"key": key, "digest": _digest(arrays)}))
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

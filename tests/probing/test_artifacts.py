@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from rim_probe import files
 from rim_probe.errors import ArtifactError
 from rim_probe.model import RiM
-from rim_probe.probing import artifacts
 from rim_probe.probing.artifacts import (
     describe_study,
     fingerprint,
@@ -249,7 +249,7 @@ def test_an_interrupted_save_is_not_done_and_leaves_no_rubbish(stored, rim, prov
             raise KeyboardInterrupt
         replace(*paths)
 
-    monkeypatch.setattr(artifacts.os, "replace", once)
+    monkeypatch.setattr(files.os, "replace", once)
     key = resume_key("steps", provenance)
     with pytest.raises(KeyboardInterrupt):
         save_artifact(stored, "steps", {"map": np.zeros(3)}, {"layer": 6}, provenance, key=key)
