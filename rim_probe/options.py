@@ -18,6 +18,18 @@ from rim_probe.report import count
 if TYPE_CHECKING:
     from rim_probe.problems import Problem, ProblemFile
 
+DEFAULT_CHECKPOINT = "checkpoints/rim-tiny"
+METHOD_CHOICES = ("memory", "cot", "direct", "all")
+
+METHOD_HELP = """
+methods:
+  memory   K memory blocks follow the question; after each an answer can be read out
+  cot      chain of thought: the steps are written out, then the answer
+  direct   the answer at once, without steps and without memory blocks"""
+
+LINE_FORMAT = "question||<<16-3-4=9>> <<9*2=18>> #### 18"
+EXAMPLE_QUESTION = '"Ann has 3 apples. Ann buys 4 more apples. How many apples does Ann have now?"'
+
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 TIME_OVER = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command with --resume goes on
 SHOWN_REJECTIONS = 5
@@ -179,3 +191,25 @@ def finish(output: Path | None, report: dict[str, Any], text: str, cards: Sequen
     for card in cards:
         card(text)
     print(text, end="", flush=True)
+
+
+def add_asking(parser: Any) -> None:
+    """The options that `ask` and `eval` share: how a question is asked."""
+    parser.add_argument("--method", choices=METHOD_CHOICES, default="all", help="default: %(default)s")
+    add_number(
+        parser,
+        "--num-blocks",
+        "memory blocks; the checkpoint's own number if left out, 0 removes them",
+        low=0,
+        metavar="K",
+    )
+    add_number(parser, "--max-new-tokens", "longest answer in tokens", low=1, default=256)
+    add_device(parser)
+
+
+def nearest(question: str, checkpoint: str) -> str:
+    """A sentence that offers the gallery's nearest example, or nothing where the checkpoint has no gallery."""
+    from rim_probe.gallery import load_examples, nearest_example
+
+    examples = load_examples(checkpoint)
+    return f" Try for example: “{nearest_example(question, examples).question}”" if examples else ""

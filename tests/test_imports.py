@@ -20,6 +20,7 @@ FLOORS = (  # every part of rim_probe imports from floors below its own
     {"comparison"},
     {"probing", "training"},
     {"glassbox"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from rim_probe import cli
 from rim_probe.cli import main
+from rim_probe.commands.probe import PROBE_HELP
 from rim_probe.datasets.arithmetic import World, generate
 from rim_probe.probing import page, run
 from rim_probe.probing.artifacts import load_report
@@ -163,7 +163,7 @@ def test_a_question_in_two_files_is_never_reported_on(files, tmp_path):
 
 
 def test_every_probe_is_named_in_the_help():
-    assert [line.split()[0] for line in cli.PROBE_HELP.splitlines() if line.startswith("  ")] == list(PROBES)
+    assert [line.split()[0] for line in PROBE_HELP.splitlines() if line.startswith("  ")] == list(PROBES)
 
 
 def test_artifacts_of_another_checkpoint_are_not_used(small_checkpoint, files, tmp_path, capsys, make_rim):
