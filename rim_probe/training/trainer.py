@@ -31,7 +31,8 @@ from rim_probe.training.backends import (
     narrow_base,
     set_attention,
 )
-from rim_probe.training.rows import Rows
+from rim_probe.training.fused import fuse_adapter, has_frozen_head, head_losses
+from rim_probe.training.rows import Batches
 from rim_probe.training.speed import Meter, told
 
 Weights = Callable[[float, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -50,7 +51,7 @@ class RiMTrainer(Trainer):
 
     Args:
         asked: the problems of `valid_rows`, where they are to be answered by chain of thought, see `evaluate`.
-        attention: `sdpa`, or `flex` for packed rows on a GPU; text rows are plain causal and take sdpa either way.
+        attention: `sdpa`, `eager`, or `flex` for packed rows on a GPU; text rows, plain causal, then take sdpa.
         compile: compile the decoder layers.
 
     Raises:
@@ -61,7 +62,7 @@ class RiMTrainer(Trainer):
         self,
         rim: RiM,
         args: TrainingArguments,
-        train_rows: Rows,
+        train_batches: Batches,
         valid_rows: list[Row],
         weights: Weights,
         *,
@@ -75,28 +76,36 @@ class RiMTrainer(Trainer):
         super().__init__(
             model=rim.model,
             args=args,
-            train_dataset=train_rows,
+            train_dataset=train_batches,
             eval_dataset=valid_rows or None,
-            data_collator=self._collate,
+            data_collator=lambda batches: self._collate([row for batch in batches for row in batch]),
         )
         self.loss_is_scaled_for_ga = False
+        self._head_is_fused = self._head_is_checked = False
         if args.bf16:
             lean_adapters(rim.model)
             if not self.is_fsdp_enabled:  # whose shards hold weights of one precision
                 narrow_base(rim.model)
-        sample = valid_rows or [train_rows[i] for i in range(min(64, len(train_rows)))]
+                if not compile:
+                    fuse_adapter(rim.model)
+                self._head_is_fused = has_frozen_head(rim.model.get_output_embeddings())
+        sample = valid_rows or [row for i in range(min(2, len(train_batches))) for row in train_batches[i]]
         self._banned = torch.tensor(rim.banned_ids)
         self._longest = max(sample, key=lambda row: (row.num_grounded, row.num_readouts))
-        self.attention = attention if any(any(row.readouts) for row in sample) else "sdpa"
+        self.attention = "sdpa" if attention == "flex" and not any(any(row.readouts) for row in sample) else attention
         set_attention(rim.model, self.attention)
         if compile:
             compile_layers(rim.model)
         # Under autocast attention computes in bfloat16, where the lowest float32 number would become minus infinity.
         self._mask_dtype = torch.bfloat16 if args.bf16 else rim.dtype
         self._multiple = length_multiple(args.device)
-        self.meter = Meter(rim.model, args.device)
+        self.meter = Meter(rim.model, args.device, torch.bfloat16 if args.bf16 else torch.float32)
         self._loss_so_far = _LossSoFar(self)
         self.add_callback(self._loss_so_far)
+
+    @property
+    def rows_per_batch(self) -> float:
+        return sum(map(len, self.train_dataset.batches)) / len(self.train_dataset)
 
     @property
     def progress(self) -> float:
@@ -106,11 +115,10 @@ class RiMTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.meter.count(inputs)
         weights = self.weights(self.progress, inputs["num_grounded"], inputs["num_readouts"])
-        logits, labels, readouts, row_of = self._label_logits(model, inputs)
+        losses, readouts, row_of = self._label_losses(model, inputs)
         token_weights = weights[row_of, readouts - 1]
-        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         loss = (losses * token_weights).sum() / token_weights.sum().clamp_min(1e-6)
-        return (loss, logits) if return_outputs else loss
+        return (loss, losses) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """How many of the validation problems are right, as `accuracy`, with their number `n`.
@@ -194,6 +202,27 @@ class RiMTrainer(Trainer):
         """Nothing: `meter` counts what is needed, and the Trainer's own count walks over every weight in every step."""
         return 0
 
+    def _label_losses(self, model, inputs):
+        """Cross entropy [N] in float32, readout numbers [N] and batch rows [N] of the N labelled positions."""
+        head = self.rim.model.get_output_embeddings()
+        if self._head_is_fused and not self._head_is_checked:  # some families do more to a logit than the head does
+            self._head_is_checked = True
+            model.eval()  # dropout would draw random numbers, and other ones in a run that is resumed
+            with torch.no_grad():
+                plain, fused = (self._mean_loss(model, inputs, fuse) for fuse in (False, True))
+            model.train()
+            self._head_is_fused = abs(plain - fused) < 0.02 * abs(plain)
+        if not self._head_is_fused:
+            logits, labels, readouts, row_of = self._label_logits(model, inputs)
+            return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none"), readouts, row_of
+        with _without(head):
+            hidden, labels, readouts, row_of = self._label_logits(model, inputs)
+        return head_losses(head, hidden, labels), readouts, row_of
+
+    def _mean_loss(self, model, inputs, fused: bool) -> float:
+        self._head_is_fused = fused
+        return self._label_losses(model, inputs)[0].mean().item()
+
     def _label_logits(self, model, inputs):
         """Logits [N, vocab], labels [N], readout numbers [N] and batch rows [N] of the N labelled positions."""
         places = inputs["places"]
@@ -232,7 +261,7 @@ class RiMTrainer(Trainer):
         return batch | {"places": (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]}
 
     def _get_train_sampler(self, train_dataset=None):
-        return SequentialSampler(self.train_dataset)  # `Rows` come in their final order
+        return SequentialSampler(self.train_dataset)  # `Batches` come in their final order
 
     def _save_checkpoint(self, model, trial) -> None:
         start = time.perf_counter()
@@ -344,7 +373,7 @@ class Progress(ProgressCallback):
             return
         if "loss" in logs:
             weights = " ".join(f"{value:.1f}" for key, value in logs.items() if key.startswith("weight_"))
-            parts = [f"loss {logs['loss']:.3f}", told(logs, args.device.type), f"weights {weights}" if weights else ""]
+            parts = [f"loss {logs['loss']:.3f}", told(logs, args), f"weights {weights}" if weights else ""]
             self.training_bar.set_postfix_str(", ".join(filter(None, parts)))
         elif "eval_accuracy" in logs:
             each = " ".join(f"{value:.3f}" for key, value in logs.items() if "_readout_" in key)
@@ -354,6 +383,16 @@ class Progress(ProgressCallback):
                 kind = "exact match"
             line = f"step {state.global_step}: {kind} {logs['eval_accuracy']:.3f} of {logs['eval_n']}"
             self.training_bar.write(line + (f" ({each})" if each else ""))
+
+
+@contextlib.contextmanager
+def _without(head: torch.nn.Module):
+    """Lets a model return what its output head is given in the place of logits."""
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 @contextlib.contextmanager
