@@ -15,7 +15,7 @@ from rim_probe.problems import format_line, parse_line, read_problems
 
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 KNOWN = {  # a number that stands in no question, and the words that call for it
-    2: "half|twice|double|both|two|pair|rectang",
+    2: "half|twice|double|both|two|pair|rectang|back",
     3: "third|three",
     4: "quarter|square|four",
     5: "fifth|weekday",
