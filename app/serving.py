@@ -10,10 +10,8 @@ import os
 from pathlib import Path
 
 import gradio as gr
-from starlette.middleware import Middleware
-from starlette.routing import Route
 
-from app import mended, preview
+from app import mended
 from app.session import MAX_WAITING
 from rim_probe.errors import RiMError
 from rim_probe.pictures.parts import stylesheet
@@ -94,10 +92,6 @@ def serve(
         css_paths=HERE / "page.css",
         # Not among the css_paths, for those Gradio rewrites.
         head=f"<style>{stylesheet()}</style><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-        app_kwargs={
-            "routes": [Route("/preview.png", preview.picture)],
-            "middleware": [Middleware(preview.LinkPreview, root_path=root_path)],
-        },
         max_threads=THREADS,
         max_file_size=LARGEST_UPLOAD,
         state_session_capacity=KEPT_SESSIONS,

@@ -80,7 +80,7 @@ class Session:
         return next((index for index, run in enumerate(self.runs) if run is self._shown), None)
 
     def add(self, run: Run) -> None:
-        """Shows a new run; only the shown one keeps its reading unpacked."""
+        """Shows a new run."""
         self.runs.append(run)
         self._show(run, None)
 
@@ -100,8 +100,6 @@ class Session:
         self._show(run, index)
 
     def _show(self, run: Run, recorded: int | None) -> None:
-        if self._shown is not None and self._shown is not run:
-            self._shown.fold()
         self._shown, self.recorded = run, recorded
 
     def steps_for(self, question: str) -> tuple[str, ...]:

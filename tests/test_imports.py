@@ -9,14 +9,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
     {"errors", "files"},
-    {"memory", "problems"},
+    {"memory", "problems", "precision"},
     {"encoding", "equations", "datasets", "gallery", "pictures", "loading"},
     {"bases"},
     {"adapters"},
     {"model", "packing"},
     {"decoding", "untrained"},
     {"evaluation", "report"},
-    {"bench", "comparison_report", "costs", "options"},
+    {"bench", "comparison_report", "costs", "options", "outcomes"},
     {"comparison"},
     {"probing", "training"},
     {"glassbox"},

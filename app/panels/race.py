@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from app import figures, outcomes, recorded
+from app import figures, recorded
 from app.models import ModelShelf, Stage, describe_machine, has_own_cot
 from app.runs import METHODS, RACERS, Run
 from app.session import (
@@ -88,7 +88,7 @@ class Race:
         examples, recorded_outcomes, complaint = [], None, ""
         try:
             examples = self.shelf.examples(name) if name else []
-            recorded_outcomes = outcomes.load(name, self.recordings) if name in self.shelf.names else None
+            recorded_outcomes = recorded.outcomes(name, self.recordings) if name in self.shelf.names else None
         except RiMError as error:
             complaint = figures.notice(str(error))
         return figures.gallery(examples, recorded_outcomes) + complaint
@@ -97,7 +97,7 @@ class Race:
         """The gold steps of a question that is offered as an example; none of any other."""
         try:
             known = self.shelf.examples(name)
-            found = outcomes.load(name, self.recordings)
+            found = recorded.outcomes(name, self.recordings)
         except RiMError:
             return ()  # the gallery says so
         if found is not None:

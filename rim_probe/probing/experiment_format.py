@@ -5,10 +5,10 @@ Knows the entries. Knows nothing of models, nor whether an experiment fits the q
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from rim_probe.memory import MAX_BLOCKS
 from rim_probe.probing.checks import Number, Probability, Seed, shaped

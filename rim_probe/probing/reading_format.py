@@ -12,10 +12,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, ValidationInfo
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from rim_probe.errors import RiMError
 from rim_probe.memory import MAX_BLOCKS, MAX_SLOTS
@@ -55,7 +55,7 @@ Point = Annotated[list[Number], shaped(3)]
 Every = (BY_BLOCK, shaped("K"))  # one record for each of the blocks 1 to K, in order
 
 
-# ------------------------------------------------------------------------------------------------- the blocks of a panel
+# ------------------------------------------------------------------------------------------------ the blocks of a panel
 
 
 class NearestStep(TypedDict):
@@ -161,7 +161,7 @@ class Commitment(TypedDict):
     cot: ChainCommitment | None
 
 
-# --------------------------------------------------------------------------------------------- attention and other grids
+# -------------------------------------------------------------------------------------------- attention and other grids
 
 Rows = list[list[list[Probability]]]
 BlocksToBlocks = TypedDict("BlocksToBlocks", {"mean over heads": Annotated[Rows, shaped("L", "K", "K")]})
@@ -242,9 +242,7 @@ class DepthMode(TypedDict):
     what: str
     score_name: Literal["probability", "cosine"]
     layers: Annotated[Layers, named("rows")]
-    positions: Annotated[
-        list[Place], Field(min_length=1, max_length=MAX_BLOCKS * (MAX_SLOTS + 1)), named("columns")
-    ]
+    positions: Annotated[list[Place], Field(min_length=1, max_length=MAX_BLOCKS * (MAX_SLOTS + 1)), named("columns")]
     cells: Cells
     control: str | None
     control_cells: Cells | None

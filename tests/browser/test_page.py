@@ -15,11 +15,12 @@ import gradio as gr
 import pytest
 from playwright.sync_api import expect
 
-from app import outcomes, record
+from app import record
 from app.demo import build_demo
 from app.models import ModelShelf
 from app.serving import serve
 from browser.pages import DONE, NEEDS_CHROMIUM, PATIENCE, ask, scrolls_sideways
+from rim_probe import outcomes
 from rim_probe.errors import CheckpointError
 from rim_probe.gallery import load_examples
 
@@ -39,7 +40,8 @@ def folder(small_checkpoint, tmp_path_factory) -> Path:
     shutil.copytree(small_checkpoint, folder / "small" / "direct")
     counts = dict.fromkeys(outcomes.OUTCOMES.values(), 5)
     kept = {name: load_examples(small_checkpoint)[2:4] for name in outcomes.OFFERED}
-    outcomes.save(outcomes.Outcomes("small", "some.txt", "…", "2026-11-22", counts, kept), folder / "recorded")
+    made = {"checkpoint": "small", "data": "some.txt", "command": "…", "date": "2026-11-22"}
+    outcomes.Outcomes(**made, counts=counts, examples=kept).save(folder / "recorded" / "small-outcomes.json")
     return folder
 
 
