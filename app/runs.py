@@ -57,8 +57,7 @@ class Run:
         steps: the gold steps ("<<3+4=7>>") of an example; empty where they are not known.
         matched: chain of thought has weights of its own; else the memory model's are asked for it.
         lanes: by method; "memory" and "cot" always, "direct" where it was asked for.
-        status: "waiting" (for another visitor's run), "running", "done", "stopped" or "loaded" (from a file).
-        ahead: how many runs are before this one while it waits.
+        status: "running", "done", "stopped" or "loaded" (from a file).
         seed: of what is drawn at random in experiments on this run; the answers themselves are greedy.
         surgery, counterfactual: the last result of `rim_probe.probing.surgery` and `.trial` on this run, if any.
     """
@@ -73,7 +72,6 @@ class Run:
     matched: bool = True
     lanes: dict[str, Lane] = field(default_factory=lambda: {method: Lane() for method in RACERS})
     status: str = "running"
-    ahead: int = 0
     seed: int = 0
     surgery: dict[str, Any] | None = None
     counterfactual: dict[str, Any] | None = None

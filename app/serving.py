@@ -12,15 +12,14 @@ from pathlib import Path
 import gradio as gr
 
 from app import mended
-from app.session import MAX_WAITING
 from rim_probe.errors import RiMError
 from rim_probe.pictures.parts import stylesheet
 
 HERE = Path(__file__).parent
 KEPT_SESSIONS = 500  # visitors whose state is kept; the one unused for longest goes first
 LARGEST_UPLOAD = "16mb"  # an exported run is a tenth of that
-# Everybody in line before the model holds a thread, and the one whose turn it is needs one more to get on.
-THREADS = 2 * MAX_WAITING + 40
+MAX_WAITING = 200  # events of all visitors together
+THREADS = 80  # more than there can be events that wait for a model in a thread (`app.panels.race`)
 
 
 def theme() -> gr.themes.Base:
@@ -83,7 +82,7 @@ def serve(
     # as long as a panel takes.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
-    _, url, _ = demo.queue().launch(
+    _, url, _ = demo.queue(max_size=MAX_WAITING).launch(
         server_name=host,
         server_port=port,
         root_path=root_path,
