@@ -81,9 +81,9 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Bloc
         named |= {key: getattr(parts, key) for key in ("question", "gold", "blocks", "direct", "model", "examples")}
         named |= {"notice": parts.notice, "stop": parts.stop, "tour": tour_card}
         together = {"outputs": list(named.values()), **SOME, **PRIVATE}
-        toured = tour_card.select(_by_name(guide.step, named), [session, looking], **together)
+        tour_card.select(_by_name(guide.step, named), [session, looking], **together)
         arrived = demo.load(_by_name(looker.arrive, named), [session, looking, parts.model], **together)
-        race.wire(asking, parts, stage, session, demo, after, [toured, arrived])
+        race.wire(asking, parts, stage, session, demo, after, [arrived])
     return demo
 
 

@@ -10,6 +10,9 @@ import os
 from pathlib import Path
 
 import gradio as gr
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import mended
 from rim_probe.errors import RiMError
@@ -18,8 +21,30 @@ from rim_probe.pictures.parts import stylesheet
 HERE = Path(__file__).parent
 KEPT_SESSIONS = 500  # visitors whose state is kept; the one unused for longest goes first
 LARGEST_UPLOAD = "16mb"  # an exported run is a tenth of that
+LARGEST_BODY = 1_000_000  # bytes of any other request
 MAX_WAITING = 200  # events of all visitors together
 THREADS = 80  # more than there can be events that wait for a model in a thread (`app.panels.race`)
+
+
+class BoundedBody:
+    """Refuses a body that no event of the page has; uploads have a limit of their own."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > LARGEST_BODY:
+                raise HTTPException(413, "This request is too large.")
+            return message
+
+        is_upload = scope["type"] != "http" or scope["path"].endswith("/upload")
+        await self.app(scope, receive if is_upload else bounded, send)
 
 
 def theme() -> gr.themes.Base:
@@ -91,6 +116,7 @@ def serve(
         css_paths=HERE / "page.css",
         # Not among the css_paths, for those Gradio rewrites.
         head=f"<style>{stylesheet()}</style><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        app_kwargs={"middleware": [Middleware(BoundedBody)]},
         max_threads=THREADS,
         max_file_size=LARGEST_UPLOAD,
         state_session_capacity=KEPT_SESSIONS,

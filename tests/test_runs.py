@@ -14,7 +14,7 @@ from app import figures
 from app.models import ModelShelf
 from app.panels.race import Race, pick
 from app.runs import METHODS, Lane, Run
-from app.session import MAX_HISTORY, Session, Turnstile, race
+from app.session import MAX_HISTORY, Session, race
 from app.words import why
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
@@ -32,26 +32,25 @@ def shelf(small_checkpoint, tmp_path_factory) -> ModelShelf:
 
 
 @pytest.fixture(scope="module")
-def readers(shelf):
-    found = None
-    while found is None:
-        found = shelf.wait_readers("small", threading.Event())
-    return found
+def loaded(shelf):
+    return shelf.load("small", readable=True)
 
 
 @pytest.fixture(scope="module")
-def run(shelf, readers) -> Run:
+def run(shelf, loaded) -> Run:
     """A finished run with three lanes, a reading and an experiment."""
     from rim_probe.probing.reading import read
     from rim_probe.probing.surgery import operate
 
     problem = shelf.examples("small")[2]
     run = Run("small", problem.question, problem.answer, 3, "a machine", steps=problem.steps, matched=False)
-    for _ in race(shelf.wait("small", threading.Event()), run, threading.Event(), Turnstile(), METHODS):
+    run.lanes = {method: Lane() for method in METHODS}
+    for _ in race(loaded, run):
         pass
-    roles, fitted = readers
-    run.reading = read(roles, fitted, run.question, num_blocks=3, gold=run.gold, steps=run.steps).to_dict()
-    run.surgery = operate(roles["memory"], run.question, {2: "blank"}, num_blocks=3, gold=run.gold)
+    run.reading = read(
+        loaded.roles, loaded.readers, run.question, num_blocks=3, gold=run.gold, steps=run.steps
+    ).to_dict()
+    run.surgery = operate(loaded.roles["memory"], run.question, {2: "blank"}, num_blocks=3, gold=run.gold)
     return run
 
 
@@ -175,22 +174,18 @@ def test_steps_of_an_example_go_with_it(shelf):
 # ----------------------------------------------------------------------------------------------------------- the shelf
 
 
-def test_controls_and_probes_come_after_the_race_and_damage_is_a_note(shelf, readers):
-    roles, fitted = readers
-    assert set(roles) == {"memory", "direct"}, "no cot of its own, and stage1 is damaged"
-    assert fitted.complaints
-    assert "stage1" in shelf.start("small").note
-    assert list(Race(shelf).watch_model("small"))[-1].count("stage1") == 1
+def test_controls_and_probes_come_after_the_race_and_damage_is_a_note(shelf, loaded):
+    assert set(loaded.roles) == {"memory", "direct"}, "no cot of its own, and stage1 is damaged"
+    assert loaded.readers.complaints and "stage1" in loaded.note
+    assert list(Race(shelf).watch_model("small", Session()))[-1].count("stage1") == 1
     assert shelf.has("small", "direct") and not shelf.has("small", "cot") and not shelf.has(None, "direct")
 
 
 def test_a_race_does_not_wait_for_the_probes(small_checkpoint, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr("app.models._load_readers", lambda path, models: go.wait(60) and ({}, None, []))
+    monkeypatch.setattr("app.models._load_readers", lambda *_: go.wait(60))
     shelf = ModelShelf(small_checkpoint.parent)
-    while shelf.wait("small", threading.Event()) is None:
-        pass
-    assert shelf.wait_readers("small", threading.Event(), seconds=0) is None
+    assert shelf.load("small").models and not shelf.start("small").readable.done()
     go.set()
 
 
@@ -203,7 +198,8 @@ def test_direct_is_a_lane_where_it_was_asked_for(shelf, run):
     assert drawn.count('class="meter"') == 6, "time and KV cache for every method"
     asked = shelf.examples("small")[0].question
     for methods, lanes in ((METHODS, list(METHODS)), (METHODS[:2], ["memory", "cot"])):
-        *_, last = Race(shelf).answer(asked, 2, "", "small", threading.Event(), methods=methods)
+        panel = Race(shelf)
+        *_, last = panel.answer(panel.prepare(asked, 2, "", "small", methods=methods))
         assert list(last.lanes) == lanes and last.status == "done"
 
 

@@ -363,6 +363,9 @@ class Inspector:
             run, saved = files.load(path)
         except RiMError as error:
             return [gr.skip(), gr.skip(), gr.skip(), figures.notice(str(error)), session, looking]
+        finally:
+            if path is not None:
+                Path(path).unlink(missing_ok=True)  # a copy that Gradio would keep
         session.add(run)
         looking.views["surgery"] = view_of_done(run)
         if isinstance(saved, Mapping):

@@ -182,12 +182,12 @@ class Race:
         yield [figures.stage(run), sentence, gr.Button(interactive=False), session]
 
     def stop(self, session: Session) -> list[Any]:
-        """The Stop button, which ends the events of a race: [stage, stop button]."""
+        """The Stop button, which ends the events of a race: [stage, notice, stop button]."""
         session.asked, run = None, session.run
         if run is None or run.status != "running":
-            return [gr.skip(), gr.Button(interactive=False)]
+            return [gr.skip(), "", gr.Button(interactive=False)]
         run.status = "stopped"
-        return [figures.stage(run), gr.Button(interactive=False)]
+        return [figures.stage(run), "", gr.Button(interactive=False)]
 
     def watch_model(
         self,
@@ -387,7 +387,7 @@ def wire(
         event.then(**after)
     for trigger in (parts.run.click, parts.examples.select, parts.notice.select):  # one race for each visitor
         trigger(None, cancels=[*races, *others])
-    stopping = parts.stop.click(race_panel.stop, [session], [stage, parts.stop], queue=False, **PRIVATE)
+    stopping = parts.stop.click(race_panel.stop, [session], [stage, parts.notice, parts.stop], queue=False, **PRIVATE)
     stopping.then(**after)
     parts.stop.click(None, cancels=[*asked, *races, *others])
     parts.question.input(forget_gold, fields, [parts.gold], trigger_mode="always_last", **PRIVATE)
