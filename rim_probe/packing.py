@@ -182,7 +182,8 @@ def interchange_row(worlds: tuple[Row, Row], branches: Sequence[Branch], num_slo
     parts += [(told, told.label_readouts.index(t), shifts[w]) for w, t, told in branches]
 
     def joined(name: str) -> list[int]:
-        return [value for row, begin, _ in parts for value in row.column(name)[begin:]]
+        told = any(getattr(row, name) for row, _, _ in parts)
+        return [value for row, begin, _ in parts for value in row.column(name)[begin:]] if told else []
 
     positions = [position + shift for row, begin, shift in parts for position in row.positions[begin:]]
     segments = [segment for segment, (row, begin, _) in enumerate(parts) for _ in row.ids[begin:]]
