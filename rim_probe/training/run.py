@@ -21,14 +21,17 @@ from transformers.integrations import is_tensorboard_available
 from rim_probe.adapters import finish_checkpoint
 from rim_probe.bases import record_of
 from rim_probe.datasets.arithmetic import generate, vocabulary
+from rim_probe.datasets.partners import Partners
 from rim_probe.datasets.sources import load_problems
 from rim_probe.encoding import Encoder
+from rim_probe.equations import Variants, value_bounds
 from rim_probe.errors import RecipeError
 from rim_probe.model import RiM, load_base
 from rim_probe.options import show_progress
 from rim_probe.packing import Row, cot_row, direct_row, stage1_row, stage2_row
 from rim_probe.problems import Problem
 from rim_probe.training.backends import on_gpu, running_arguments
+from rim_probe.training.pairs import PairRows, draw_pairs
 from rim_probe.training.recipe import Data, Lora, Recipe, Stage, load_recipe
 from rim_probe.training.rows import Rows, bucketed_order, draw, padding, row_sizes
 from rim_probe.training.schedules import stage1_weights, stage2_weights
@@ -38,6 +41,7 @@ from rim_probe.training.trainer import Progress, RiMTrainer, StopAfter
 from rim_probe.training.trial import Trial
 
 LOG_EVERY = 50  # steps
+_STEPS_TOLD = ("stage1", "interchange")  # readouts state steps; a pair is a row of its own
 _STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint where it cannot be read is half written
 
 
@@ -187,8 +191,8 @@ def make_row(encoder: Encoder | Tokens, stage: Stage, seed: int) -> Callable[[Pr
             return cot_row(encoder, problem)
         if stage.objective == "direct":
             return direct_row(encoder, problem)
-        if stage.objective == "stage1" or _keeps_steps(stage, place, seed):
-            return stage1_row(encoder, problem, blocks)
+        if stage.objective in _STEPS_TOLD or _keeps_steps(stage, place, seed):
+            return stage1_row(encoder, problem, blocks, label_slots=stage.slot_labels > 0)
         return stage2_row(encoder, problem, blocks)
 
     return row
@@ -196,7 +200,8 @@ def make_row(encoder: Encoder | Tokens, stage: Stage, seed: int) -> Callable[[Pr
 
 def _blocks(encoder: Encoder | Tokens, stage: Stage) -> int | None:
     """See `Stage.blocks`."""
-    return encoder.layout.num_blocks if stage.blocks is None and stage.objective == "stage2" else stage.blocks
+    own = stage.blocks is None and stage.objective in ("stage2", "interchange")
+    return encoder.layout.num_blocks if own else stage.blocks
 
 
 def _keeps_steps(stage: Stage, place, seed: int):
@@ -300,9 +305,9 @@ def _make_trainer(
     report: Callable[[str], None],
     log_every: int = LOG_EVERY,
 ) -> RiMTrainer:
-    rows = _make_rows(pool, _usable(pool, "training", rim, stage, report), plan, number, report)
+    rows = _make_rows(rim, pool, _usable(pool, "training", rim, stage, report), plan, number, report)
     # Validation is about the objective alone: rows that keep the targets of stage 1 say nothing about stage 2.
-    plain = dataclasses.replace(stage, grounded=0.0)
+    plain = dataclasses.replace(stage, grounded=0.0, slot_labels=0)
     valid = np.flatnonzero(_usable(held, "validation", rim, plain, report)).tolist()
     valid_row = make_row(held.tokens, plain, plan.seed)
     valid_rows = [valid_row(held.tokens[i], 0) for i in valid]
@@ -344,6 +349,7 @@ def _make_trainer(
         valid_rows,
         _weights(stage),
         asked=[held.problems[i] for i in valid] if stage.objective == "cot" else (),
+        slot_labels=stage.slot_labels,
         attention=plan.attention,
         compile=plan.compile,
     )
@@ -361,7 +367,7 @@ def _usable(pool: _Pool, purpose: str, rim: RiM, stage: Stage, report: Callable[
     tokens = pool.tokens
     stepped = tokens.step_numbers.lengths > 0
     file = np.repeat(np.arange(len(pool.sizes)), pool.sizes)
-    needed = (np.bincount(file, stepped, len(pool.sizes))[file] > 0) | (stage.objective in ("stage1", "cot"))
+    needed = (np.bincount(file, stepped, len(pool.sizes))[file] > 0) | (stage.objective in (*_STEPS_TOLD, "cot"))
     blocks = _blocks(tokens, stage)
     ends = row_sizes(tokens, stage.objective, blocks).ends
     if stage.grounded:
@@ -395,7 +401,9 @@ def _steps(stage: Stage) -> tuple[int, int]:
     return steps, min(stage.rows, steps * rows_per_step)
 
 
-def _make_rows(pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, report: Callable[[str], None]) -> Rows:
+def _make_rows(
+    rim: RiM, pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, report: Callable[[str], None]
+) -> Rows:
     """The rows of a stage in their order, and a line that says how many and how large they are."""
     stage, tokens = plan.stages[number], pool.tokens
     rows = _steps(stage)[1]
@@ -408,17 +416,46 @@ def _make_rows(pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, repor
     if stage.grounded:
         grounded = row_sizes(tokens, "stage1", blocks).lengths[drawn]
         lengths = np.where(_keeps_steps(stage, np.arange(rows), plan.seed), grounded, lengths)
+    pairs = _make_pairs(rim, pool, drawn, plan, number, report) if stage.objective == "interchange" else None
+    if pairs:
+        lengths = np.where(pairs.lengths > 0, pairs.lengths, lengths)
     order = bucketed_order(lengths, ends, stage.batch_size, plan.seed + 1000 * number)
     share = padding(lengths[order], stage.batch_size)
     report(f"Stage {stage.name}: rows {rows:,}, tokens {lengths.sum():,}, padding {share:.1%}")
-    row = make_row(tokens, stage, plan.seed)
-    return Rows(drawn, order, lambda problem, place: row(tokens[problem], place))
+    single = make_row(tokens, stage, plan.seed)
+    return Rows(drawn, order, lambda problem, place: (pairs and pairs.row(place)) or single(tokens[problem], place))
+
+
+def _make_pairs(
+    rim: RiM, pool: _Pool, drawn: np.ndarray, plan: Recipe, number: int, report: Callable[[str], None]
+) -> PairRows:
+    """The pairs of an interchange stage, and a line that says how many."""
+    stage, data = plan.stages[number], plan.data
+    if data.world is not None:
+        alike = Partners(data.world, "train", data.seed)
+    else:
+        alike = Variants(pool.problems, value_bounds(pool.problems[i] for i in np.unique(drawn)))
+    pairs = draw_pairs(pool.problems, drawn, alike, stage.share, stage.one_number_share, plan.seed + 1000 * number)
+    rows = PairRows(
+        rim.encoder,
+        pool.tokens,
+        drawn,
+        pairs,
+        _blocks(pool.tokens, stage),
+        stage.slot_labels > 0,
+        rim.max_length,
+        report,
+    )
+    report(f"Stage {stage.name}: {(rows.lengths > 0).mean():.1%} of the rows are pairs")
+    return rows
 
 
 def _weights(stage: Stage):
     def weights(progress: float, num_grounded: torch.Tensor, num_readouts: torch.Tensor) -> torch.Tensor:
         if stage.objective == "stage1":
             return stage1_weights(stage.lambdas, progress, num_grounded, num_readouts)
+        if stage.objective == "interchange":
+            return stage1_weights("constant", progress, num_grounded, num_readouts)
         if stage.objective == "stage2":
             alphas = stage2_weights(num_readouts)
             # Rows that keep their steps weigh every readout alike: their steps are there to be remembered.

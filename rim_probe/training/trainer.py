@@ -32,6 +32,7 @@ from rim_probe.training.backends import (
     set_attention,
 )
 from rim_probe.training.rows import Rows
+from rim_probe.training.slots import SlotReader, slot_targets
 from rim_probe.training.speed import Meter, told
 
 Weights = Callable[[float, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -46,10 +47,12 @@ class RiMTrainer(Trainer):
     """Trains the readouts of packed rows.
 
     Loss: the mean over all labelled tokens of a batch, each weighted by its readout's weight (lambda of stage 1, alpha
-    of stage 2, 1 for text rows), in float32. Logits are computed at labelled positions only.
+    of stage 2, 1 for text rows), in float32; with `slot_labels` the loss of what slots name is added, see `slots`.
+    Logits are computed at labelled positions only.
 
     Args:
         asked: the problems of `valid_rows`, where they are to be answered by chain of thought, see `evaluate`.
+        slot_labels: after how many layers at most slots are read; 0 for rows without slot labels.
         attention: `sdpa`, or `flex` for packed rows on a GPU; text rows are plain causal and take sdpa either way.
         compile: compile the decoder layers.
 
@@ -66,6 +69,7 @@ class RiMTrainer(Trainer):
         weights: Weights,
         *,
         asked: Sequence[Problem] = (),
+        slot_labels: int = 0,
         attention: str = "sdpa",
         compile: bool = False,
     ):
@@ -95,6 +99,7 @@ class RiMTrainer(Trainer):
         self._mask_dtype = torch.bfloat16 if args.bf16 else rim.dtype
         self._multiple = length_multiple(args.device)
         self.meter = Meter(rim.model, args.device)
+        self._slots = SlotReader(rim.model, slot_labels) if slot_labels else None
         self._loss_so_far = _LossSoFar(self)
         self.add_callback(self._loss_so_far)
 
@@ -107,9 +112,9 @@ class RiMTrainer(Trainer):
         self.meter.count(inputs)
         weights = self.weights(self.progress, inputs["num_grounded"], inputs["num_readouts"])
         logits, labels, readouts, row_of = self._label_logits(model, inputs)
-        token_weights = weights[row_of, readouts - 1]
-        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-        loss = (losses * token_weights).sum() / token_weights.sum().clamp_min(1e-6)
+        loss = _weighted_loss(logits[: len(labels)], labels, weights[row_of, readouts - 1])
+        if "slot_places" in inputs:
+            loss += _weighted_loss(logits[len(labels) :], inputs["slot_targets"], inputs["slot_weights"])
         return (loss, logits) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
@@ -195,24 +200,33 @@ class RiMTrainer(Trainer):
         return 0
 
     def _label_logits(self, model, inputs):
-        """Logits [N, vocab], labels [N], readout numbers [N] and batch rows [N] of the N labelled positions."""
-        places = inputs["places"]
-        with _only_at(self.rim.model.get_output_embeddings(), places):
+        """Logits [N, vocab], labels [N], readout numbers [N] and batch rows [N] of the N labelled positions.
+
+        The logits of labelled slots follow, [N + A, vocab].
+        """
+        places, head = inputs["places"], self.rim.model.get_output_embeddings()
+        with contextlib.ExitStack() as reading:
+            if "slot_places" in inputs:
+                reading.enter_context(self._slots.reading(inputs["slot_places"]))
+            also = self._slots.head_inputs if "slot_places" in inputs else None
+            reading.enter_context(_only_at(head, places, also))
             logits = model(
                 input_ids=inputs["input_ids"],
                 position_ids=inputs["position_ids"],
-                attention_mask=self._mask(inputs["readouts"]),
+                attention_mask=self._mask(inputs["readouts"], inputs.get("segments"), inputs.get("audience")),
                 use_cache=False,
             ).logits
         labels, readouts = inputs["labels"].flatten()[places], inputs["label_readouts"].flatten()[places]
         return logits, labels, readouts, places // inputs["labels"].shape[1]
 
-    def _mask(self, readouts: torch.Tensor):
-        """What the model is given as its mask for rows with these readout numbers, [B, L]."""
+    def _mask(self, readouts: torch.Tensor, *worlds: torch.Tensor | None):
+        """What the model is given as its mask for rows with these readout numbers [B, L], segments and audiences."""
         if self.rim.model.config._attn_implementation == ATTENTIONS["flex"]:
             rows, length = readouts.shape
-            return create_block_mask(flex_mask_mod(readouts), rows, None, length, length, device=readouts.device)
-        mask = row_mask(readouts, self._mask_dtype)
+            return create_block_mask(
+                flex_mask_mod(readouts, *worlds), rows, None, length, length, device=readouts.device
+            )
+        mask = row_mask(readouts, self._mask_dtype, *worlds)
         # Plain causal text: padding stands right of everything and needs no mask.
         return torch.ones_like(readouts) if mask is None else mask
 
@@ -225,10 +239,13 @@ class RiMTrainer(Trainer):
         pad = self.rim.eos_id if pad is None else pad
         batch = pad_rows(rows, pad)
         if missing := -batch["labels"].shape[1] % self._multiple:
-            fill = {"input_ids": pad, "readouts": PADDING, "labels": IGNORED}
+            fill = {"input_ids": pad, "readouts": PADDING, "labels": IGNORED, "slot_labels": IGNORED}
             for key, values in batch.items():
                 if values.dim() == 2:
                     batch[key] = torch.nn.functional.pad(values, (0, missing), value=fill.get(key, 0))
+        labels, depths = batch.pop("slot_labels", None), batch.pop("slot_depths", None)
+        if labels is not None:
+            batch |= slot_targets(labels, depths, self._slots.count)
         return batch | {"places": (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]}
 
     def _get_train_sampler(self, train_dataset=None):
@@ -356,13 +373,25 @@ class Progress(ProgressCallback):
             self.training_bar.write(line + (f" ({each})" if each else ""))
 
 
+def _weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of the cross entropy, in float32."""
+    losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
+
+
 @contextlib.contextmanager
-def _only_at(head: torch.nn.Module, places: torch.Tensor):
+def _only_at(head: torch.nn.Module, places: torch.Tensor, also: Callable[[], torch.Tensor] | None):
     """Lets the output head see the hidden states at `places` [N] of [B * L] only: [B, L, d] -> [N, d].
 
-    A hook, because it works for every family, under PEFT, DDP and FSDP, where calling the body alone would not.
+    After them come the states that `also` gives, [A, d]. A hook, because it works for every family, under PEFT, DDP and
+    FSDP, where calling the body alone would not.
     """
-    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].flatten(0, 1)[places],))
+
+    def chosen(module, inputs):
+        states = inputs[0].flatten(0, 1)[places]
+        return (torch.cat([states, also().to(states.dtype)]) if also else states,)
+
+    handle = head.register_forward_pre_hook(chosen)
     try:
         yield
     finally:
