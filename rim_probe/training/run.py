@@ -175,6 +175,8 @@ def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool, 
     # What a run of before these keys had was their default.
     before = {"attention": "sdpa", "compile": False, "trial": False, "base_weights": base}
     before |= json.loads(file.read_text(encoding="utf-8"))
+    unsaid = {key.name: key.default for key in dataclasses.fields(Stage) if key.default is not dataclasses.MISSING}
+    before["stages"] = [unsaid | stage for stage in before["stages"]]
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise RecipeError(
             f"{', '.join(changed)} changed since the run in {file.parent} began; restore what it was, or remove the "
