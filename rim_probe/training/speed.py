@@ -103,7 +103,7 @@ class Meter:
         self._start = time.perf_counter()
 
     def count(self, batch: dict[str, torch.Tensor]) -> None:
-        """Takes note of one batch that is trained: `readouts` [B, L], and `places` and `slot_places`, what is labelled."""
+        """Takes note of one batch that is trained: `readouts` [B, L], and what is labelled: `places`, `slot_places`."""
         lengths = (batch["readouts"] != PADDING).sum(1)
         self._counts += torch.stack([lengths.sum(), lengths.square().sum()])
         self._rows += len(lengths)
