@@ -48,7 +48,7 @@ class Row:
         num_readouts: readouts in the row.
         num_grounded: how many of the first readouts state a reasoning step rather than the answer.
         slot_labels: at a slot the token that its state is to name (a token of a step's result), else IGNORED.
-        slot_depths: at a labelled slot the first layer after which it is to name it, else 0; see `slot_depth`.
+        slot_depths: at a labelled slot which of the layers read is the first where it is to name it, else 0.
         segments: 0 for the first world (every token of a row without a second), 1 for the second, 2.. for branches.
         audience: the segments that see a token, as a sum of 2 ** segment.
     """
@@ -112,9 +112,9 @@ def _label_slots(row: Row, results: Sequence[Sequence[int]], num_slots: int) -> 
 
 
 def slot_depth(block: int, num_steps: int) -> int:
-    """The first layer after which block k names the result of step min(k, T): 2 + min(k, T), one later for k > T.
+    """From which of the layers read on (1-based) block k is to name the result of step min(k, T).
 
-    A step takes a layer at least, so later blocks have later layers to compute theirs in.
+    It is 2 + min(k, T), and one more for k > T: a step takes a layer at least, and later steps build on earlier ones.
     """
     return 2 + min(block, num_steps) + (block > num_steps)
 
