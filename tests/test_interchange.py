@@ -1,5 +1,6 @@
 """Interchange training: the loss with its slot labels, stages and resuming, files, and whether slots carry the sum."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_tokenizer
@@ -18,7 +19,7 @@ from rim_probe.problems import Problem, write_problems
 from rim_probe.training import backends, run, train
 from rim_probe.training.pairs import PairRows, draw_pairs
 from rim_probe.training.recipe import Stage
-from rim_probe.training.rows import Rows
+from rim_probe.training.rows import Batches
 from rim_probe.training.scratch import small_llama
 from rim_probe.training.slots import slot_layers
 from rim_probe.training.tokens import tokenise
@@ -61,13 +62,15 @@ def pair_rows(rim: RiM, share: float = 1.0) -> list:
 def trainer_of(rim: RiM, rows: list, folder, slot_labels: int = 5) -> RiMTrainer:
     args = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, max_steps=10)
     weights = run._weights(Stage("one", "interchange", 1, 0.1))
-    return RiMTrainer(rim, args, Rows(rows, range(len(rows)), lambda r, _: r), [], weights, slot_labels=slot_labels)
+    return RiMTrainer(
+        rim, args, Batches(rows, [np.arange(len(rows))], lambda r, _: r), [], weights, slot_labels=slot_labels
+    )
 
 
 def test_the_loss_is_the_mean_over_readouts_plus_that_of_the_lens_at_slots(deep, tmp_path):
     rows = [*pair_rows(deep)[:3], stage1_row(deep.encoder, next(generate(WORLD, "train", 1, seed=8)), 4, True)]
     trainer = trainer_of(deep, rows, tmp_path)
-    loss = trainer.compute_loss(deep.model, trainer.data_collator(rows))
+    loss = trainer.compute_loss(deep.model, trainer.data_collator([rows]))
     readout, slots = [], []
     for row in rows:
         segments, audience = (torch.tensor([row.column(name)]) for name in ("segments", "audience"))
@@ -94,7 +97,7 @@ def test_without_slot_labels_the_rows_hold_none(tmp_path):
     stage = {key: value for key, value in SWAP.items() if key != "slot_labels"}
     recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [stage]})
     (trainer,) = run.make_trainers(run.load_recipe(recipe), tmp_path / "run", silent)
-    rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    rows = [row for i in range(len(trainer.train_dataset)) for row in trainer.train_dataset[i]]
     assert any(row.segments for row in rows) and not any(row.slot_labels for row in rows)
 
 
@@ -129,8 +132,13 @@ def test_pairs_of_files_are_numeric_variants(tmp_path, adapted):  # noqa: F811
     data = {"files": [str(tmp_path / "variants.txt")], "validation": str(tmp_path / "variants.txt")}
     recipe, lines = lora_recipe(adapted, data=data, stages=[SWAP | {"rows": 16, "batch_size": 4}]), []
     (trainer,) = run.make_trainers(run.load_recipe(write_recipe(tmp_path, **recipe)), tmp_path / "run", lines.append)
-    rows = trainer.train_dataset
-    paired = {int(rows.problems[i]) for place, i in enumerate(rows.order) if rows[place].segments}
+    seen = trainer.train_dataset
+    each = [
+        (int(seen.problems[i]), row)
+        for n, batch in enumerate(seen.batches)
+        for i, row in zip(batch, seen[n], strict=True)
+    ]
+    paired = {number for number, row in each if row.segments}
     assert paired == set(range(6))
     assert "Stage swap: 75.0% of the rows are pairs" in lines
     finished = train(tmp_path / "out.yaml", report=silent)
@@ -141,7 +149,7 @@ def test_compiled_layers_have_the_same_loss(deep, tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "_COMPILER", "eager")
     rows = pair_rows(deep)[:3]
     trainer = trainer_of(deep, rows, tmp_path)
-    batch = trainer.data_collator(rows)
+    batch = trainer.data_collator([rows])
     plain = [trainer.compute_loss(deep.model, batch).item() for _ in range(2)]
     backends.compile_layers(deep.model)
     compiled = [trainer.compute_loss(deep.model, batch).item() for _ in range(2)]

@@ -111,7 +111,9 @@ def test_values_arrive_with_defaults_and_overrides(tmp_path):
         ({"seed": -1}, "recipe", "seed must lie between"),
         ({"output": ""}, "recipe", "output must name a folder"),
         ({"output": 7}, "recipe.output", "type str, not 7"),
-        ({"attention": "flash"}, "recipe", "attention must be one of sdpa, flex, not 'flash'"),
+        ({"attention": "flash"}, "recipe", "attention must be one of auto, sdpa, eager, flex, not 'flash'"),
+        ({"precision": "float16"}, "recipe", "precision must be one of auto, float32, bfloat16, not 'float16'"),
+        ({"start": "adapter"}, "recipe", "exactly one of base"),
         ({"compile": "yes"}, "recipe.compile", "type bool, not 'yes'"),
     ],
 )

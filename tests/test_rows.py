@@ -12,7 +12,7 @@ from rim_probe.encoding import Encoder
 from rim_probe.memory import MemoryLayout
 from rim_probe.packing import cot_row, direct_row, stage1_row, stage2_row
 from rim_probe.problems import Problem
-from rim_probe.training.rows import Rows, bucketed_order, draw, padding, row_sizes
+from rim_probe.training.rows import Batches, bucketed_order, draw, padding, row_sizes, sized_batches, token_batches
 from rim_probe.training.tokens import tokenise
 
 SIZES = (6, 40)
@@ -91,12 +91,29 @@ def test_batches_hold_rows_of_like_length_in_every_pass():
     # All but the few batches in which a pass ends and the next begins.
     assert sum(span > 12 for span in spans) <= 5
     assert spans != sorted(spans)  # but short and long batches come in turns
-    assert padding(ordered, 8) < 0.1 < padding(lengths, 8)
+    unsorted = np.split(np.arange(len(lengths)), range(8, len(lengths), 8))
+    assert padding(lengths, sized_batches(lengths, ends, 8, seed=0)) < 0.1 < padding(lengths, unsorted)
 
 
 def test_padding_is_the_share_of_positions_without_a_token():
-    assert padding(np.array([2, 4, 3, 3, 5]), 2) == 1 - 17 / (8 + 6 + 5)
-    assert padding(np.array([7, 7]), 64) == 0
+    batches = [np.array([0, 1]), np.array([2, 3]), np.array([4])]
+    assert padding(np.array([2, 4, 3, 3, 5]), batches) == 1 - 17 / (8 + 6 + 5)
+    assert padding(np.array([7, 7]), [np.array([0, 1])]) == 0
+
+
+@pytest.mark.parametrize("budget", [1, 101, 400])
+def test_batches_by_tokens_hold_every_row_of_a_pass_and_no_more_than_the_budget(budget):
+    numbers, ends = draw([500], [1.0], np.ones(500, dtype=bool), 0, 0, 1200)
+    lengths = (37 * numbers) % 101 + 1
+    batches = token_batches(lengths, ends, budget, seed=3)
+    assert sorted(np.concatenate(batches)) == list(range(1200))
+    assert all(len(b) == 1 or lengths[b].max() * len(b) <= budget for b in batches)
+    passes = [int(np.searchsorted(ends, b[0], side="right")) for b in batches]
+    assert passes == sorted(passes) and all(len({*np.searchsorted(ends, b, side="right")}) == 1 for b in batches)
+    again = token_batches(lengths, ends, budget, seed=3)
+    assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
+    if budget == 400:
+        assert len({len(b) for b in batches}) > 5 and padding(lengths, batches) < 0.1
 
 
 # ------------------------------------------------------------------------------------------------------------- lengths
@@ -125,5 +142,6 @@ def test_sizes_are_those_of_the_rows():
 
 
 def test_rows_are_made_from_what_was_drawn_in_their_order():
-    rows = Rows(np.array([50, 60, 70]), np.array([2, 0, 1]), lambda problem, place: (int(problem), place))
-    assert len(rows) == 3 and [rows[i] for i in range(3)] == [(70, 2), (50, 0), (60, 1)]
+    batches = [np.array([2, 0]), np.array([1])]
+    rows = Batches(np.array([50, 60, 70]), batches, lambda problem, place: (int(problem), place))
+    assert len(rows) == 2 and [rows[i] for i in range(2)] == [[(70, 2), (50, 0)], [(60, 1)]]

@@ -3,20 +3,22 @@
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import tiny_base, tiny_rim, tiny_tokenizer
-from test_training import GROUND, REFINE, SCRATCH, bare_problems, lora_recipe, make_trainer, write_recipe
+from test_training import GROUND, REFINE, bare_problems, lora_recipe, make_trainer, write_recipe
 from torch.nn.attention.flex_attention import create_mask
 
 from rim_probe.errors import RecipeError
 from rim_probe.model import RiM, load_base
 from rim_probe.packing import cot_row, flex_mask_mod, row_mask, stage1_row, stage2_row
+from rim_probe.precision import matrix_rate
 from rim_probe.problems import write_problems
 from rim_probe.training import backends, profiling, run, train
 from rim_probe.training.recipe import Lora, Recipe, Stage
-from rim_probe.training.speed import Meter, Work, count_work, matrix_rate
+from rim_probe.training.rows import Batches
+from rim_probe.training.speed import Meter, Work, count_work
 from rim_probe.training.trainer import RiMTrainer, StopAfter
 from rim_probe.training.trial import Trial
 
@@ -40,8 +42,8 @@ def like_a_gpu(monkeypatch) -> None:
     """What a GPU run says of precision and loading, on the CPU: bfloat16 base, autocast, two worker processes."""
     with monkeypatch.context() as patch:
         patch.setattr(backends, "on_gpu", lambda: True)
-        arguments = backends.running_arguments() | {"use_cpu": True, "dataloader_pin_memory": False}
-    monkeypatch.setattr(run, "running_arguments", lambda: arguments)
+        arguments = backends.running_arguments("bfloat16") | {"use_cpu": True, "dataloader_pin_memory": False}
+    monkeypatch.setattr(run, "running_arguments", lambda precision: arguments)
 
 
 @pytest.fixture
@@ -92,8 +94,8 @@ def test_only_real_tokens_count(rim, tmp_path):
     rows = [stage1_row(rim.encoder, problem) for problem in problems]
     trainer = make_trainer(rim, Stage("one", "stage1", 1, 0.1), rows, [], tmp_path)
     trainer._multiple = 64
-    batch = trainer.data_collator(rows)
-    meter = Meter(rim.model, torch.device("cpu"))
+    batch = trainer.data_collator([rows])
+    meter = Meter(rim.model, torch.device("cpu"), torch.float32)
     meter.count(batch)
     time.sleep(0.01)
     reading = meter.read()
@@ -102,7 +104,9 @@ def test_only_real_tokens_count(rim, tmp_path):
     assert reading["padding"] == round(1 - tokens / batch["input_ids"].numel(), 4) > 0
     flops = meter._work.flops(tokens, len(batch["places"]), sum(len(row) ** 2 for row in rows))
     assert reading["tflops"] * 1e12 / reading["tokens_per_second"] == pytest.approx(flops / tokens, rel=1e-2)
-    assert reading["utilisation"] == pytest.approx(reading["tflops"] * 1e12 / matrix_rate("cpu"), rel=1e-2, abs=1e-5)
+    assert reading["utilisation"] == pytest.approx(
+        reading["tflops"] * 1e12 / matrix_rate("cpu", torch.float32), rel=1e-2, abs=1e-5
+    )
     assert meter.read() == {}
 
 
@@ -112,9 +116,9 @@ def test_only_real_tokens_count(rim, tmp_path):
 def test_length_is_padded_without_changing_the_loss(rim, tmp_path):
     rows = [stage2_row(rim.encoder, problem, 3) for problem in bare_problems(3)]
     trainer = make_trainer(rim, Stage("one", "stage2", 1, 0.1), rows, [], tmp_path)
-    plain = trainer.data_collator(rows)
+    plain = trainer.data_collator([rows])
     trainer._multiple = 64
-    padded = trainer.data_collator(rows)
+    padded = trainer.data_collator([rows])
     assert padded["input_ids"].shape[1] % 64 == 0 and plain["input_ids"].shape[1] % 64
     losses = [trainer.compute_loss(rim.model, batch) for batch in (plain, padded)]
     torch.testing.assert_close(*losses)
@@ -126,7 +130,7 @@ def test_flex_attends_as_sdpa_does(make_rim, kind, tmp_path, monkeypatch):
     rim = make_rim(kind)
     rows = [stage1_row(rim.encoder, p) for p in bare_problems(5)] + [stage2_row(rim.encoder, bare_problems(1)[0], 3)]
     trainer = make_trainer(rim, Stage("one", "stage1", 1, 0.1), rows, rows, tmp_path)
-    batch = trainer.data_collator(rows)
+    batch = trainer.data_collator([rows])
     readouts = batch["readouts"]
     shown = create_mask(flex_mask_mod(readouts), *readouts.shape[:1], None, *readouts.shape[1:] * 2, device="cpu")
     assert torch.equal(shown, row_mask(readouts, torch.float32) == 0)
@@ -155,7 +159,8 @@ def test_text_rows_are_not_sent_through_flex(rim, tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "on_gpu", lambda: True)
     rows = [cot_row(rim.encoder, problem) for problem in bare_problems(2)]
     args = make_trainer(rim, Stage("one", "cot", 1, 0.1), rows, [], tmp_path).args
-    trainer = RiMTrainer(rim, args, rows, [], run._weights(Stage("one", "cot", 1, 0.1)), attention="flex")
+    batches = Batches(rows, [np.arange(2)], lambda row, _: row)
+    trainer = RiMTrainer(rim, args, batches, [], run._weights(Stage("one", "cot", 1, 0.1)), attention="flex")
     assert trainer.attention == "sdpa" == rim.model.config._attn_implementation
 
 
@@ -313,21 +318,3 @@ def test_a_profile_compares_what_works_and_writes_nothing(tmp_path, adapted, qui
     assert any(line.startswith("A step of sdpa: forward ") for line in lines)
     assert lines[-1].startswith("Least for this run, compiling counted: sdpa, ")  # 24 rows never pay for a compilation
     assert results[profiling.Variant("sdpa", True)].compile_seconds > 0
-
-
-def test_a_profile_on_a_cpu_is_of_sdpa_alone():
-    assert list(map(str, profiling.variants())) == ["sdpa"]
-
-
-def test_recipes_of_before_go_on(tmp_path):
-    """A run that began before some keys of a recipe or of its stages were known had their defaults."""
-    recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [GROUND]})
-    assert train(recipe, max_minutes=0, report=lambda line: None) is None
-    file = tmp_path / "out.run" / "recipe.json"
-    told = json.loads(file.read_text())
-    told["stages"] = [
-        {key: stage[key] for key in stage if key not in ("share", "slot_labels")} for stage in told["stages"]
-    ]
-    file.write_text(yaml.safe_dump({key: told[key] for key in told if key not in ("attention", "compile", "trial")}))
-    file.write_text(json.dumps(yaml.safe_load(file.read_text())))
-    assert train(recipe, resume=True, report=lambda line: None) == tmp_path / "out"

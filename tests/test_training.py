@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -25,7 +26,7 @@ from rim_probe.packing import IGNORED, cot_row, direct_row, row_mask, stage1_row
 from rim_probe.problems import Problem, is_correct, write_problems
 from rim_probe.training import run, train
 from rim_probe.training.recipe import Stage
-from rim_probe.training.rows import Rows
+from rim_probe.training.rows import Batches
 from rim_probe.training.schedules import ABSOLUTE_STEPS, stage1_weights, stage2_weights
 from rim_probe.training.scratch import small_llama
 from rim_probe.training.trainer import RiMTrainer
@@ -121,7 +122,7 @@ def in_subprocess(code: str, *arguments: object, launcher: tuple[str, ...] = ())
 def make_trainer(rim: RiM, stage: Stage, train_rows: list, valid_rows: list, folder: Path) -> RiMTrainer:
     args = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, max_steps=10)
     trainer = RiMTrainer(
-        rim, args, Rows(train_rows, range(len(train_rows)), lambda r, _: r), valid_rows, run._weights(stage)
+        rim, args, Batches(train_rows, [np.arange(len(train_rows))], lambda r, _: r), valid_rows, run._weights(stage)
     )
     trainer.state.max_steps = 10
     return trainer
@@ -197,7 +198,7 @@ def test_packed_loss_equals_separate_passes(make_rim, family, objective, tmp_pat
     assert len(set(map(len, rows))) > 1  # padding is part of the test
     trainer = make_trainer(rim, stage, rows, [], tmp_path)
     trainer.state.global_step = 4
-    loss = trainer.compute_loss(rim.model, trainer.data_collator(rows))
+    loss = trainer.compute_loss(rim.model, trainer.data_collator([rows]))
     torch.testing.assert_close(loss, reference_loss(rim, problems, stage, 0.4), atol=1e-5, rtol=1e-5)
 
 
@@ -206,7 +207,7 @@ def test_logits_are_computed_at_labels_only(make_rim, family, tmp_path):
     problems = bare_problems(3)
     rows = [stage1_row(rim.encoder, problems[0]), stage2_row(rim.encoder, problems[1], 3)]
     trainer = make_trainer(rim, Stage("one", "stage1", 1, 0.1), rows, [], tmp_path)
-    batch = trainer.data_collator(rows)
+    batch = trainer.data_collator([rows])
     seen = []
     head = rim.model.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
@@ -343,7 +344,7 @@ def test_validation_of_stage_2_is_not_mixed_with_stage_1(tmp_path, spy):
     train(write_recipe(tmp_path, **SCRATCH), report=lambda line: None)
     refine = spy[1]
     assert {row.num_grounded for row in refine.valid_rows} == {0}
-    mixed = [row.num_grounded > 0 for row in (refine.train_dataset[i] for i in range(24))]
+    mixed = [row.num_grounded > 0 for i in range(3) for row in refine.train_dataset[i]]
     assert any(mixed) and not all(mixed)
 
 
@@ -366,16 +367,16 @@ def test_all_methods_see_equal_rows(tmp_path, adapted):
         data = {"files": files, "repeats": [2.0, 0.25]}
         recipe = write_recipe(tmp_path, name=method, **lora_recipe(adapted, data=data, stages=stages))
         trainers = run.make_trainers(run.load_recipe(recipe), tmp_path / "run", lines.append)
-        rows = [trainer.train_dataset for trainer in trainers]
-        seen[method] = [int(each.problems[i]) for each in rows for i in each.order]
-        assert [len(each) for each in rows] == ([80, 32] if method == "memory" else [112])
+        sets = [trainer.train_dataset for trainer in trainers]
+        seen[method] = [int(each.problems[i]) for each in sets for batch in each.batches for i in batch]
+        assert [sum(map(len, each.batches)) for each in sets] == ([80, 32] if method == "memory" else [112])
     assert Counter(seen["memory"]) == Counter(seen["cot"]) == Counter(seen["direct"])
     assert seen["cot"] != seen["direct"]  # sorted by lengths of their own
     counts = Counter(seen["cot"])
     assert counts[12] == 0 and all(counts[i] >= 4 for i in range(12))
     assert max(counts[i] for i in range(13, 98)) == 1  # nothing of the second file twice before all of it
     assert sum(line.endswith("98 training problems: 1 have no steps.") for line in lines) == 4
-    (told,) = [line for line in lines if line.startswith("Stage ground: rows 80, tokens ")]
+    (told,) = [line for line in lines if line.startswith("Stage ground: rows 80, batches 20, tokens ")]
     assert told.endswith("%")
 
 
@@ -554,10 +555,10 @@ TWO_PROCESSES = """
 import os, sys
 from pathlib import Path
 from rim_probe.training import train
-from rim_probe.training.rows import Rows
+from rim_probe.training.rows import Batches
 
-rank, seen, row = int(os.environ["RANK"]), [], Rows.__getitem__
-Rows.__getitem__ = lambda self, place: (seen.append(place), row(self, place))[1]
+rank, seen, batch = int(os.environ["RANK"]), [], Batches.__getitem__
+Batches.__getitem__ = lambda self, number: (seen.append(number), batch(self, number))[1]
 # Only the clock of the first process counts; the other one would never stop.
 assert train(sys.argv[1], max_minutes=0 if rank == 0 else 60) is None
 train(sys.argv[1], resume=True)
@@ -577,8 +578,7 @@ def test_two_processes_share_the_rows(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     # A loader reads one batch ahead, so the batch after the stop was read twice.
     first, second = (list(dict.fromkeys(map(int, (tmp_path / f"rows-{rank}").read_text().split()))) for rank in (0, 1))
-    batches = [list(range(start, start + 4)) for start in range(0, 32, 4)]
-    assert first == sum(batches[0::2], []) and second == sum(batches[1::2], [])
+    assert first == list(range(0, 8, 2)) and second == list(range(1, 8, 2))
     state = json.loads((tmp_path / "out.run" / "ground" / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["global_step"] == state["max_steps"] == 4  # 34 rows, 8 a step
     assert done.stdout.count("Saved ") == done.stdout.count("Stopped ") == 1
@@ -697,3 +697,27 @@ def test_rows_say_what_they_train(rim):
     assert made(objective="stage2", blocks=2) == stage2_row(rim.encoder, problem, 2)
     grounded = [made(place, objective="stage2", grounded=0.25).num_grounded for place in range(1000)]
     assert 0.22 < sum(count > 0 for count in grounded) / 1000 < 0.28
+
+
+def test_start_goes_on_with_an_adapter(tmp_path, adapted):
+    """Its rank and weights stay, its base is found by its own record, and a change to it ends a run."""
+    first = train(write_recipe(tmp_path, name="first", **lora_recipe(adapted)), report=lambda line: None)
+    recipe = {key: value for key, value in lora_recipe(adapted).items() if key not in ("base", "lora")}
+    recipe |= {"start": str(first), "stages": [GROUND | {"rows": 8, "learning_rate": 1e-9}]}
+    path = write_recipe(tmp_path, name="second", **recipe)
+    assert train(path, max_minutes=0, report=lambda line: None) is None
+    second = train(path, resume=True, report=lambda line: None)
+    before, after = load_file(first / ADAPTER), load_file(second / ADAPTER)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-6, rtol=1e-2)
+    with pytest.raises(RecipeError, match="is no adapter folder"):
+        train(write_recipe(tmp_path, name="third", **recipe | {"start": str(tmp_path)}), report=lambda line: None)
+    with pytest.raises(RecipeError, match="give the recipe the layout of start"):
+        slots = {"layout": {"num_blocks": 3, "slots_per_block": 5}}
+        train(write_recipe(tmp_path, name="fourth", **recipe | slots), report=lambda line: None)
+    fifth = write_recipe(tmp_path, name="fifth", **recipe)
+    assert train(fifth, max_minutes=0, report=lambda line: None) is None
+    save_file({name: value + 1 for name, value in before.items()}, first / ADAPTER)
+    with pytest.raises(RecipeError, match="start_weights changed"):
+        train(fifth, resume=True, report=lambda line: None)

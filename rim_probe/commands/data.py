@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+from rim_probe.datasets import everyday
 from rim_probe.datasets.arithmetic import SPLITS, World, generate
 from rim_probe.datasets.gsm import SETS
 from rim_probe.errors import RiMError
@@ -42,6 +43,7 @@ def add_data(commands: Any) -> None:
     )
     sources = parser.add_subparsers(title="what", metavar="WHAT", required=True)
     _add_data_arithmetic(sources)
+    _add_data_everyday(sources)
     for name in SETS:
         _add_data_set(sources, name)
     _add_data_check(sources)
@@ -69,6 +71,28 @@ def _add_data_arithmetic(sources: Any) -> None:
             metavar="X",
             help=f"{WORLD_HELP[field.name]} (default: {field.default})",
         )
+
+
+def _add_data_everyday(sources: Any) -> None:
+    parser = sources.add_parser(
+        "everyday",
+        help="English word problems as people write them, made here",
+        description="Write problems of one to four steps and more, filled into frames: buying, sharing, comparing,\n"
+        "ages, distances, pay, time, percentages and others. No two splits share a frame. Files of valid and test\n"
+        "hold no question twice.",
+    )
+    parser.set_defaults(run=_data_everyday)
+    parser.add_argument("--split", choices=SPLITS, required=True)
+    add_number(parser, "--rows", "how many problems", low=1, default=1000)
+    add_number(
+        parser,
+        "--variants",
+        "so many rows, one after another, are the same but for their numbers: partners for interchange",
+        low=1,
+        default=1,
+    )
+    _add_problem_output(parser)
+    add_seed(parser, "of the draw")
 
 
 def _add_data_set(sources: Any, name: str) -> None:
@@ -127,11 +151,23 @@ def _data_arithmetic(arguments: argparse.Namespace) -> int:
     unique = arguments.split != "train"
     problems = list(generate(world, arguments.split, arguments.rows, arguments.seed, unique=unique))
     write_problems(arguments.output, problems)
-    short = (
-        "" if len(problems) == arguments.rows else f", not {arguments.rows:,}: this world holds no more of this split"
-    )
-    print(f"{arguments.output}: {count(len(problems), 'problem', 'problems')}{short}")
+    _report_written(arguments, len(problems), "this world holds")
     return OK
+
+
+def _data_everyday(arguments: argparse.Namespace) -> int:
+    from rim_probe.problems import write_problems
+
+    split, unique = arguments.split, arguments.split != "train"
+    problems = list(everyday.generate(split, arguments.rows, arguments.seed, arguments.variants, unique=unique))
+    write_problems(arguments.output, problems)
+    _report_written(arguments, len(problems), "the frames hold")
+    return OK
+
+
+def _report_written(arguments: argparse.Namespace, written: int, holder: str) -> None:
+    short = "" if written == arguments.rows else f", not {arguments.rows:,}: {holder} no more of this split"
+    print(f"{arguments.output}: {count(written, 'problem', 'problems')}{short}")
 
 
 def _data_set(arguments: argparse.Namespace) -> int:

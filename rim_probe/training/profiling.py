@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from accelerate.utils import send_to_device
 
+from rim_probe.precision import matrix_rate, synchronize
 from rim_probe.training.backends import compile_layers, on_gpu, set_attention, uncompile_layers
 from rim_probe.training.recipe import Recipe, load_recipe
 from rim_probe.training.run import make_trainers
-from rim_probe.training.speed import matrix_rate, synchronize
 from rim_probe.training.trainer import RiMTrainer
 
 WARM, TIMED = 3, 12  # steps of a variant; fewer where a step takes seconds
 _SECONDS = 12.0  # that a variant's timed steps may take in all
-_SAMPLE = 200  # rows of a stage that are measured for their tokens
+_SAMPLE = 40  # batches of a stage that are measured for their tokens
 _PARTS = ("forward", "backward", "optimizer")
 
 
@@ -59,9 +59,9 @@ class Result:
 
 
 def variants() -> list[Variant]:
-    """On a CPU sdpa alone: flex does not train there, and compiling would take most of the minute."""
+    """On a CPU nothing compiled, which would take most of the minute, and no flex, which does not train there."""
     if not on_gpu():
-        return [Variant("sdpa", False)]
+        return [Variant("sdpa", False), Variant("eager", False)]
     return [Variant(attention, compiled) for attention in ("sdpa", "flex") for compiled in (False, True)]
 
 
@@ -76,9 +76,12 @@ def profile(
     Raises:
         RiMError: as `train`.
     """
-    plan = dataclasses.replace(load_recipe(recipe), attention="sdpa", compile=False)
+    plan = dataclasses.replace(load_recipe(recipe), compile=False)
     if batch_size is not None:
-        stages = tuple(dataclasses.replace(stage, batch_size=batch_size, accumulation=1) for stage in plan.stages)
+        stages = tuple(
+            dataclasses.replace(stage, batch_size=batch_size, batch_tokens=None, accumulation=1)
+            for stage in plan.stages
+        )
         plan = dataclasses.replace(plan, stages=stages)
     with tempfile.TemporaryDirectory() as folder:  # a trainer makes the folder of its files
         trainers = make_trainers(plan, Path(folder), report)
@@ -88,15 +91,19 @@ def profile(
 def _measure_all(plan: Recipe, trainers: list[RiMTrainer], report: Callable[[str], None]) -> dict[Variant, Result]:
     trainer, stage = trainers[0], plan.stages[0]
     start = time.perf_counter()
-    batches = _batches(trainer, stage.batch_size)
+    batches = _batches(trainer)
     loading = (time.perf_counter() - start) / len(batches)
     device = trainer.args.device.type
-    rate = matrix_rate(device)
+    rate = matrix_rate(device, torch.bfloat16 if trainer.args.bf16 else torch.float32)
     trainer.create_optimizer()
     trainer.state.max_steps = trainer.args.max_steps
     model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-    kind = f"{torch.cuda.get_device_name()}, bfloat16" if device == "cuda" else "CPU, float32"
-    report(f"{kind}: {rate / 1e12:.3g} TFLOP/s in a large matrix product; stage {stage.name}, {stage.batch_size} rows.")
+    kind = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    kind += ", bfloat16" if trainer.args.bf16 else ", float32"
+    report(
+        f"{kind}: {rate / 1e12:.3g} TFLOP/s in a large matrix product; stage {stage.name}, "
+        f"{trainer.rows_per_batch:.1f} rows a batch."
+    )
     results = {}
     for variant in variants():
         try:
@@ -111,15 +118,11 @@ def _measure_all(plan: Recipe, trainers: list[RiMTrainer], report: Callable[[str
     return results
 
 
-def _batches(trainer: RiMTrainer, batch_size: int) -> list[dict[str, torch.Tensor]]:
+def _batches(trainer: RiMTrainer) -> list[dict[str, torch.Tensor]]:
     """Batches as training would see them, spread evenly over the stage."""
-    rows = trainer.train_dataset
-    every = max(1, len(rows) // batch_size)
-    chosen = [place * every // (WARM + TIMED) for place in range(WARM + TIMED)]
-    return [
-        trainer.data_collator([rows[i] for i in range(n * batch_size, min(len(rows), (n + 1) * batch_size))])
-        for n in chosen
-    ]
+    batches = trainer.train_dataset
+    chosen = [place * len(batches) // (WARM + TIMED) for place in range(WARM + TIMED)]
+    return [trainer.data_collator([batches[n]]) for n in chosen]
 
 
 def _measure(trainer: RiMTrainer, model, batches: Sequence[dict], variant: Variant) -> Result:
@@ -244,7 +247,7 @@ def _tell(
 
 
 def _tokens_per_row(trainer: RiMTrainer) -> float:
-    """Mean length of rows spread evenly over a stage."""
-    rows = trainer.train_dataset
-    count = min(_SAMPLE, len(rows))
-    return statistics.mean(len(rows[place * len(rows) // count]) for place in range(count))
+    """Mean length of rows of batches spread evenly over a stage."""
+    batches = trainer.train_dataset
+    count = min(_SAMPLE, len(batches))
+    return statistics.mean(len(row) for place in range(count) for row in batches[place * len(batches) // count])

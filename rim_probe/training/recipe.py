@@ -18,7 +18,8 @@ from rim_probe.training.schedules import LAMBDA_SCHEDULES
 
 OBJECTIVES = ("stage1", "stage2", "interchange", "cot", "direct")
 LR_SCHEDULES = ("constant", "linear", "cosine")
-ATTENTIONS = ("sdpa", "flex")
+ATTENTIONS = ("auto", "sdpa", "eager", "flex")
+PRECISIONS = ("auto", "float32", "bfloat16")
 MAX_REPEAT = 1000
 
 
@@ -116,6 +117,8 @@ class Stage:
         slot_labels: stage 1 and interchange: after how many layers at most (evenly spaced, the last among them) slots
             are to name the result of their step; 0: after none.
         dropout: of the adapter in this stage (None: as the recipe says).
+        batch_tokens: a batch holds rows of like length of at most so many tokens, padding counted, in the place of
+            `batch_size` rows: short rows come in larger batches, so that every batch is as much work.
         validate_every: steps between validations, each of which also saves a checkpoint.
     """
 
@@ -124,6 +127,7 @@ class Stage:
     rows: int
     learning_rate: float
     batch_size: int = 32
+    batch_tokens: int | None = None
     accumulation: int = 1
     schedule: str = "constant"
     warmup: float = 0.04
@@ -143,6 +147,8 @@ class Stage:
         _choice("lambdas", self.lambdas, LAMBDA_SCHEDULES)
         for key in ("rows", "batch_size", "accumulation", "validate_every"):
             _positive(key, getattr(self, key))
+        if self.batch_tokens is not None:
+            _positive("batch_tokens", self.batch_tokens)
         if not 0 < self.learning_rate < 1:
             raise RecipeError(f"learning_rate must lie between 0 and 1, not {self.learning_rate}.")
         for key in ("warmup", "grounded", "share", "one_number_share", "dropout"):
@@ -166,8 +172,12 @@ class Recipe:
 
     Attributes:
         output: folder of the finished checkpoint; the run's own files live in its sibling `<output>.run`.
-        base: a folder, Hub id or GGUF file to start from. None: `scratch`.
-        attention: how packed rows attend in training: sdpa with a dense mask, or flex with a block mask (GPU only).
+        base: a folder, Hub id or GGUF file to start from. None: `scratch` or `start`.
+        start: an adapter folder to go on from, on the base that it records; its rank and its memory tokens stay.
+        precision: what the matrix products of training compute in; auto: see `precision.default_dtype`. An adapter's
+            frozen base is then held in bfloat16; trained weights, optimizer and loss stay in float32.
+        attention: how packed rows attend in training: sdpa or eager with a dense mask, or flex with a block mask (GPU
+            only). auto: eager on a CPU in bfloat16, where the backward pass of sdpa is slow, else sdpa.
         compile: compile the decoder layers, which pays in long runs; see `train --profile`.
     """
 
@@ -176,22 +186,31 @@ class Recipe:
     data: Data
     base: str | None = None
     scratch: Scratch | None = None
+    start: str | None = None
     layout: MemoryLayout = MemoryLayout()
     lora: Lora | None = None
     seed: int = 0
-    attention: str = "sdpa"
+    precision: str = "auto"
+    attention: str = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
         _choice("attention", self.attention, ATTENTIONS)
-        if (self.base is None) == (self.scratch is None):
-            raise RecipeError("A recipe needs exactly one of base (a model to start from) and scratch (a new model).")
+        _choice("precision", self.precision, PRECISIONS)
+        if sum(origin is not None for origin in (self.base, self.scratch, self.start)) != 1:
+            raise RecipeError(
+                "A recipe needs exactly one of base (a model to begin with), scratch (a new model) and start (an "
+                "adapter to go on from)."
+            )
         if Path(self.output).name in ("", ".."):
             raise RecipeError(f"output must name a folder for the finished checkpoint, not {self.output!r}.")
         if self.lora is not None and self.base is None:
-            raise RecipeError("lora needs a base: an adapter to a model that nobody has cannot be loaded again.")
-        if not (self.lora and self.lora.r) and any(stage.dropout is not None for stage in self.stages):
-            raise RecipeError("dropout is that of an adapter; it needs lora with r of at least 1.")
+            raise RecipeError(
+                "lora needs a base: the adapter of start keeps its own rank, and one to a new model could not be "
+                "loaded again."
+            )
+        if not self.start and not (self.lora and self.lora.r) and any(s.dropout is not None for s in self.stages):
+            raise RecipeError("dropout is that of an adapter; it needs lora with r of at least 1, or start.")
         for stage in self.stages:
             if stage.objective in ("stage2", "interchange") and stage.blocks is None and not self.layout.num_blocks:
                 raise RecipeError(f"{stage.objective} needs memory blocks; give the layout num_blocks of at least 1.")

@@ -14,26 +14,26 @@ from rim_probe.packing import Row
 from rim_probe.training.tokens import Tokens
 
 _GROUP = 64  # batches that are sorted together
+_GROUP_ROWS = 4096  # rows that are sorted together where batches are cut by tokens
 
 
-class Rows(Dataset):
-    """Training rows in their final order, made when they are needed.
+class Batches(Dataset):
+    """Batches of training rows in their final order, made when they are needed.
 
     Args:
         problems: what was drawn, in the order in which it was drawn.
-        order: places in `problems`, in the order of training.
+        batches: places in `problems`, an array for each batch, in the order of training.
         make_row: a row from a problem and its place in `problems`.
     """
 
-    def __init__(self, problems: Sequence, order: Sequence[int], make_row: Callable[[object, int], Row]):
-        self.problems, self.order, self.make_row = problems, order, make_row
+    def __init__(self, problems: Sequence, batches: Sequence[np.ndarray], make_row: Callable[[object, int], Row]):
+        self.problems, self.batches, self.make_row = problems, batches, make_row
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.batches)
 
-    def __getitem__(self, place: int) -> Row:
-        drawn = int(self.order[place])
-        return self.make_row(self.problems[drawn], drawn)
+    def __getitem__(self, number: int) -> list[Row]:
+        return [self.make_row(self.problems[place], place) for place in self.batches[number].tolist()]
 
 
 # -------------------------------------------------------------------------------------------------------------- passes
@@ -129,11 +129,37 @@ def bucketed_order(lengths: np.ndarray, ends: Sequence[int], batch_size: int, se
     return np.concatenate(parts)
 
 
-def padding(lengths: np.ndarray, batch_size: int) -> float:
-    """The share of positions that batches of rows with these lengths, in their order, spend on padding."""
-    starts = np.arange(0, len(lengths), batch_size)
-    sizes = np.diff([*starts, len(lengths)])
-    return 1 - lengths.sum() / (np.maximum.reduceat(lengths, starts) * sizes).sum()
+def sized_batches(lengths: np.ndarray, ends: Sequence[int], batch_size: int, seed: int) -> list[np.ndarray]:
+    """Batches of `batch_size` rows each, but for the last; see `bucketed_order`."""
+    order = bucketed_order(lengths, ends, batch_size, seed)
+    return np.split(order, range(batch_size, len(order), batch_size))
+
+
+def token_batches(lengths: np.ndarray, ends: Sequence[int], budget: int, seed: int) -> list[np.ndarray]:
+    """Batches of at most `budget` tokens, padding counted; a longer row is a batch of its own.
+
+    Each pass is cut into groups of 4,096 rows, sorted by length inside a group, and its batches are shuffled.
+    """
+    generator = np.random.default_rng(seed)
+    found, begin = [], 0
+    for end in ends:
+        batches = []
+        for start in range(begin, end, _GROUP_ROWS):
+            nearby = np.arange(start, min(start + _GROUP_ROWS, end))
+            nearby = nearby[np.argsort(lengths[nearby], kind="stable")]
+            first = 0
+            for last in range(1, len(nearby) + 1):
+                if last == len(nearby) or lengths[nearby[last]] * (last + 1 - first) > budget:
+                    batches.append(nearby[first:last])
+                    first = last
+        found += [batches[i] for i in generator.permutation(len(batches))]
+        begin = end
+    return found
+
+
+def padding(lengths: np.ndarray, batches: Sequence[np.ndarray]) -> float:
+    """The share of positions that batches of rows with these lengths spend on padding."""
+    return 1 - sum(lengths[b].sum() for b in batches) / sum(lengths[b].max() * len(b) for b in batches)
 
 
 # ------------------------------------------------------------------------------------------------------------- lengths

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from transformers import ProgressCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
 
-from rim_probe.adapters import finish_checkpoint
+from rim_probe.adapters import ADAPTER_FILE, finish_checkpoint
 from rim_probe.bases import record_of
 from rim_probe.datasets.arithmetic import generate, vocabulary
 from rim_probe.datasets.partners import Partners
@@ -30,10 +30,10 @@ from rim_probe.model import RiM, load_base
 from rim_probe.options import show_progress
 from rim_probe.packing import Row, cot_row, direct_row, stage1_row, stage2_row
 from rim_probe.problems import Problem
-from rim_probe.training.backends import on_gpu, running_arguments
+from rim_probe.training.backends import chosen_attention, chosen_precision, on_gpu, running_arguments
 from rim_probe.training.pairs import PairRows, draw_pairs
-from rim_probe.training.recipe import Data, Lora, Recipe, Stage, load_recipe
-from rim_probe.training.rows import Rows, bucketed_order, draw, padding, row_sizes
+from rim_probe.training.recipe import Data, Recipe, Stage, load_recipe
+from rim_probe.training.rows import Batches, draw, padding, row_sizes, sized_batches, token_batches
 from rim_probe.training.schedules import stage1_weights, stage2_weights
 from rim_probe.training.scratch import small_llama, word_tokenizer
 from rim_probe.training.tokens import Entry, Tokens, tokenise
@@ -41,7 +41,8 @@ from rim_probe.training.trainer import Progress, RiMTrainer, StopAfter
 from rim_probe.training.trial import Trial
 
 LOG_EVERY = 50  # steps
-_STEPS_TOLD = ("stage1", "interchange")  # readouts state steps; a pair is a row of its own
+_STEPS_TOLD = ("stage1", "interchange")  # objectives whose rows tell steps; a pair is more than one of them
+_RECIPE = "recipe.json"  # of a run: what it was started with
 _STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint where it cannot be read is half written
 
 
@@ -99,13 +100,13 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     set_seed(plan.seed)
     rim = _make_model(plan)
+    plan = _settled(plan, rim, run / _RECIPE)
     files, validation = _make_problems(plan.data, report)
     with processes.main_process_first():  # the others find in the cache what it made
         pool, held = _make_pool(rim, files, report), _make_pool(rim, [validation], report)
     if processes.is_main_process:
-        record = record_of(rim.model)
-        based = record.sha256 if record else None
-        _check_same(run / "recipe.json", plan, pool.problems + held.problems, begun, trial is not None, based)
+        origin = _origin(rim, plan)
+        _check_same(run / _RECIPE, plan, pool.problems + held.problems, begun, trial is not None, origin)
     trained = 0
     for number, stage in enumerate(plan.stages):
         stage_folder = run / stage.name
@@ -115,13 +116,13 @@ def train(
             report(f"Stopped after {max_minutes:g} minutes before stage {stage.name}; go on with --resume.")
             return None
         if number:
-            rim = _reload(rim, run / plan.stages[number - 1].name / "best", plan.lora)
+            rim = _reload(rim, run / plan.stages[number - 1].name / "best")
         weights = sum(map(_trained, rim.model.parameters()))
         report(f"{plan.output}, stage {stage.name}: {stage.rows:,} rows, {weights:,} weights")
         every = trial.log_every if trial else LOG_EVERY
         trainer = _make_trainer(rim, plan, stage, number, pool, held, stage_folder, report, every)
         if stopper:
-            stopper.validation_steps = len(trainer.valid_rows) / stage.batch_size + (50 if trainer.asked else 0)
+            stopper.validation_steps = len(trainer.valid_rows) / trainer.rows_per_batch + (50 if trainer.asked else 0)
             trainer.add_callback(stopper)
         trainer.train(resume_from_checkpoint=_last_complete(stage_folder))
         if stopper and stopper.stopped:
@@ -151,6 +152,7 @@ def make_trainers(plan: Recipe, folder: Path, report: Callable[[str], None]) -> 
     PartialState(cpu=not on_gpu())
     set_seed(plan.seed)
     rim = _make_model(plan)
+    plan = _settled(plan, rim, None)
     files, _ = _make_problems(plan.data, report)
     pool, held = _make_pool(rim, files, report), _make_pool(rim, [[]], report)
     stages = list(enumerate(plan.stages))
@@ -158,8 +160,31 @@ def make_trainers(plan: Recipe, folder: Path, report: Callable[[str], None]) -> 
     return made[::-1]
 
 
-def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool, trial: bool, base: str | None) -> None:
-    """Keeps what a run was started with; refuses to go on with another recipe, other problems or another base.
+def _settled(plan: Recipe, rim: RiM, file: Path | None) -> Recipe:
+    """The recipe with its precision and attention chosen for this machine; a run that has begun keeps its own.
+
+    Or a busy machine, on which bfloat16 seems slow, would change them in the middle of a run.
+    """
+    begun = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else {}
+    precision = begun.get("precision", plan.precision) if plan.precision == "auto" else plan.precision
+    precision = chosen_precision(precision, rim.model)
+    attention = begun.get("attention", plan.attention) if plan.attention == "auto" else plan.attention
+    return dataclasses.replace(plan, precision=precision, attention=chosen_attention(attention, precision))
+
+
+def _origin(rim: RiM, plan: Recipe) -> dict[str, str | None]:
+    """Digests of the weights that a run begins with: of its base, and of the adapter it goes on from."""
+    base = record_of(rim.model)
+    start = None if plan.start is None else hashlib.sha256()
+    for file in sorted(Path(plan.start).glob("*.safetensors")) if plan.start else ():
+        start.update(file.read_bytes())
+    return {"base_weights": base.sha256 if base else None, "start_weights": start and start.hexdigest()}
+
+
+def _check_same(
+    file: Path, plan: Recipe, problems: list[Problem], begun: bool, trial: bool, origin: dict[str, str | None]
+) -> None:
+    """Keeps what a run was started with; refuses to go on with another recipe, other problems or other weights.
 
     Stages that are done would be taken over, and the result would be that of no recipe at all.
     """
@@ -167,16 +192,12 @@ def _check_same(file: Path, plan: Recipe, problems: list[Problem], begun: bool, 
     now = json.loads(json.dumps(dataclasses.asdict(plan)))
     del now["output"]  # a run may have been moved
     now["trial"] = trial
-    now["base_weights"] = base
+    now |= origin
     now["problems_sha256"] = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
     if not begun or not file.exists():
         file.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
         return
-    # What a run of before these keys had was their default.
-    before = {"attention": "sdpa", "compile": False, "trial": False, "base_weights": base}
-    before |= json.loads(file.read_text(encoding="utf-8"))
-    unsaid = {key.name: key.default for key in dataclasses.fields(Stage) if key.default is not dataclasses.MISSING}
-    before["stages"] = [unsaid | stage for stage in before["stages"]]
+    before = json.loads(file.read_text(encoding="utf-8"))
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise RecipeError(
             f"{', '.join(changed)} changed since the run in {file.parent} began; restore what it was, or remove the "
@@ -215,6 +236,8 @@ def _keeps_steps(stage: Stage, place, seed: int):
 
 
 def _make_model(plan: Recipe) -> RiM:
+    if plan.start is not None:
+        return _load_start(plan)
     if plan.scratch is not None:
         tokenizer = word_tokenizer(vocabulary())
         tokenizer.add_special_tokens({"additional_special_tokens": list(plan.layout.tokens)})
@@ -258,9 +281,25 @@ def _add_adapter(rim: RiM, plan: Recipe) -> RiM:
     return rim
 
 
-def _reload(rim: RiM, folder: Path, lora: Lora | None) -> RiM:
+def _load_start(plan: Recipe) -> RiM:
+    """The adapter of `start`, ready to be trained further."""
+    if not (Path(plan.start) / ADAPTER_FILE).exists():
+        raise RecipeError(
+            f"start: {plan.start} is no adapter folder ({ADAPTER_FILE} is missing); use base for a model."
+        )
+    held = RiM.from_pretrained(plan.start, device="cpu", dtype=torch.float32, trainable=True)
+    if dataclasses.replace(held.layout, num_blocks=plan.layout.num_blocks) != plan.layout:
+        raise RecipeError(
+            f"The memory blocks of start are {held.layout.block_text}, those of the recipe {plan.layout.block_text}; "
+            "give the recipe the layout of start (num_blocks may differ)."
+        )
+    return RiM(held.model, held.tokenizer, plan.layout, name=plan.output)
+
+
+def _reload(rim: RiM, folder: Path) -> RiM:
     """The best checkpoint of the stage before, ready to be trained further."""
-    fresh = RiM.from_pretrained(folder, device="cpu", dtype=torch.float32, trainable=lora is not None)
+    adapted = hasattr(rim.model, "peft_config")
+    fresh = RiM.from_pretrained(folder, device="cpu", dtype=torch.float32, trainable=adapted)
     return RiM(fresh.model, fresh.tokenizer, rim.layout, rim.name)
 
 
@@ -307,26 +346,26 @@ def _make_trainer(
     report: Callable[[str], None],
     log_every: int = LOG_EVERY,
 ) -> RiMTrainer:
-    rows = _make_rows(rim, pool, _usable(pool, "training", rim, stage, report), plan, number, report)
+    batches = _make_batches(rim, pool, _usable(pool, "training", rim, stage, report), plan, number, report)
     # Validation is about the objective alone: rows that keep the targets of stage 1 say nothing about stage 2.
     plain = dataclasses.replace(stage, grounded=0.0, slot_labels=0)
     valid = np.flatnonzero(_usable(held, "validation", rim, plain, report)).tolist()
     valid_row = make_row(held.tokens, plain, plan.seed)
     valid_rows = [valid_row(held.tokens[i], 0) for i in valid]
-    steps = _steps(stage)[0]
+    steps = max(1, len(batches) // _at_once(stage))
     if stage.dropout is not None:
         _set_dropout(rim.model, stage.dropout)
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=stage.batch_size,
+        per_device_train_batch_size=1,  # whole batches are made by `Batches`
         gradient_accumulation_steps=stage.accumulation,
         learning_rate=stage.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(stage.schedule, stage.schedule),
         warmup_steps=round(stage.warmup * steps),
         weight_decay=stage.weight_decay,
         optim="adamw_torch_fused",
-        **running_arguments(),
+        **running_arguments(plan.precision),
         logging_nan_inf_filter=False,  # it would hide them, and wait for the device in every step to do so
         logging_steps=min(log_every, stage.validate_every),
         eval_strategy="steps" if valid_rows else "no",
@@ -347,7 +386,7 @@ def _make_trainer(
     trainer = RiMTrainer(
         rim,
         args,
-        rows,
+        batches,
         valid_rows,
         _weights(stage),
         asked=[held.problems[i] for i in valid] if stage.objective == "cot" else (),
@@ -393,24 +432,27 @@ def _usable(pool: _Pool, purpose: str, rim: RiM, stage: Stage, report: Callable[
     return usable
 
 
-def _steps(stage: Stage) -> tuple[int, int]:
-    """How many steps a stage takes, and how many rows they see.
-
-    No row more than the steps need: with batches to spare, a run resumed at its last step would take another one.
-    """
-    rows_per_step = stage.batch_size * stage.accumulation * PartialState().num_processes
-    steps = max(1, stage.rows // rows_per_step)
-    return steps, min(stage.rows, steps * rows_per_step)
+def _at_once(stage: Stage) -> int:
+    """Batches of a step."""
+    return stage.accumulation * PartialState().num_processes
 
 
-def _make_rows(
+def _rows(stage: Stage) -> int:
+    """How many rows a stage draws: batches of a fixed size make whole steps of them."""
+    step = 1 if stage.batch_tokens else stage.batch_size * _at_once(stage)
+    return min(stage.rows, max(1, stage.rows // step) * step)
+
+
+def _make_batches(
     rim: RiM, pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, report: Callable[[str], None]
-) -> Rows:
-    """The rows of a stage in their order, and a line that says how many and how large they are."""
+) -> Batches:
+    """The batches of a stage in their order, and a line that says how many rows they hold and how large they are.
+
+    No batch more than the steps need: with batches to spare, a run resumed at its last step would take another one.
+    """
     stage, tokens = plan.stages[number], pool.tokens
-    rows = _steps(stage)[1]
     # Stages follow one another through the files, as one long stage would go through them.
-    start = sum(_steps(earlier)[1] for earlier in plan.stages[:number])
+    start, rows = sum(map(_rows, plan.stages[:number])), _rows(stage)
     repeats = plan.data.repeats or (1.0,) * len(pool.sizes)
     drawn, ends = draw(pool.sizes, repeats, usable, plan.seed, start, rows)
     blocks = _blocks(tokens, stage)
@@ -418,36 +460,35 @@ def _make_rows(
     if stage.grounded:
         grounded = row_sizes(tokens, "stage1", blocks).lengths[drawn]
         lengths = np.where(_keeps_steps(stage, np.arange(rows), plan.seed), grounded, lengths)
-    pairs = _make_pairs(rim, pool, drawn, plan, number, report) if stage.objective == "interchange" else None
+    seed = plan.seed + 1000 * number
+    pairs = _make_pairs(rim, pool, drawn, plan, stage, seed, report) if stage.objective == "interchange" else None
     if pairs:
         lengths = np.where(pairs.lengths > 0, pairs.lengths, lengths)
-    order = bucketed_order(lengths, ends, stage.batch_size, plan.seed + 1000 * number)
-    share = padding(lengths[order], stage.batch_size)
-    report(f"Stage {stage.name}: rows {rows:,}, tokens {lengths.sum():,}, padding {share:.1%}")
+    if stage.batch_tokens:
+        batches = token_batches(lengths, ends, stage.batch_tokens, seed)
+    else:
+        batches = sized_batches(lengths, ends, stage.batch_size, seed)
+    at_once = _at_once(stage)
+    batches = batches[: max(1, len(batches) // at_once) * at_once]
+    told = (
+        f"rows {sum(map(len, batches)):,}, batches {len(batches):,}, tokens {lengths[np.concatenate(batches)].sum():,}"
+    )
+    report(f"Stage {stage.name}: {told}, padding {padding(lengths, batches):.1%}")
     single = make_row(tokens, stage, plan.seed)
-    return Rows(drawn, order, lambda problem, place: (pairs and pairs.row(place)) or single(tokens[problem], place))
+    return Batches(drawn, batches, lambda problem, at: (pairs and pairs.row(at)) or single(tokens[problem], at))
 
 
 def _make_pairs(
-    rim: RiM, pool: _Pool, drawn: np.ndarray, plan: Recipe, number: int, report: Callable[[str], None]
+    rim: RiM, pool: _Pool, drawn: np.ndarray, plan: Recipe, stage: Stage, seed: int, report: Callable[[str], None]
 ) -> PairRows:
     """The pairs of an interchange stage, and a line that says how many."""
-    stage, data = plan.stages[number], plan.data
-    if data.world is not None:
-        alike = Partners(data.world, "train", data.seed)
+    if plan.data.world is not None:
+        alike = Partners(plan.data.world, "train", plan.data.seed)
     else:
         alike = Variants(pool.problems, value_bounds(pool.problems[i] for i in np.unique(drawn)))
-    pairs = draw_pairs(pool.problems, drawn, alike, stage.share, stage.one_number_share, plan.seed + 1000 * number)
-    rows = PairRows(
-        rim.encoder,
-        pool.tokens,
-        drawn,
-        pairs,
-        _blocks(pool.tokens, stage),
-        stage.slot_labels > 0,
-        rim.max_length,
-        report,
-    )
+    pairs = draw_pairs(pool.problems, drawn, alike, stage.share, stage.one_number_share, seed)
+    blocks, label_slots = _blocks(pool.tokens, stage), stage.slot_labels > 0
+    rows = PairRows(rim.encoder, pool.tokens, drawn, pairs, blocks, label_slots, rim.max_length, report)
     report(f"Stage {stage.name}: {(rows.lengths > 0).mean():.1%} of the rows are pairs")
     return rows
 

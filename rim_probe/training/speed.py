@@ -12,15 +12,15 @@ for the causal mask).
 
 import time
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from rim_probe.packing import PADDING
+from rim_probe.precision import matrix_rate
 
 _FROZEN, _TRAINED = 4, 6  # FLOPs per weight and token
-_MATRIX = {"cuda": (8192, torch.bfloat16), "cpu": (1024, torch.float32)}
 
 
 @dataclass(frozen=True)
@@ -59,41 +59,14 @@ def count_work(model) -> Work:
     )
 
 
-@cache
-def matrix_rate(device_type: str) -> float:
-    """FLOP/s of a large matrix product of random numbers here and now: bfloat16 on a GPU, float32 on a CPU.
-
-    Takes a fraction of a second; measured once in a process. Draws from a generator of its own.
-    """
-    size, dtype = _MATRIX[device_type]
-    generator = torch.Generator(device_type).manual_seed(0)
-    left, right = (torch.randn(size, size, generator=generator, device=device_type).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(3):
-        torch.mm(left, right)
-    for _ in range(10):
-        synchronize(device_type)
-        start = time.perf_counter()
-        torch.mm(left, right)
-        synchronize(device_type)
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / sorted(times)[len(times) // 2]
-
-
-def synchronize(device_type: str) -> None:
-    """Waits for a GPU, whose work is asynchronous; on a CPU there is nothing to wait for."""
-    if device_type == "cuda":
-        torch.cuda.synchronize()
-
-
 class Meter:
     """Counts what was trained since it was last read.
 
     What is on a GPU is counted there and read with the next log, so that counting makes nobody wait.
     """
 
-    def __init__(self, model, device: torch.device):
-        self._work, self._device = count_work(model), device
+    def __init__(self, model, device: torch.device, dtype: torch.dtype):
+        self._work, self._device, self._dtype = count_work(model), device, dtype
         self.restart()
 
     def restart(self) -> None:
@@ -118,7 +91,8 @@ class Meter:
         """Rates of all processes together since the last reading, or nothing if no row was trained.
 
         `rows_per_second`, `tokens_per_second` (padding left out), `padding` (share of positions), `tflops` (10^12
-        FLOP/s) and `utilisation` (of `matrix_rate` of as many devices), and on a GPU `peak_gb` of this process.
+        FLOP/s) and `utilisation` (of `matrix_rate` of as many devices in the precision of training), and on a GPU
+        `peak_gb` of this process.
         """
         if not self._rows:
             return {}
@@ -134,7 +108,7 @@ class Meter:
             "tokens_per_second": round(tokens / seconds, 1),
             "padding": round(1 - tokens / places, 4),
             "tflops": round(rate / 1e12, 6),
-            "utilisation": round(rate / (devices * matrix_rate(self._device.type)), 5),
+            "utilisation": round(rate / (devices * matrix_rate(self._device.type, self._dtype)), 5),
         }
         if self._device.type == "cuda":
             reading["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
@@ -142,12 +116,13 @@ class Meter:
         return reading
 
 
-def told(reading: dict[str, float], device_type: str) -> str:
+def told(reading: dict[str, float], args: TrainingArguments) -> str:
     """A reading in words, with both numbers that make the utilisation."""
     if "tflops" not in reading:
         return ""
-    kind = "bf16" if device_type == "cuda" else "float32"
-    whole = matrix_rate(device_type) / 1e12
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    kind = str(dtype).removeprefix("torch.")
+    whole = matrix_rate(args.device.type, dtype) / 1e12
     text = f"{_short(reading['rows_per_second'])} rows/s, {_short(reading['tokens_per_second'])} tokens/s, "
     text += f"{100 * reading['utilisation']:.1f}% MFU ({reading['tflops']:.3g} of {whole:.3g} TFLOP/s {kind})"
     return text + (f", {reading['peak_gb']:.1f} GB" if "peak_gb" in reading else "")

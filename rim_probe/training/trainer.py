@@ -31,7 +31,8 @@ from rim_probe.training.backends import (
     narrow_base,
     set_attention,
 )
-from rim_probe.training.rows import Rows
+from rim_probe.training.fused import fuse_adapter, has_frozen_head, head_losses
+from rim_probe.training.rows import Batches
 from rim_probe.training.slots import SlotReader, slot_targets
 from rim_probe.training.speed import Meter, told
 
@@ -53,7 +54,7 @@ class RiMTrainer(Trainer):
     Args:
         asked: the problems of `valid_rows`, where they are to be answered by chain of thought, see `evaluate`.
         slot_labels: after how many layers at most slots are read; 0 for rows without slot labels.
-        attention: `sdpa`, or `flex` for packed rows on a GPU; text rows are plain causal and take sdpa either way.
+        attention: `sdpa`, `eager`, or `flex` for packed rows on a GPU; text rows, plain causal, then take sdpa.
         compile: compile the decoder layers.
 
     Raises:
@@ -64,7 +65,7 @@ class RiMTrainer(Trainer):
         self,
         rim: RiM,
         args: TrainingArguments,
-        train_rows: Rows,
+        train_batches: Batches,
         valid_rows: list[Row],
         weights: Weights,
         *,
@@ -79,29 +80,37 @@ class RiMTrainer(Trainer):
         super().__init__(
             model=rim.model,
             args=args,
-            train_dataset=train_rows,
+            train_dataset=train_batches,
             eval_dataset=valid_rows or None,
-            data_collator=self._collate,
+            data_collator=lambda batches: self._collate([row for batch in batches for row in batch]),
         )
         self.loss_is_scaled_for_ga = False
+        self._head_is_fused = self._head_is_checked = False
         if args.bf16:
             lean_adapters(rim.model)
             if not self.is_fsdp_enabled:  # whose shards hold weights of one precision
                 narrow_base(rim.model)
-        sample = valid_rows or [train_rows[i] for i in range(min(64, len(train_rows)))]
+                if not compile:
+                    fuse_adapter(rim.model)
+                self._head_is_fused = has_frozen_head(rim.model.get_output_embeddings())
+        sample = valid_rows or [row for i in range(min(2, len(train_batches))) for row in train_batches[i]]
         self._banned = torch.tensor(rim.banned_ids)
         self._longest = max(sample, key=lambda row: (row.num_grounded, row.num_readouts))
-        self.attention = attention if any(any(row.readouts) for row in sample) else "sdpa"
+        self.attention = "sdpa" if attention == "flex" and not any(any(row.readouts) for row in sample) else attention
         set_attention(rim.model, self.attention)
         if compile:
             compile_layers(rim.model)
         # Under autocast attention computes in bfloat16, where the lowest float32 number would become minus infinity.
         self._mask_dtype = torch.bfloat16 if args.bf16 else rim.dtype
         self._multiple = length_multiple(args.device)
-        self.meter = Meter(rim.model, args.device)
+        self.meter = Meter(rim.model, args.device, torch.bfloat16 if args.bf16 else torch.float32)
         self._slots = SlotReader(rim.model, slot_labels) if slot_labels else None
         self._loss_so_far = _LossSoFar(self)
         self.add_callback(self._loss_so_far)
+
+    @property
+    def rows_per_batch(self) -> float:
+        return sum(map(len, self.train_dataset.batches)) / len(self.train_dataset)
 
     @property
     def progress(self) -> float:
@@ -111,11 +120,12 @@ class RiMTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.meter.count(inputs)
         weights = self.weights(self.progress, inputs["num_grounded"], inputs["num_readouts"])
-        logits, labels, readouts, row_of = self._label_logits(model, inputs)
-        loss = _weighted_loss(logits[: len(labels)], labels, weights[row_of, readouts - 1])
+        losses, readouts, row_of = self._label_losses(model, inputs)
+        count = len(readouts)
+        loss = _weighted_mean(losses[:count], weights[row_of, readouts - 1])
         if "slot_places" in inputs:
-            loss += _weighted_loss(logits[len(labels) :], inputs["slot_targets"], inputs["slot_weights"])
-        return (loss, logits) if return_outputs else loss
+            loss = loss + _weighted_mean(losses[count:], inputs["slot_weights"])
+        return (loss, losses) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """How many of the validation problems are right, as `accuracy`, with their number `n`.
@@ -199,17 +209,38 @@ class RiMTrainer(Trainer):
         """Nothing: `meter` counts what is needed, and the Trainer's own count walks over every weight in every step."""
         return 0
 
-    def _label_logits(self, model, inputs):
-        """Logits [N, vocab], labels [N], readout numbers [N] and batch rows [N] of the N labelled positions.
+    def _label_losses(self, model, inputs):
+        """Cross entropy [N + A] in float32, readout numbers [N] and batch rows [N]; see `_label_logits`."""
+        head = self.rim.model.get_output_embeddings()
+        if self._head_is_fused and not self._head_is_checked:  # some families do more to a logit than the head does
+            self._head_is_checked = True
+            model.eval()  # dropout would draw random numbers, and other ones in a run that is resumed
+            with torch.no_grad():
+                plain, fused = (self._mean_loss(model, inputs, fuse) for fuse in (False, True))
+            model.train()
+            self._head_is_fused = abs(plain - fused) < 0.02 * abs(plain)
+        if not self._head_is_fused:
+            logits, labels, readouts, row_of = self._label_logits(model, inputs)
+            return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none"), readouts, row_of
+        with _without(head):
+            hidden, labels, readouts, row_of = self._label_logits(model, inputs)
+        return head_losses(head, hidden, labels), readouts, row_of
 
-        The logits of labelled slots follow, [N + A, vocab].
+    def _mean_loss(self, model, inputs, fused: bool) -> float:
+        self._head_is_fused = fused
+        return self._label_losses(model, inputs)[0].mean().item()
+
+    def _label_logits(self, model, inputs):
+        """Logits [N + A, vocab] and labels [N + A], readout numbers [N] and batch rows [N] of the N labelled positions.
+
+        The A last are those of slots, where rows have slot labels.
         """
-        places, head = inputs["places"], self.rim.model.get_output_embeddings()
+        places, slots = inputs["places"], inputs.get("slot_places")
         with contextlib.ExitStack() as reading:
-            if "slot_places" in inputs:
-                reading.enter_context(self._slots.reading(inputs["slot_places"]))
-            also = self._slots.head_inputs if "slot_places" in inputs else None
-            reading.enter_context(_only_at(head, places, also))
+            if slots is not None:
+                reading.enter_context(self._slots.reading(slots))
+            also = None if slots is None else self._slots.head_inputs
+            reading.enter_context(_only_at(self.rim.model.get_output_embeddings(), places, also))
             logits = model(
                 input_ids=inputs["input_ids"],
                 position_ids=inputs["position_ids"],
@@ -217,15 +248,16 @@ class RiMTrainer(Trainer):
                 use_cache=False,
             ).logits
         labels, readouts = inputs["labels"].flatten()[places], inputs["label_readouts"].flatten()[places]
+        if slots is not None:
+            labels = torch.cat([labels, inputs["slot_targets"]])
         return logits, labels, readouts, places // inputs["labels"].shape[1]
 
     def _mask(self, readouts: torch.Tensor, *worlds: torch.Tensor | None):
         """What the model is given as its mask for rows with these readout numbers [B, L], segments and audiences."""
         if self.rim.model.config._attn_implementation == ATTENTIONS["flex"]:
             rows, length = readouts.shape
-            return create_block_mask(
-                flex_mask_mod(readouts, *worlds), rows, None, length, length, device=readouts.device
-            )
+            rule = flex_mask_mod(readouts, *worlds)
+            return create_block_mask(rule, rows, None, length, length, device=readouts.device)
         mask = row_mask(readouts, self._mask_dtype, *worlds)
         # Plain causal text: padding stands right of everything and needs no mask.
         return torch.ones_like(readouts) if mask is None else mask
@@ -243,13 +275,12 @@ class RiMTrainer(Trainer):
             for key, values in batch.items():
                 if values.dim() == 2:
                     batch[key] = torch.nn.functional.pad(values, (0, missing), value=fill.get(key, 0))
-        labels, depths = batch.pop("slot_labels", None), batch.pop("slot_depths", None)
-        if labels is not None:
-            batch |= slot_targets(labels, depths, self._slots.count)
+        if "slot_labels" in batch:
+            batch |= slot_targets(batch.pop("slot_labels"), batch.pop("slot_depths"), self._slots.count)
         return batch | {"places": (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]}
 
     def _get_train_sampler(self, train_dataset=None):
-        return SequentialSampler(self.train_dataset)  # `Rows` come in their final order
+        return SequentialSampler(self.train_dataset)  # `Batches` come in their final order
 
     def _save_checkpoint(self, model, trial) -> None:
         start = time.perf_counter()
@@ -361,7 +392,7 @@ class Progress(ProgressCallback):
             return
         if "loss" in logs:
             weights = " ".join(f"{value:.1f}" for key, value in logs.items() if key.startswith("weight_"))
-            parts = [f"loss {logs['loss']:.3f}", told(logs, args.device.type), f"weights {weights}" if weights else ""]
+            parts = [f"loss {logs['loss']:.3f}", told(logs, args), f"weights {weights}" if weights else ""]
             self.training_bar.set_postfix_str(", ".join(filter(None, parts)))
         elif "eval_accuracy" in logs:
             each = " ".join(f"{value:.3f}" for key, value in logs.items() if "_readout_" in key)
@@ -373,10 +404,18 @@ class Progress(ProgressCallback):
             self.training_bar.write(line + (f" ({each})" if each else ""))
 
 
-def _weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean of the cross entropy, in float32."""
-    losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+def _weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
+
+
+@contextlib.contextmanager
+def _without(head: torch.nn.Module):
+    """Lets a model return what its output head is given in the place of logits."""
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class Trial:
                 stage,
                 rows=self.steps * self.batch,
                 batch_size=self.batch,
+                batch_tokens=None,
                 accumulation=1,
                 schedule="constant",
                 warmup=min(1.0, 2 / self.steps),
