@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -721,3 +722,25 @@ def test_start_goes_on_with_an_adapter(tmp_path, adapted):
     save_file({name: value + 1 for name, value in before.items()}, first / ADAPTER)
     with pytest.raises(RecipeError, match="start_weights changed"):
         train(fifth, resume=True, report=lambda line: None)
+
+
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(tmp_path):
+    recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [GROUND]})
+    whole = train(recipe, output=str(tmp_path / "whole"), report=lambda line: None)
+    lines = []
+    before = signal.getsignal(signal.SIGTERM)
+    begin = RiMTrainer.training_step
+
+    def step(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return begin(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RiMTrainer, "training_step", step)
+        assert train(recipe, report=lines.append) is None
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert any("step 2; go on with --resume" in line for line in lines)
+    resumed = train(recipe, resume=True, report=lambda line: None)
+    first, second = (load_file(folder / WEIGHTS) for folder in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,8 @@ def train(
         recipe: a YAML file, see `Recipe`.
         output: replaces the recipe's output folder.
         resume: go on from the last complete checkpoint of an earlier run into the same output.
-        max_minutes: save and stop before so many minutes are over, see `StopAfter`; None: no limit.
+        max_minutes: save and stop before so many minutes are over, see `StopAfter`; None: no limit. SIGTERM and SIGINT
+            do the same.
         trial: a few steps of few rows in the place of every stage, to see that a recipe works; needs `output`.
 
     Returns:
@@ -81,7 +83,7 @@ def train(
         RecipeError: an impossible recipe, or an unfinished run in the same output and `resume` not asked for.
         CheckpointError: a base that cannot be loaded.
     """
-    stopper = StopAfter(max_minutes) if max_minutes is not None else None
+    stopper = StopAfter(math.inf if max_minutes is None else max_minutes)
     plan = load_recipe(recipe, output=output)
     if trial and output is None:
         raise RecipeError("A trial needs an output of its own (--output), not the place of the real checkpoint.")
@@ -112,8 +114,8 @@ def train(
         stage_folder = run / stage.name
         if (stage_folder / "done").exists():
             continue
-        if stopper and trained and stopper.too_late_for_a_stage(processes.device):
-            report(f"Stopped after {max_minutes:g} minutes before stage {stage.name}; go on with --resume.")
+        if trained and stopper.too_late_for_a_stage(processes.device):
+            report(f"Stopped {stopper.why} before stage {stage.name}; go on with --resume.")
             return None
         if number:
             rim = _reload(rim, run / plan.stages[number - 1].name / "best")
@@ -121,12 +123,12 @@ def train(
         report(f"{plan.output}, stage {stage.name}: {stage.rows:,} rows, {weights:,} weights")
         every = trial.log_every if trial else LOG_EVERY
         trainer = _make_trainer(rim, plan, stage, number, pool, held, stage_folder, report, every)
-        if stopper:
-            stopper.validation_steps = len(trainer.valid_rows) / trainer.rows_per_batch + (50 if trainer.asked else 0)
-            trainer.add_callback(stopper)
-        trainer.train(resume_from_checkpoint=_last_complete(stage_folder))
-        if stopper and stopper.stopped:
-            report(f"Stopped after {max_minutes:g} minutes at step {trainer.state.global_step}; go on with --resume.")
+        stopper.validation_steps = len(trainer.valid_rows) / trainer.rows_per_batch + (50 if trainer.asked else 0)
+        trainer.add_callback(stopper)
+        with stopper.on_signals():
+            trainer.train(resume_from_checkpoint=_last_complete(stage_folder))
+        if stopper.stopped:
+            report(f"Stopped {stopper.why} at step {trainer.state.global_step}; go on with --resume.")
             return None
         trainer.save_model(str(stage_folder / "best"))
         if processes.is_main_process:

@@ -7,9 +7,11 @@ Knows batches, losses and callbacks. Knows nothing about recipes or where proble
 import contextlib
 import json
 import math
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -323,6 +325,7 @@ class _LossSoFar(TrainerCallback):
 class StopAfter(TrainerCallback):
     """Saves and stops all processes in time: before a step that, with what follows it, would end too late.
 
+    It does so, too, after the step in which this process gets SIGTERM or SIGINT; a second SIGINT interrupts at once.
     At least one step is taken in any case. What follows a step is judged by the longest of its kind so far: a
     validation where one is due, and a save. The clock of the first process counts; `stopped` says that it stopped.
 
@@ -331,17 +334,42 @@ class StopAfter(TrainerCallback):
         validation_steps: until one was timed, a validation is taken to last as long as so many steps.
     """
 
-    def __init__(self, minutes: float):
+    def __init__(self, minutes: float = math.inf):
         self.begun = time.monotonic()
         self.deadline = self.begun + 60 * minutes
-        self.stopped = False
+        self.stopped = self.signalled = False
         self.validation_steps = 0.0
         self._save, self._validation, self._starting = _FIRST_SAVE, None, 0.0
         self._steps: deque[float] = deque(maxlen=20)
 
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Listens for signals inside; only the main thread may, in another one nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def note(number, frame) -> None:
+            self.signalled = True
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @property
+    def why(self) -> str:
+        return "by a signal" if self.signalled else f"after {(self.deadline - self.begun) / 60:g} minutes"
+
     def too_late_for_a_stage(self, device: torch.device) -> bool:
         """Whether loading, compiling and one step, as long as they took before, would not end in time."""
-        return self._agreed(time.monotonic() + self._starting + self._save >= self.deadline, device)
+        late = time.monotonic() + self._starting + self._save >= self.deadline
+        return self._agreed(late or self.signalled, device)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._last, self._fresh = time.monotonic(), True
@@ -358,7 +386,7 @@ class StopAfter(TrainerCallback):
             guess = self.validation_steps * max(self._steps, default=0.0)
             # Twice, because it is not asked again before the step after that validation.
             ahead = 2 * ahead + (guess if self._validation is None else self._validation)
-        over = self._agreed(self._last + ahead >= self.deadline, args.device)
+        over = self._agreed(self.signalled or self._last + ahead >= self.deadline, args.device)
         if over and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
