@@ -15,9 +15,9 @@ from rim_probe.problems import format_line, parse_line, read_problems
 
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 KNOWN = {  # a number that stands in no question, and the words that call for it
-    2: "half|twice|double|both|two|pair|rectang|back",
+    2: "half|twice|double|both|two|pair|rectang|back|legs|wheels",
     3: "third|three",
-    4: "quarter|square|four",
+    4: "quarter|square|four|legs|wheels",
     5: "fifth|weekday",
     6: "sixth",
     7: "week",
@@ -26,8 +26,8 @@ KNOWN = {  # a number that stands in no question, and the words that call for it
     12: "dozen|year|month",
     24: "day|hour",
     60: "hour|minute",
-    100: "%|percent|meter",
-    1000: "kilo|km|kg|liter",
+    100: "%|percent|meter|cents",
+    1000: "kilo",
 }
 SIGNS = {"+": Fraction.__add__, "-": Fraction.__sub__, "*": Fraction.__mul__, "/": Fraction.__truediv__}
 STEP = re.compile(r"<<(\d+(?:[-+*/]\d+){1,2})=(\d+)>>")

@@ -18,9 +18,10 @@ from rim_probe.datasets.everyday_frames import PRONOUN_FORMS, SPLITS, Frame, Thi
 from rim_probe.errors import RecipeError
 from rim_probe.problems import Problem
 
+_MAX_RESULT = 9999
 _MAX_DRAWS = 3000
 _MAX_REPEATS = 2000
-_SHARE = {"words": 0.18, "lower": 0.05, "I": 0.15, "relation": 0.2, "currency": 0.08, "equal numbers": 0.1}
+_SHARE = {"words": 0.18, "lower": 0.05, "I": 0.2, "relation": 0.2, "currency": 0.08, "equal numbers": 0.1}
 _NUMBER_WORDS = dict(enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2))
 _FRACTIONS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth", 6: "a sixth", 8: "an eighth", 10: "a tenth"}
 _RELATIONS = {
@@ -136,7 +137,7 @@ def _attempt(frame: Frame, things: dict[str, Thing], fixed: dict[str, int], rng:
             values[slot.name] = value
     for i, code in enumerate(frame.codes, start=1):
         value = eval(code, {}, values)
-        if value < 1 or value != int(value):
+        if not 1 <= value <= _MAX_RESULT or value != int(value):
             return None
         values[f"r{i}"] = int(value)
     return values
@@ -188,7 +189,7 @@ class _Telling:
         self.units = {name: rng.choice(thing.units) for name, thing in things.items() if thing.units}
         self.people: dict[str, tuple[str, str]] = {}  # slot -> name and pronoun
         text = _GAP.sub("", "".join(self._parts(rng.choice(frame.tellings)))).strip()
-        if rng.random() < _SHARE["currency"] and "dollar" not in text and " bill" not in text:
+        if rng.random() < _SHARE["currency"] and not re.search("dollar|cents| bill", text):
             text = text.replace("$", rng.choice("£€"))
         self.text = text
 
