@@ -16,10 +16,11 @@ from rim_probe.packing import cot_row, flex_mask_mod, row_mask, stage1_row, stag
 from rim_probe.precision import matrix_rate
 from rim_probe.problems import write_problems
 from rim_probe.training import backends, origin, profiling, run, stages, train
+from rim_probe.training.callbacks import StopAfter
 from rim_probe.training.recipe import Lora, Recipe, Stage
 from rim_probe.training.rows import Batches
 from rim_probe.training.speed import Meter, Work, count_work
-from rim_probe.training.trainer import RiMTrainer, StopAfter
+from rim_probe.training.trainer import RiMTrainer
 from rim_probe.training.trial import Trial
 
 COT = GROUND | {"name": "chain", "objective": "cot", "rows": 12}

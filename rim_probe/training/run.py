@@ -23,6 +23,7 @@ from rim_probe.errors import RecipeError
 from rim_probe.model import RiM
 from rim_probe.problems import Problem
 from rim_probe.training.backends import chosen_attention, chosen_precision, on_gpu, running_arguments
+from rim_probe.training.callbacks import Progress, StopAfter
 from rim_probe.training.origin import make_model, reload, set_dropout
 from rim_probe.training.recipe import Recipe, Stage, load_recipe
 from rim_probe.training.stages import (
@@ -35,7 +36,7 @@ from rim_probe.training.stages import (
     readout_weights,
     usable_problems,
 )
-from rim_probe.training.trainer import Progress, RiMTrainer, StopAfter
+from rim_probe.training.trainer import RiMTrainer
 from rim_probe.training.trial import Trial
 
 LOG_EVERY = 50  # steps
