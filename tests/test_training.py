@@ -748,3 +748,31 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(tmp_path):
     resumed = train(recipe, resume=True, report=lambda line: None)
     first, second = (load_file(folder / WEIGHTS) for folder in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_model_is_replaced_that_the_run_did_not_make(tmp_path, adapted):
+    """Neither its own base nor any other model's folder."""
+    for name in ("its own base", "another model"):
+        folder = tmp_path / name
+        shutil.copytree(adapted["untied"], folder)
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        recipe = lora_recipe(adapted) | ({"base": str(folder)} if name == "its own base" else {})
+        with pytest.raises(RecipeError, match="did not make"):
+            train(write_recipe(tmp_path, name=name, **recipe), report=lambda line: None)
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    own = write_recipe(tmp_path, name="own", **lora_recipe(adapted, stages=[GROUND | {"rows": 4}]))
+    assert train(own, report=lambda line: None) == train(own, resume=True, report=lambda line: None)
+
+
+def test_two_trainings_do_not_share_a_run(tmp_path, adapted):
+    recipe = write_recipe(tmp_path, **lora_recipe(adapted))
+    found = []
+
+    def report(line: str) -> None:
+        if "stage ground" in line:
+            with pytest.raises(RecipeError, match="Another training is at work"):
+                train(recipe, resume=True, report=found.append)
+            found.append("refused")
+
+    train(recipe, report=report)
+    assert found == ["refused"]

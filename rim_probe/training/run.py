@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from transformers import ProgressCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
 
@@ -41,6 +42,7 @@ from rim_probe.training.trial import Trial
 
 LOG_EVERY = 50  # steps
 _STEPS_TOLD = ("stage1", "interchange")  # objectives whose rows tell steps; a pair is more than one of them
+_WRITTEN = "written"  # in a run's folder: it has begun to write its output
 _RECIPE = "recipe.json"  # of a run: what it was started with
 _STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint where it cannot be read is half written
 
@@ -69,7 +71,8 @@ def train(
         time ran out before the end.
 
     Raises:
-        RecipeError: an impossible recipe, or an unfinished run in the same output and `resume` not asked for.
+        RecipeError: an impossible recipe, an unfinished run in the same output and `resume` not asked for, an output
+            that holds another model, or another process that trains into it now.
         CheckpointError: a base that cannot be loaded.
     """
     stopper = StopAfter(math.inf if max_minutes is None else max_minutes)
@@ -84,11 +87,32 @@ def train(
     begun = run.exists() and any(path.is_dir() for path in run.iterdir())
     if begun and not resume:
         raise RecipeError(f"{run} holds an earlier run; add --resume to go on with it, or remove the folder.")
+    for place in (folder, *(folder / stage.name for stage in plan.stages[:-1])):
+        _check_free(place, run)
     processes = PartialState(cpu=not on_gpu())
     processes.wait_for_everyone()  # so that nobody mistakes what the first one writes for an earlier run
     if not processes.is_main_process:
-        report = _nothing
+        return _train(plan, folder, run, begun, trial, stopper, processes, _nothing)
     run.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run / ".lock", timeout=0):  # the system frees it when the process ends, however it ends
+            return _train(plan, folder, run, begun, trial, stopper, processes, report)
+    except Timeout:
+        raise RecipeError(
+            f"Another training is at work in {run}; wait for it, stop it, or name another output."
+        ) from None
+
+
+def _train(
+    plan: Recipe,
+    folder: Path,
+    run: Path,
+    begun: bool,
+    trial: Trial | None,
+    stopper: StopAfter,
+    processes: PartialState,
+    report: Callable[[str], None],
+) -> Path | None:
     set_seed(plan.seed)
     rim = make_model(plan)
     plan = _settled(plan, rim, run / _RECIPE)
@@ -128,11 +152,22 @@ def train(
         trained += 1
         processes.wait_for_everyone()
     if processes.is_main_process:
+        (run / _WRITTEN).touch()
         finish_checkpoint(run / plan.stages[-1].name / "best", folder)
         for stage in plan.stages[:-1]:  # what the last stage is compared with
             finish_checkpoint(run / stage.name / "best", folder / stage.name)
     report(f"Saved {folder}." if not trial else f"Saved {folder}, which was tried and not trained: {trial}.")
     return folder
+
+
+def _check_free(folder: Path, run: Path) -> None:
+    """Refuses an output folder with a model that another run, or another program, put there: it would be replaced."""
+    if (run / _WRITTEN).exists():
+        return
+    if held := [*folder.glob("*.safetensors*"), *folder.glob("config.json"), *folder.glob("adapter_config.json")]:
+        raise RecipeError(
+            f"{folder} holds a model that this run did not make ({held[0].name}); name another output, or move it away."
+        )
 
 
 def make_trainers(plan: Recipe, folder: Path, report: Callable[[str], None]) -> list[RiMTrainer]:
