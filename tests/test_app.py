@@ -222,13 +222,13 @@ def test_a_race_that_is_closed_ends_its_decoding_and_lets_the_next_one_through(l
 
 def test_two_races_do_not_use_the_model_at_once(loaded, shelf, monkeypatch):
     question, first, second = shelf.examples("small")[0].question, [], []
-    slow(monkeypatch, 0.01)
+    slow(monkeypatch, 0.002)
     begun = race(loaded, Run("small", question, None, 8))
     next(begun), next(begun)
     thread = threading.Thread(target=lambda: second.extend(race(loaded, Run("small", question, None, 8))))
     thread.start()
     thread.join(0.3)
-    assert len(second) == 0 and thread.is_alive()
+    assert thread.is_alive() and not second[0].lanes["memory"].events
     first.extend(begun)
     thread.join(30)
     assert first[-1].status == second[-1].status == "done"
@@ -255,7 +255,7 @@ def test_a_failing_model_gives_a_sentence(loaded, shelf, monkeypatch):
 
 def test_a_question_that_is_stopped_before_its_turn_is_not_asked(shelf):
     panel, session = Race(shelf), Session()
-    *_, (sentence, _) = panel.ask(shelf.examples("small")[0].question, "", 3, "small", session)
+    *_, (sentence, *_) = panel.ask(shelf.examples("small")[0].question, "", 3, "small", session)
     assert sentence == "" and session.asked is not None
     panel.stop(session)
     list(panel.run(session))

@@ -150,19 +150,22 @@ class Race:
         direct: bool = False,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (how Gradio is told)
     ) -> Iterator[list[Any]]:
-        """The Run button: puts a run into `session.asked`, from where `run` takes it; yields [notice, stop button]."""
+        """The Run button: puts a run into `session.asked`, from where `run` takes it; yields
+        [notice, stop button, model state]."""
         if is_stale(question, gold, session):  # a pasted question: the page clears the field after the run
             gold = ""
-        session.asked, sentence = None, ""
-        yield ["", gr.Button(interactive=True)]
+        session.asked, sentence, state = None, "", gr.skip()
+        waits = not self.shelf.is_ready(name)  # the line under the picker may still say that the last attempt failed
+        yield ["", gr.Button(interactive=True), state]
         try:
             methods, known = METHODS if direct else RACERS, session.steps_for(question)
             session.asked = self.prepare(
                 question, num_blocks, gold, name, steps=known, methods=methods, progress=progress
             )
+            state = self.state(self.shelf.load(name)) if waits else state
         except RiMError as error:
             sentence = self.explain(error, name, question)
-        yield [sentence, gr.Button(interactive=not sentence)]
+        yield [sentence, gr.Button(interactive=not sentence), state]
 
     def run(self, session: Session) -> Iterator[list[Any]]:
         """When it is this run's turn in the queue: yields [stage, notice, stop button, session]."""
@@ -200,7 +203,7 @@ class Race:
         try:
             loaded = self.shelf.load(name, tell=_teller(name, progress))
             said = loaded.note
-            yield self.state(loaded)
+            yield self.state(loaded) if session.watched == name else gr.skip()
             self.shelf.load(name, readable=True)  # a race can begin meanwhile
             if loaded.note != said and session.watched == name:
                 yield self.state(loaded)
@@ -360,7 +363,7 @@ def wire(
     ask: dict[str, Any] = {
         "fn": race_panel.ask,
         "inputs": [parts.question, parts.gold, parts.blocks, parts.model, session, parts.direct],
-        "outputs": [parts.notice, parts.stop],
+        "outputs": [parts.notice, parts.stop, parts.model_state],
         "show_progress_on": parts.notice,
         "trigger_mode": "multiple",
         **PRIVATE,
