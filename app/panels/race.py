@@ -175,11 +175,9 @@ class Race:
             return
         session.add(run)
         sentence: Any = gr.skip()
-        # With every step, because the browser may see only the last of several that come close together.
-        stoppable = gr.Button(interactive=True)
         try:
             for _ in self.answer(run):
-                yield [figures.stage(run), "", stoppable, gr.skip()]
+                yield [figures.stage(run), "", gr.skip(), gr.skip()]
         except RiMError as error:
             sentence = self.explain(error, run.checkpoint, run.question)
         yield [figures.stage(run), sentence, gr.Button(interactive=False), session]
@@ -187,7 +185,7 @@ class Race:
     def stop(self, session: Session) -> list[Any]:
         """The Stop button, which ends the events of a race: [stage, notice, stop button]."""
         session.asked, run = None, session.run
-        if run is None or run.status != "running":
+        if run is None or run.status not in ("running", "stopped"):  # Gradio may have closed it already
             return [gr.skip(), "", gr.Button(interactive=False)]
         run.status = "stopped"
         return [figures.stage(run), "", gr.Button(interactive=False)]
@@ -390,9 +388,9 @@ def wire(
         event.then(**after)
     for trigger in (parts.run.click, parts.examples.select, parts.notice.select):  # one race for each visitor
         trigger(None, cancels=[*races, *others])
+    parts.stop.click(None, cancels=[*asked, *races, *others])  # first, so that nothing comes after what `stop` draws
     stopping = parts.stop.click(race_panel.stop, [session], [stage, parts.notice, parts.stop], queue=False, **PRIVATE)
     stopping.then(**after)
-    parts.stop.click(None, cancels=[*asked, *races, *others])
     parts.question.input(forget_gold, fields, [parts.gold], trigger_mode="always_last", **PRIVATE)
     stage.select(race_panel.choose_recording, [parts.model, session], [stage, *fields], **PRIVATE).then(**after)
     shown = [stage, parts.examples, parts.blocks, parts.direct, session, parts.question, parts.gold]

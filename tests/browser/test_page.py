@@ -170,7 +170,8 @@ def test_tokens_stream_and_stop_stops(open_page, examples, pace):
     assert page.locator(".stage.running .track.cot .token").count() > 1
     page.get_by_role("button", name="Stop", exact=True).click()
     page.wait_for_selector(".stage.stopped")
-    expect(page.locator(".verdict")).to_contain_text("CoT: stopped")
+    expect(page.locator(".badge")).to_have_text("Stopped")
+    assert len(page.locator(".written").text_content()) >= len(first), "what was written stays"
     expect(page.locator("#stop")).to_be_disabled()
     events = pace.events
     time.sleep(1)
@@ -320,8 +321,7 @@ def test_two_tabs_do_not_mix(open_page, examples, pace):
     ask(one, examples[0]["question"])
     one.wait_for_selector(".stage.running")
     ask(two, examples[1]["question"])
-    expect(two.locator(".badge")).to_have_text("Waiting for 1 other run")
-    assert two.locator(".asked").text_content() == examples[1]["question"]
+    expect(two.locator("#notice")).to_contain_text("queue: 1/1")
     pace.seconds = 0
     for page, example in ((one, examples[0]), (two, examples[1])):
         page.wait_for_selector(DONE)
