@@ -81,7 +81,9 @@ def _endpoint(work: Callable[..., dict]) -> Callable[..., dict]:
     return answer
 
 
-def _panel(about: str, returns: str, probes: tuple[str, ...], fields: tuple[str, ...] = ()) -> Callable[..., dict]:
+def _panel(
+    name: str, about: str, returns: str, probes: tuple[str, ...], fields: tuple[str, ...] = ()
+) -> Callable[..., dict]:
     """The endpoint that gives some probes and some fields of a reading."""
 
     def panel(
@@ -95,6 +97,7 @@ def _panel(about: str, returns: str, probes: tuple[str, ...], fields: tuple[str,
         told = {name: reading["probes"][name] for name in probes if name in reading["probes"]}
         return {field: reading[field] for field in (*FIELDS, *fields)} | {"probes": told}
 
+    panel.__name__ = name  # what the tool is called
     panel.__doc__ = f"{about}\n\nReturns:\n    {returns}"
     return _endpoint(panel)
 
@@ -122,23 +125,27 @@ class Endpoints:
         return run.to_dict() | {"summary": figures.verdict(run)}
 
     blocks = _panel(
+        "blocks",
         "Say of every memory block: its answer so far, the nearest explicit step, own words, chance to be right.",
         "The readouts, chain of thought's own steps beside them, and the probes of the blocks with their controls",
         ("steps", "values", "words", "correctness", "commitment"),
         ("readouts", "chain", "slots"),
     )
     attention = _panel(
+        "attention",
         "Tell what the memory blocks attend to, and the answer to them. Attention is no proof of use.",
         "The attention by layer and head",
         ("attention",),
     )
     layers = _panel(
+        "layers",
         "Read every layer and slot of the memory: logit lens, tuned lens, nearest step, own words, with controls.",
         "The grids, layer by slot, and the rank of the intermediate values over depth",
         ("depth",),
         ("num_layers", "slots"),
     )
     trajectory = _panel(
+        "trajectory",
         "Trace the question's path through memory, block by block, in the space of known problems.",
         "The path and the cloud of known problems",
         ("geometry",),

@@ -95,6 +95,7 @@ def test_every_argument_is_documented_for_programs_and_for_tools(shelf):
     for name, endpoint in documented.items():
         about, arguments, returns = get_function_description(getattr(Endpoints, name[1:]))
         assert endpoint["description"] == about and about and returns
+        assert getattr(Endpoints, name[1:]).__name__ == name[1:], "what the tool is called"
         for parameter in endpoint["parameters"]:
             assert parameter["label"] == parameter["parameter_name"]
             assert parameter["python_type"]["description"] == arguments[parameter["parameter_name"]] != ""
