@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from scipy.stats import quantile_test
 from tqdm import tqdm
 
 from rim_probe.decoding import time_batch
@@ -178,14 +179,8 @@ def _ratio(turns: Sequence[Turn], of: str, first: str, second: str) -> dict[str,
 
 
 def median_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The 95 % interval of a median by order statistics (sign test turned round); None, None below 6 values.
-
-    Its level is at least 95 % whatever the distribution.
-    """
-    ordered, n = sorted(values), len(values)
-    below = outside = 0  # outside: chance (in 2**n) that at most `below` values lie under the median
-    total = 2**n
-    while 40 * (outside + math.comb(n, below)) <= total:
-        outside += math.comb(n, below)
-        below += 1
-    return (ordered[below - 1], ordered[n - below]) if below else (None, None)
+    """The distribution-free 95 % interval of a median, by order statistics; None, None below 6 values."""
+    if len(values) < 6:  # not even the whole range reaches that level
+        return None, None
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return float(low), float(high)

@@ -14,7 +14,6 @@ how a report looks (report).
 
 import datetime
 import hashlib
-import math
 import os
 import platform
 import random
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 import transformers
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from rim_probe.decoding import Answer, answer, answer_batch
@@ -37,7 +37,6 @@ from rim_probe.problems import Problem, ProblemFile, is_correct
 REPORT_FORMAT = "rim-probe-evaluation/1"
 BLOCK_SWEEP = tuple(range(17))
 WARM_UP_QUESTIONS = 3  # before the clock counts: a model's first passes pay for allocation and kernel choice
-Z_95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal
 GPU_BATCH, SMALL_MODEL_BATCH, CPU_BATCH = 128, 64, 16  # problems asked at once, see `usual_batch`
 SMALL_MODEL = 20_000_000  # parameters
 GROUP_BATCHES = 4  # batches sorted by length together; an interrupted run loses at most so many
@@ -45,21 +44,17 @@ SHOWN_REJECTIONS = 20  # rejected data lines listed in a report; all are counted
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion (Wilson 1927), which keeps its level near 0 and 1."""
+    """95 % Wilson score interval of a proportion (Wilson 1927); 0 to 1 where n is 0."""
     if n == 0:
         return 0.0, 1.0
-    share, z2 = right / n, Z_95 * Z_95
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At 0 and at n the formula gives exactly 0 and 1, which rounding would miss by 1e-17.
-    return (centre - half if right else 0.0), (centre + half if right < n else 1.0)
+    interval = binomtest(right, n).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
     """Two-sided exact McNemar p: without a difference a discordant problem falls to either side with chance 1/2."""
     n = only_first + only_second
-    tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(binomtest(only_first, n, 0.5).pvalue) if n else 1.0
 
 
 def proportion(outcomes: Iterable[bool]) -> dict[str, Any]:
