@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from rim_probe.model import RiM
 from rim_probe.training import run
 from rim_probe.training.fused import fuse_adapter, has_frozen_head, head_losses
-from rim_probe.training.recipe import Lora, Recipe, Stage
+from rim_probe.training.recipe import Data, Lora, Recipe, Stage
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -16,7 +16,7 @@ def adapted(request) -> RiM:
     """A LoRA model in float32 whose adapter does something; llama with an untied head, gpt2 with a tied one."""
     tokenizer = tiny_tokenizer()
     rim = RiM.attach(tiny_base(request.param, vocab_size=len(tokenizer)), tokenizer)
-    recipe = Recipe("o", (Stage("a", "cot", 1, 0.1),), None, base="b", lora=Lora(r=4, alpha=8))
+    recipe = Recipe("o", (Stage("a", "cot", 1, 0.1),), Data(files=("a.txt",)), base="b", lora=Lora(r=4, alpha=8))
     rim = run._add_adapter(rim, recipe)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in rim.model.named_parameters():

@@ -16,7 +16,7 @@ from rim_probe.packing import cot_row, flex_mask_mod, row_mask, stage1_row, stag
 from rim_probe.precision import matrix_rate
 from rim_probe.problems import write_problems
 from rim_probe.training import backends, profiling, run, train
-from rim_probe.training.recipe import Lora, Recipe, Stage
+from rim_probe.training.recipe import Data, Lora, Recipe, Stage
 from rim_probe.training.rows import Batches
 from rim_probe.training.speed import Meter, Work, count_work
 from rim_probe.training.trainer import RiMTrainer, StopAfter
@@ -82,7 +82,7 @@ def test_an_adapter_costs_six_for_its_own_weights_and_four_for_the_base(rim):
     for parameter in before.model.parameters():
         parameter.requires_grad_(False)
     adapted = run._add_adapter(
-        rim, Recipe("out", (Stage("a", "cot", 1, 0.1),), None, base="b", lora=Lora(r=4, alpha=8))
+        rim, Recipe("out", (Stage("a", "cot", 1, 0.1),), Data(files=("a.txt",)), base="b", lora=Lora(r=4, alpha=8))
     )
     lora = sum(p.numel() for name, p in adapted.model.named_parameters() if "lora_" in name)
     base, work = count_work(before.model), count_work(adapted.model)
@@ -203,7 +203,9 @@ def test_a_frozen_base_in_bfloat16_trains_float32_weights(tmp_path, adapted, lik
 
 def test_lean_adapters_compute_the_same_bits(adapted):
     rim = RiM.attach(*load_base(adapted["untied"]))
-    rim = run._add_adapter(rim, Recipe("o", (Stage("a", "cot", 1, 0.1),), None, base="b", lora=Lora(r=4, alpha=8)))
+    rim = run._add_adapter(
+        rim, Recipe("o", (Stage("a", "cot", 1, 0.1),), Data(files=("a.txt",)), base="b", lora=Lora(r=4, alpha=8))
+    )
     backends.narrow_base(rim.model)
     for name, parameter in rim.model.named_parameters():
         if "lora_B" in name:
