@@ -122,29 +122,24 @@ def report_rejected(path: str, data: "ProblemFile") -> None:
         print(f"{path}: {count(len(data.rejected), 'line', 'lines')} rejected, {kept} kept.", file=sys.stderr)
 
 
-def name_files(given: Sequence[str]) -> tuple[dict[str, str], bool]:
-    """Paths by name of arguments `FILE` or `NAME=FILE`, and whether any name was given.
-
-    A file without a name is called as it is, without its ending.
+def name_files(given: Sequence[str]) -> dict[str, str]:
+    """Paths by name of arguments `FILE` or `NAME=FILE`; a file without a name is called as it is, without its ending.
 
     Raises:
         RiMError: two files of one name, or an impossible one.
     """
     files: dict[str, str] = {}
-    named = False
     for one in given:
         name, sign, path = one.partition("=")
         if not sign or Path(one).exists():
             name, path = Path(one).name.removesuffix(".gz").removesuffix(".txt"), one
         elif not name.strip() or not path:
             raise RiMError(f"{one!r} is no NAME=FILE; write for example GSM8K=data/gsm/test.txt.")
-        else:
-            named = True
         name = name.strip()
         if name in files:
             raise RiMError(f"Two files are called {name}; give each a name of its own, as NAME=FILE.")
         files[name] = path
-    return files, named
+    return files
 
 
 def draw(problems: "list[Problem]", limit: int | None, seed: int) -> "list[Problem]":

@@ -8,15 +8,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
-    {"errors", "files"},
-    {"memory", "problems"},
+    {"errors", "files", "precision"},
+    {"memory", "problems", "report"},
     {"encoding", "equations", "datasets", "gallery", "pictures", "loading"},
     {"bases"},
     {"adapters"},
     {"model", "packing"},
-    {"decoding", "untrained"},
-    {"evaluation", "report"},
-    {"bench", "comparison_report", "costs", "options"},
+    {"decoding"},
+    {"evaluation"},
+    {"bench", "costs", "options"},
     {"comparison"},
     {"probing", "training"},
     {"glassbox"},
