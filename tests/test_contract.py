@@ -72,6 +72,9 @@ STAGE = {
     "lambdas": "absolute",
     "blocks": 3,
     "grounded": 0.5,
+    "share": 0.5,
+    "one_number_share": 0.2,
+    "slot_labels": 0,
     "dropout": 0.1,
     "validate_every": 10,
 }

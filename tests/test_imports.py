@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
     {"errors", "files", "precision"},
     {"memory", "problems", "report"},
-    {"encoding", "equations", "datasets", "gallery", "pictures", "loading"},
+    {"encoding", "equations", "datasets", "gallery", "pictures", "loading", "anatomy"},
     {"bases"},
     {"adapters"},
     {"model", "packing"},

@@ -88,12 +88,18 @@ class Stage:
 
     Attributes:
         name: of its folder in the run.
-        objective: stage1 (steps, then the answer), stage2 (the answer everywhere), cot, direct.
+        objective: stage1 (steps, then the answer), stage2 (the answer everywhere), interchange (as stage1 with every
+            weight 1, and what follows where a block's slots are another problem's), cot, direct.
         rows: rows seen, over as many passes of the pool as that takes.
         schedule: learning rate after the warm-up.
         lambdas: how stage 1 fades its steps.
-        blocks: stage 1: at least this many blocks (None: one per step). stage 2: the layout's number if None.
+        blocks: stage 1: at least this many blocks (None: one per step). stage 2 and interchange: the layout's number if
+            None.
         grounded: stage 2: share of rows that keep the targets of stage 1.
+        share: interchange: share of rows that are pairs; the others are those of stage 1.
+        one_number_share: interchange: share of pairs that differ in one number only, where there are such.
+        slot_labels: stage 1 and interchange: after how many layers at most (evenly spaced, the last among them) slots
+            are to name the result of their step; 0: after none.
         dropout: of the adapter in this stage (None: as the recipe says).
         batch_tokens: a batch holds rows of like length of at most so many tokens, padding counted, in the place of
             `batch_size` rows: short rows come in larger batches, so that every batch is as much work.
@@ -101,7 +107,7 @@ class Stage:
     """
 
     name: str
-    objective: Literal["stage1", "stage2", "cot", "direct"]
+    objective: Literal["stage1", "stage2", "interchange", "cot", "direct"]
     rows: Count
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
     batch_size: Count = 32
@@ -113,12 +119,17 @@ class Stage:
     lambdas: Literal["relative", "absolute", "constant"] = "relative"
     blocks: Annotated[int, Field(ge=1, le=MAX_BLOCKS)] | None = None
     grounded: Share = 0.0
+    share: Share = 1.0
+    one_number_share: Share = 0.3
+    slot_labels: Annotated[int, Field(ge=0)] = 0
     dropout: Share | None = None
     validate_every: Count = 500
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct", "probes"):
             raise RecipeError(f"name must be a plain word for a folder of its own, not {self.name!r}.")
+        if self.slot_labels and self.objective not in ("stage1", "interchange"):
+            raise RecipeError(f"slot_labels goes with stage1 and interchange, not with {self.objective}.")
 
 
 @dataclass(frozen=True, config=_CHECKED)
@@ -164,8 +175,9 @@ class Recipe:
             )
         if not self.start and not (self.lora and self.lora.r) and any(s.dropout is not None for s in self.stages):
             raise RecipeError("dropout is that of an adapter; it needs lora with r of at least 1, or start.")
-        if not self.layout.num_blocks and any(s.objective == "stage2" and s.blocks is None for s in self.stages):
-            raise RecipeError("stage2 needs memory blocks; give the layout num_blocks of at least 1.")
+        for stage in self.stages:
+            if stage.objective in ("stage2", "interchange") and stage.blocks is None and not self.layout.num_blocks:
+                raise RecipeError(f"{stage.objective} needs memory blocks; give the layout num_blocks of at least 1.")
         if len({stage.name for stage in self.stages}) < len(self.stages):
             raise RecipeError("Every stage needs a name of its own.")
 

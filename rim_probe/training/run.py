@@ -22,6 +22,7 @@ from transformers.integrations import is_tensorboard_available
 from rim_probe.adapters import ADAPTER_FILE, finish_checkpoint
 from rim_probe.bases import record_of
 from rim_probe.datasets.arithmetic import generate, vocabulary
+from rim_probe.datasets.partners import Partners
 from rim_probe.datasets.sources import load_problems
 from rim_probe.encoding import Encoder
 from rim_probe.errors import RecipeError
@@ -30,6 +31,7 @@ from rim_probe.options import show_progress
 from rim_probe.packing import Row, cot_row, direct_row, stage1_row, stage2_row
 from rim_probe.problems import Problem
 from rim_probe.training.backends import chosen_attention, chosen_precision, on_gpu, running_arguments
+from rim_probe.training.pairs import PairRows, draw_pairs
 from rim_probe.training.recipe import Data, Recipe, Stage, load_recipe
 from rim_probe.training.rows import Batches, draw, padding, row_sizes, sized_batches, token_batches
 from rim_probe.training.schedules import stage1_weights, stage2_weights
@@ -39,6 +41,7 @@ from rim_probe.training.trainer import Progress, RiMTrainer, StopAfter
 from rim_probe.training.trial import Trial
 
 LOG_EVERY = 50  # steps
+_STEPS_TOLD = ("stage1", "interchange")  # objectives whose rows tell steps; a pair is more than one of them
 _RECIPE = "recipe.json"  # of a run: what it was started with
 _STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint where it cannot be read is half written
 
@@ -212,8 +215,8 @@ def make_row(encoder: Encoder | Tokens, stage: Stage, seed: int) -> Callable[[Pr
             return cot_row(encoder, problem)
         if stage.objective == "direct":
             return direct_row(encoder, problem)
-        if stage.objective == "stage1" or _keeps_steps(stage, place, seed):
-            return stage1_row(encoder, problem, blocks)
+        if stage.objective in _STEPS_TOLD or _keeps_steps(stage, place, seed):
+            return stage1_row(encoder, problem, blocks, label_slots=stage.slot_labels > 0)
         return stage2_row(encoder, problem, blocks)
 
     return row
@@ -221,7 +224,8 @@ def make_row(encoder: Encoder | Tokens, stage: Stage, seed: int) -> Callable[[Pr
 
 def _blocks(encoder: Encoder | Tokens, stage: Stage) -> int | None:
     """See `Stage.blocks`."""
-    return encoder.layout.num_blocks if stage.blocks is None and stage.objective == "stage2" else stage.blocks
+    own = stage.blocks is None and stage.objective in ("stage2", "interchange")
+    return encoder.layout.num_blocks if own else stage.blocks
 
 
 def _keeps_steps(stage: Stage, place, seed: int):
@@ -343,9 +347,9 @@ def _make_trainer(
     report: Callable[[str], None],
     log_every: int = LOG_EVERY,
 ) -> RiMTrainer:
-    batches = _make_batches(pool, _usable(pool, "training", rim, stage, report), plan, number, report)
+    batches = _make_batches(rim, pool, _usable(pool, "training", rim, stage, report), plan, number, report)
     # Validation is about the objective alone: rows that keep the targets of stage 1 say nothing about stage 2.
-    plain = dataclasses.replace(stage, grounded=0.0)
+    plain = dataclasses.replace(stage, grounded=0.0, slot_labels=0)
     valid = np.flatnonzero(_usable(held, "validation", rim, plain, report)).tolist()
     valid_row = make_row(held.tokens, plain, plan.seed)
     valid_rows = [valid_row(held.tokens[i], 0) for i in valid]
@@ -387,6 +391,7 @@ def _make_trainer(
         valid_rows,
         _weights(stage),
         asked=[held.problems[i] for i in valid] if stage.objective == "cot" else (),
+        slot_labels=stage.slot_labels,
         attention=plan.attention,
         compile=plan.compile,
     )
@@ -404,7 +409,7 @@ def _usable(pool: _Pool, purpose: str, rim: RiM, stage: Stage, report: Callable[
     tokens = pool.tokens
     stepped = tokens.step_numbers.lengths > 0
     file = np.repeat(np.arange(len(pool.sizes)), pool.sizes)
-    needed = (np.bincount(file, stepped, len(pool.sizes))[file] > 0) | (stage.objective in ("stage1", "cot"))
+    needed = (np.bincount(file, stepped, len(pool.sizes))[file] > 0) | (stage.objective in (*_STEPS_TOLD, "cot"))
     blocks = _blocks(tokens, stage)
     ends = row_sizes(tokens, stage.objective, blocks).ends
     if stage.grounded:
@@ -439,7 +444,9 @@ def _rows(stage: Stage) -> int:
     return min(stage.rows, max(1, stage.rows // step) * step)
 
 
-def _make_batches(pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, report: Callable[[str], None]) -> Batches:
+def _make_batches(
+    rim: RiM, pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, report: Callable[[str], None]
+) -> Batches:
     """The batches of a stage in their order, and a line that says how many rows they hold and how large they are.
 
     No batch more than the steps need: with batches to spare, a run resumed at its last step would take another one.
@@ -455,6 +462,13 @@ def _make_batches(pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, re
         grounded = row_sizes(tokens, "stage1", blocks).lengths[drawn]
         lengths = np.where(_keeps_steps(stage, np.arange(rows), plan.seed), grounded, lengths)
     seed = plan.seed + 1000 * number
+    pairs = None
+    if stage.objective == "interchange":
+        alike = Partners(plan.data.world, "train", plan.data.seed) if plan.data.world else None
+        drawn_pairs = draw_pairs(pool.problems, drawn, alike, stage.share, stage.one_number_share, seed)
+        pairs = PairRows(rim, tokens, drawn, drawn_pairs, blocks, stage.slot_labels > 0, report)
+        report(f"Stage {stage.name}: {(pairs.lengths > 0).mean():.1%} of the rows are pairs")
+        lengths = np.where(pairs.lengths > 0, pairs.lengths, lengths)
     if stage.batch_tokens:
         batches = token_batches(lengths, ends, stage.batch_tokens, seed)
     else:
@@ -465,14 +479,16 @@ def _make_batches(pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, re
         f"rows {sum(map(len, batches)):,}, batches {len(batches):,}, tokens {lengths[np.concatenate(batches)].sum():,}"
     )
     report(f"Stage {stage.name}: {told}, padding {padding(lengths, batches):.1%}")
-    row = make_row(tokens, stage, plan.seed)
-    return Batches(drawn, batches, lambda problem, place: row(tokens[problem], place))
+    single = make_row(tokens, stage, plan.seed)
+    return Batches(drawn, batches, lambda problem, at: (pairs and pairs.row(at)) or single(tokens[problem], at))
 
 
 def _weights(stage: Stage):
     def weights(progress: float, num_grounded: torch.Tensor, num_readouts: torch.Tensor) -> torch.Tensor:
         if stage.objective == "stage1":
             return stage1_weights(stage.lambdas, progress, num_grounded, num_readouts)
+        if stage.objective == "interchange":
+            return stage1_weights("constant", progress, num_grounded, num_readouts)
         if stage.objective == "stage2":
             alphas = stage2_weights(num_readouts)
             # Rows that keep their steps weigh every readout alike: their steps are there to be remembered.

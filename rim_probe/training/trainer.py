@@ -35,6 +35,7 @@ from rim_probe.training.backends import (
 )
 from rim_probe.training.fused import fuse_adapter, has_frozen_head, head_losses
 from rim_probe.training.rows import Batches
+from rim_probe.training.slots import SlotReader, slot_targets
 from rim_probe.training.speed import Meter, told
 
 Weights = Callable[[float, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -49,10 +50,12 @@ class RiMTrainer(Trainer):
     """Trains the readouts of packed rows.
 
     Loss: the mean over all labelled tokens of a batch, each weighted by its readout's weight (lambda of stage 1, alpha
-    of stage 2, 1 for text rows), in float32. Logits are computed at labelled positions only.
+    of stage 2, 1 for text rows), in float32; with `slot_labels` the loss of what slots name is added, see `slots`.
+    Logits are computed at labelled positions only.
 
     Args:
         asked: the problems of `valid_rows`, where they are to be answered by chain of thought, see `evaluate`.
+        slot_labels: after how many layers at most slots are read; 0 for rows without slot labels.
         attention: `sdpa`, `eager`, or `flex` for packed rows on a GPU; text rows, plain causal, then take sdpa.
         compile: compile the decoder layers.
 
@@ -69,6 +72,7 @@ class RiMTrainer(Trainer):
         weights: Weights,
         *,
         asked: Sequence[Problem] = (),
+        slot_labels: int = 0,
         attention: str = "sdpa",
         compile: bool = False,
     ):
@@ -102,6 +106,7 @@ class RiMTrainer(Trainer):
         self._mask_dtype = torch.bfloat16 if args.bf16 else rim.dtype
         self._multiple = length_multiple(args.device)
         self.meter = Meter(rim.model, args.device, torch.bfloat16 if args.bf16 else torch.float32)
+        self._slots = SlotReader(rim.model, slot_labels) if slot_labels else None
         self._loss_so_far = _LossSoFar(self)
         self.add_callback(self._loss_so_far)
 
@@ -118,8 +123,10 @@ class RiMTrainer(Trainer):
         self.meter.count(inputs)
         weights = self.weights(self.progress, inputs["num_grounded"], inputs["num_readouts"])
         losses, readouts, row_of = self._label_losses(model, inputs)
-        token_weights = weights[row_of, readouts - 1]
-        loss = (losses * token_weights).sum() / token_weights.sum().clamp_min(1e-6)
+        count = len(readouts)
+        loss = _weighted_mean(losses[:count], weights[row_of, readouts - 1])
+        if "slot_places" in inputs:
+            loss = loss + _weighted_mean(losses[count:], inputs["slot_weights"])
         return (loss, losses) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
@@ -205,7 +212,7 @@ class RiMTrainer(Trainer):
         return 0
 
     def _label_losses(self, model, inputs):
-        """Cross entropy [N] in float32, readout numbers [N] and batch rows [N] of the N labelled positions."""
+        """Cross entropy [N + A] in float32, readout numbers [N] and batch rows [N]; see `_label_logits`."""
         head = self.rim.model.get_output_embeddings()
         if self._head_is_fused and not self._head_is_checked:  # some families do more to a logit than the head does
             self._head_is_checked = True
@@ -226,24 +233,34 @@ class RiMTrainer(Trainer):
         return self._label_losses(model, inputs)[0].mean().item()
 
     def _label_logits(self, model, inputs):
-        """Logits [N, vocab], labels [N], readout numbers [N] and batch rows [N] of the N labelled positions."""
-        places = inputs["places"]
-        with _only_at(self.rim.model.get_output_embeddings(), places):
+        """Logits [N + A, vocab] and labels [N + A], readout numbers [N] and batch rows [N] of the N labelled positions.
+
+        The A last are those of slots, where rows have slot labels.
+        """
+        places, slots = inputs["places"], inputs.get("slot_places")
+        with contextlib.ExitStack() as reading:
+            if slots is not None:
+                reading.enter_context(self._slots.reading(slots))
+            also = None if slots is None else self._slots.head_inputs
+            reading.enter_context(_only_at(self.rim.model.get_output_embeddings(), places, also))
             logits = model(
                 input_ids=inputs["input_ids"],
                 position_ids=inputs["position_ids"],
-                attention_mask=self._mask(inputs["readouts"]),
+                attention_mask=self._mask(inputs["readouts"], inputs.get("segments"), inputs.get("audience")),
                 use_cache=False,
             ).logits
         labels, readouts = inputs["labels"].flatten()[places], inputs["label_readouts"].flatten()[places]
+        if slots is not None:
+            labels = torch.cat([labels, inputs["slot_targets"]])
         return logits, labels, readouts, places // inputs["labels"].shape[1]
 
-    def _mask(self, readouts: torch.Tensor):
-        """What the model is given as its mask for rows with these readout numbers, [B, L]."""
+    def _mask(self, readouts: torch.Tensor, *worlds: torch.Tensor | None):
+        """What the model is given as its mask for rows with these readout numbers [B, L], segments and audiences."""
         if self.rim.model.config._attn_implementation == ATTENTIONS["flex"]:
             rows, length = readouts.shape
-            return create_block_mask(flex_mask_mod(readouts), rows, None, length, length, device=readouts.device)
-        mask = row_mask(readouts, self._mask_dtype)
+            rule = flex_mask_mod(readouts, *worlds)
+            return create_block_mask(rule, rows, None, length, length, device=readouts.device)
+        mask = row_mask(readouts, self._mask_dtype, *worlds)
         # Plain causal text: padding stands right of everything and needs no mask.
         return torch.ones_like(readouts) if mask is None else mask
 
@@ -256,10 +273,12 @@ class RiMTrainer(Trainer):
         pad = self.rim.eos_id if pad is None else pad
         batch = pad_rows(rows, pad)
         if missing := -batch["labels"].shape[1] % self._multiple:
-            fill = {"input_ids": pad, "readouts": PADDING, "labels": IGNORED}
+            fill = {"input_ids": pad, "readouts": PADDING, "labels": IGNORED, "slot_labels": IGNORED}
             for key, values in batch.items():
                 if values.dim() == 2:
                     batch[key] = torch.nn.functional.pad(values, (0, missing), value=fill.get(key, 0))
+        if "slot_labels" in batch:
+            batch |= slot_targets(batch.pop("slot_labels"), batch.pop("slot_depths"), self._slots.count)
         return batch | {"places": (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]}
 
     def _get_train_sampler(self, train_dataset=None):
@@ -413,6 +432,10 @@ class Progress(ProgressCallback):
             self.training_bar.write(line + (f" ({each})" if each else ""))
 
 
+def _weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
+
+
 @contextlib.contextmanager
 def _without(head: torch.nn.Module):
     """Lets a model return what its output head is given in the place of logits."""
@@ -424,12 +447,18 @@ def _without(head: torch.nn.Module):
 
 
 @contextlib.contextmanager
-def _only_at(head: torch.nn.Module, places: torch.Tensor):
+def _only_at(head: torch.nn.Module, places: torch.Tensor, also: Callable[[], torch.Tensor] | None):
     """Lets the output head see the hidden states at `places` [N] of [B * L] only: [B, L, d] -> [N, d].
 
-    A hook, because it works for every family, under PEFT, DDP and FSDP, where calling the body alone would not.
+    After them come the states that `also` gives, [A, d]. A hook, because it works for every family, under PEFT, DDP and
+    FSDP, where calling the body alone would not.
     """
-    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].flatten(0, 1)[places],))
+
+    def chosen(module, inputs):
+        states = inputs[0].flatten(0, 1)[places]
+        return (torch.cat([states, also().to(states.dtype)]) if also else states,)
+
+    handle = head.register_forward_pre_hook(chosen)
     try:
         yield
     finally:
