@@ -74,7 +74,7 @@ def test_values_arrive_with_defaults_and_overrides(tmp_path):
         ({"stages": [STAGE | {"weight_decay": -1}]}, "recipe.stages[0].weight_decay", "0"),
         ({"stages": [STAGE | {"blocks": 0}]}, "recipe.stages[0].blocks", "1"),
         ({"stages": [STAGE | {"name": "a/b"}]}, "recipe.stages[0]", "'a/b'"),
-        ({"stages": [STAGE | {"name": "cot"}]}, "recipe.stages[0]", "'cot'"),
+        ({"stages": [STAGE | {"name": "cot"}, STAGE]}, "recipe", "'cot'"),
         ({"stages": [STAGE | {"dropout": 0.1}]}, "recipe", "lora"),
         ({"stages": [STAGE | {"objective": "stage2"}], "layout": {"num_blocks": 0}}, "recipe", "num_blocks"),
         ({"scratch": {}}, "recipe", "one of base"),

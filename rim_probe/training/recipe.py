@@ -126,7 +126,7 @@ class Stage:
     validate_every: Count = 500
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct", "probes"):
+        if not self.name or set(self.name) & set("/\\ ."):
             raise RecipeError(f"name must be a plain word for a folder of its own, not {self.name!r}.")
         if self.slot_labels and self.objective not in ("stage1", "interchange"):
             raise RecipeError(f"slot_labels goes with stage1 and interchange, not with {self.objective}.")
@@ -180,6 +180,10 @@ class Recipe:
                 raise RecipeError(f"{stage.objective} needs memory blocks; give the layout num_blocks of at least 1.")
         if len({stage.name for stage in self.stages}) < len(self.stages):
             raise RecipeError("Every stage needs a name of its own.")
+        if taken := {stage.name for stage in self.stages[:-1]} & {"cot", "direct", "probes"}:
+            raise RecipeError(
+                f"A stage before the last must not be called {taken.pop()!r}: that is another folder's name."
+            )
 
 
 _RECIPE = TypeAdapter(Recipe)
