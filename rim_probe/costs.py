@@ -118,8 +118,10 @@ def _can_be_asked(methods: Mapping[str, RiM], problem: Problem, num_blocks: int 
 def _measure(
     rim: RiM, method: str, problems: Sequence[Problem], num_blocks: int | None, bound: int
 ) -> dict[str, float | None]:
-    """One batch: ms, passes of the model, mean tokens per answer, bytes of the whole batch; TTFT is the median over the
-    rows that show an answer, None where none does; `unanswered` counts the others."""
+    """One batch: ms, passes of the model, mean tokens per answer, bytes of the whole batch.
+
+    TTFT is the median over the rows that show an answer, None where none does; `unanswered` counts the others.
+    """
     questions = [problem.question for problem in problems]
     batch = time_batch(rim, questions, method, num_blocks=num_blocks, max_new_tokens=[bound] * len(questions))
     known = [seconds for seconds in batch.ttft_seconds if seconds is not None]

@@ -590,6 +590,11 @@ def keeps_logits(model) -> bool:
 
 
 def check_attention(rim: RiM) -> None:
+    """Refuses attention back ends that take no dense mask.
+
+    Raises:
+        RiMError: neither sdpa nor eager.
+    """
     implementation = getattr(rim.model.config, "_attn_implementation", None)
     if implementation not in _MASKED_ATTENTION:
         raise RiMError(

@@ -57,10 +57,12 @@ class RiM:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
         return self.model.dtype  # not that of an embedding's weight, which an adapter would copy as a whole to tell
 
     @property
@@ -76,6 +78,7 @@ class RiM:
 
     @property
     def eos_id(self) -> int:
+        """The token that ends an answer."""
         return self.encoder.eos_id
 
     @property

@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        """Ends the program with the mistake in one sentence."""
         self.exit(USER_ERROR, f"{message[:1].upper()}{message[1:]}; `{self.prog} --help` explains.\n")
 
 
@@ -70,10 +71,12 @@ def add_number(parser: Any, flag: str, text: str, *, low: int, default: int | No
 
 
 def add_seed(parser: Any, text: str) -> None:
+    """An option for a random seed."""
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{text} (default: 0)")
 
 
 def add_device(parser: Any) -> None:
+    """An option for where a model runs."""
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU where there is one)")
 
 
@@ -160,6 +163,7 @@ def writable(path: str | None) -> Path | None:
 
 
 def add_card(parser: Any, mark: str) -> None:
+    """An option for Markdown files that get the tables, between marks of this name."""
     places = f"<!-- {mark} --> and <!-- /{mark} -->"
     parser.add_argument(
         "--card", metavar="FILE", nargs="+", default=[], help=f"put the tables between {places} of Markdown files"

@@ -254,7 +254,7 @@ def visible(query_readouts: torch.Tensor, key_readouts: torch.Tensor) -> torch.T
 
 
 def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """bool [B, Q, S] -> float [B, 1, Q, S] with 0 where allowed and the lowest finite number elsewhere.
+    """Bool [B, Q, S] -> float [B, 1, Q, S] with 0 where allowed and the lowest finite number elsewhere.
 
     Never boolean: `eager` attention adds a mask to the scores, where True and False would count as 1 and 0. Never
     minus infinity: a row without any allowed key would become NaN.

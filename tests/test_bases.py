@@ -451,7 +451,7 @@ def test_shards_round_trip_in_bfloat16(finished):
 
 
 def test_what_an_earlier_run_left_does_not_stay(finished, tmp_path, monkeypatch):
-    folder, rim = finished
+    folder, _ = finished
     (folder / "README.md").write_text("card")
     monkeypatch.setattr(adapters, "SHARD_BYTES", 10**9)
     finish_checkpoint(tmp_path / "best", folder)

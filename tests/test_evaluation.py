@@ -193,7 +193,7 @@ def test_what_is_done_is_a_random_sample_in_batches_of_like_length(faked, monkey
     batches = [[len(question) for question in questions] for method, _, questions in faked if method == "cot"]
     assert len(batches) == 8
     for first in (0, 4):
-        group = sum(batches[first : first + 4], [])
+        group = [length for batch in batches[first : first + 4] for length in batch]
         assert group == sorted(group)
         assert min(group) < len(problems[10].question) and max(group) > len(problems[30].question)
 

@@ -32,10 +32,7 @@ def losses_and_gradients(rim: RiM, fused_head: bool) -> tuple[torch.Tensor, dict
     body = rim.model.get_base_model()
     hidden = body.base_model(input_ids=ids).last_hidden_state.flatten(0, 1)
     head = rim.model.get_output_embeddings()
-    if fused_head:
-        losses = head_losses(head, hidden, labels)
-    else:
-        losses = cross_entropy(head(hidden), labels, reduction="none")
+    losses = head_losses(head, hidden, labels) if fused_head else cross_entropy(head(hidden), labels, reduction="none")
     (losses * weights).sum().backward()
     return losses.detach(), {n: p.grad.clone() for n, p in rim.model.named_parameters() if p.grad is not None}
 

@@ -328,7 +328,8 @@ def test_finished_checkpoint_holds_a_rim_and_nothing_pickled(uninterrupted):
     assert {WEIGHTS, "memory_layout.json", "config.json", "tokenizer.json"} <= names
     assert not [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert RiM.from_pretrained(uninterrupted).layout.num_blocks == 3
-    history = [json.loads(line) for line in open(uninterrupted.with_name("out.run") / "refine" / "history.jsonl")]
+    log = uninterrupted.with_name("out.run") / "refine" / "history.jsonl"
+    history = [json.loads(line) for line in log.read_text().splitlines()]
     assert [entry["step"] for entry in history if "eval_accuracy" in entry] == [2, 4, 6]
     assert all("eval_readout_3" in entry for entry in history if "eval_accuracy" in entry)
 

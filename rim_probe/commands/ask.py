@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_ask(commands: Any) -> None:
+    """Adds `ask` to the command line."""
     parser = add_command(
         commands,
         _ask,

@@ -24,6 +24,7 @@ from rim_probe.report import format_bench
 
 
 def add_bench(commands: Any) -> None:
+    """Adds `bench` to the command line."""
     parser = add_command(
         commands,
         _bench,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 def add_eval(commands: Any) -> None:
+    """Adds `eval` to the command line."""
     parser = add_command(
         commands,
         _eval,

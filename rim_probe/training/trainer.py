@@ -112,14 +112,16 @@ class RiMTrainer(Trainer):
 
     @property
     def rows_per_batch(self) -> float:
+        """Mean over the stage."""
         return sum(map(len, self.train_dataset.batches)) / len(self.train_dataset)
 
     @property
     def progress(self) -> float:
-        """s of the schedules: 0 at the start of the stage, 1 at its end."""
+        """S of the schedules: 0 at the start of the stage, 1 at its end."""
         return self.state.global_step / max(1, self.state.max_steps)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The weighted loss of a batch, and the losses of its labels [N] on request."""
         self.meter.count(inputs)
         weights = self.weights(self.progress, inputs["num_grounded"], inputs["num_readouts"])
         losses, readouts, row_of = self._label_losses(model, inputs)
@@ -307,6 +309,7 @@ class _LossSoFar(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Takes over the losses that an earlier run had not told."""
         file = self._file(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         if state.global_step and file.exists():
             told = json.loads(file.read_text(encoding="utf-8"))
@@ -364,6 +367,7 @@ class StopAfter(TrainerCallback):
 
     @property
     def why(self) -> str:
+        """Why the run stopped, as a sentence says it."""
         return "by a signal" if self.signalled else f"after {(self.deadline - self.begun) / 60:g} minutes"
 
     def too_late_for_a_stage(self, device: torch.device) -> bool:
@@ -372,10 +376,12 @@ class StopAfter(TrainerCallback):
         return self._agreed(late or self.signalled, device)
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Starts the clock."""
         self._last, self._fresh = time.monotonic(), True
         self._steps.clear()
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Stops where the next steps would come too late."""
         step = self._passed()
         if self._fresh:  # with loading and compiling
             self._fresh, self._starting = False, self._starting or self._last - self.begun
@@ -392,9 +398,11 @@ class StopAfter(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, **kwargs):
+        """Takes the time of a validation."""
         self._validation = max(self._validation or 0.0, self._passed())
 
     def on_save(self, args, state, control, **kwargs):
+        """Takes the time of a save."""
         self._save = max(self._save if self._save != _FIRST_SAVE else 0.0, self._passed())
 
     def _passed(self) -> float:
@@ -416,6 +424,7 @@ class Progress(ProgressCallback):
     """The Trainer's bar with the loss, the speed since the last log, and the current readout weights."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Shows what was logged."""
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         if "loss" in logs:
