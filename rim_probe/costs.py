@@ -32,7 +32,7 @@ WARM_UP_TURNS = 2
 WARM_UP_TOKENS = 16
 RATIOS = (("ttft_ms", "cot", "memory"), ("ttft_ms", "memory", "direct"), ("total_ms", "cot", "memory"))
 
-Turn = dict[str, dict[str, float | None]]  # by method: what one turn of it cost, see `_measure`
+Turn = dict[str, dict[str, Any]]  # by method: what one turn of it cost, see `_measure`
 
 
 def measure_costs(
@@ -63,7 +63,7 @@ def measure_costs(
     plan = _plan(askable, samples, seed)
     turns += [[] for _ in range(len(plan) - len(turns))]
 
-    def measure(method: str, asked: Sequence[Problem], bound: int) -> dict[str, float | None]:
+    def measure(method: str, asked: Sequence[Problem], bound: int) -> dict[str, Any]:
         return _measure(methods[method], method, asked, num_blocks if method == "memory" else None, bound)
 
     interrupted = False
@@ -115,9 +115,7 @@ def _can_be_asked(methods: Mapping[str, RiM], problem: Problem, num_blocks: int 
     )
 
 
-def _measure(
-    rim: RiM, method: str, problems: Sequence[Problem], num_blocks: int | None, bound: int
-) -> dict[str, float | None]:
+def _measure(rim: RiM, method: str, problems: Sequence[Problem], num_blocks: int | None, bound: int) -> dict[str, Any]:
     """One batch: ms, passes of the model, mean tokens per answer, bytes of the whole batch.
 
     TTFT is the median over the rows that show an answer, None where none does; `unanswered` counts the others.
@@ -148,7 +146,7 @@ def _summary(batch_size: int, turns: Sequence[Turn]) -> dict[str, Any]:
     }
 
 
-def _spreads(costs: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+def _spreads(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Per measure its spread over the turns; TTFT with its own `n`, None where no turn showed an answer."""
     firsts = [cost["ttft_ms"] for cost in costs if cost["ttft_ms"] is not None]
     others = ("total_ms", "forward_passes", "generated_tokens", "kv_cache_bytes")

@@ -21,7 +21,7 @@ import inspect
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Literal
@@ -177,6 +177,7 @@ def answer(
         cancel=cancel,
         readouts=readouts,
     )
+    assert done.answer is not None  # the last event is `done`
     return done.answer
 
 
@@ -300,7 +301,7 @@ def _first_answer_token(rim: RiM, method: str, ids: Sequence[int]) -> int | None
     return length - 1 if length <= len(shown) else None
 
 
-def _events(rim, question, method, num_blocks, max_new_tokens, cancel, readouts, clock) -> Iterator[Event]:
+def _events(rim, question, method, num_blocks, max_new_tokens, cancel, readouts, clock) -> Generator[Event, None, None]:
     """The events of `stream`, without the bookkeeping of the consumer's time."""
     prompt = rim.prompt_ids(question, method, num_blocks)
     blocks = _blocks(rim, method, num_blocks, readouts)
@@ -471,7 +472,8 @@ class _Greedy:
     @property
     def kv_cache_bytes(self) -> int:
         """The most that keys and values of all rows took at any time."""
-        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in self._cache.layers if layer.keys is not None)
+        pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in self._cache.layers]
+        held = sum(keys.nbytes + values.nbytes for keys, values in pairs if keys is not None and values is not None)
         return max(held, self._largest_cache)
 
     def passes(self, cancel: threading.Event | None = None) -> Iterator[list[_Token]]:
@@ -531,7 +533,7 @@ class _Greedy:
         if len(alive) < len(self._live):
             index = torch.tensor([self._live.index(readout) for readout in alive], device=self._inputs.device)
             self._inputs, self._positions = self._inputs[:, index], self._positions[:, index]
-            if self._mask is not None:
+            if self._mask is not None and self._own_mask is not None:
                 self._mask, self._own_mask = self._mask[:, :, index], self._own_mask[:, :, index][..., index]
             self._live = alive
         if self._mask is not None:

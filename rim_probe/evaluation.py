@@ -144,15 +144,18 @@ def evaluate(
         block_sweep = sorted({memory.layout.check_blocks(count) for count in block_sweep})
     else:
         num_blocks, block_sweep = None, []
+    own = num_blocks or 0
     arms = {name: Arm(name, num_blocks if name == "memory" else None) for name in methods}
     # Readout k sees the question and blocks 1..k, whatever K is: a run at K holds the final readout of every smaller K
     # but 0.
-    most = max([num_blocks or 0, *block_sweep])
-    sweep_arms = {k: arms["memory"] if 1 <= k <= num_blocks else Arm("memory", most if k else 0) for k in block_sweep}
+    most = max([own, *block_sweep])
+    sweep_arms = {k: arms["memory"] if 1 <= k <= own else Arm("memory", most if k else 0) for k in block_sweep}
 
     asked = dict.fromkeys([*arms.values(), *sweep_arms.values()])
     journal = journal or Journal()
-    interrupted = _ask_all(methods, problems, asked, batch_size, max_new_tokens, seed, progress and label, journal)
+    interrupted = _ask_all(
+        methods, problems, asked, batch_size, max_new_tokens, seed, label if progress else None, journal
+    )
     results = journal.outcomes
     done = sorted(results[next(iter(arms.values()))])
     steps = [len(problems[i].steps) for i in done]
@@ -193,10 +196,10 @@ def _ask_all(
     batch_size: int,
     max_new_tokens: int,
     seed: int,
-    label: str | bool,
+    label: str | None,
     journal: Journal,
 ) -> bool:
-    """Fills the journal with the outcomes of every arm; says whether Ctrl-C came. `label`: of the bar, False for none.
+    """Fills the journal with the outcomes of every arm; says whether Ctrl-C came. `label`: of the bar, None for none.
 
     Problems come in random groups of a few batches, sorted by length inside a group (little padding), and only whole
     groups count: what an interrupted run has done is then a random sample. Single batches would not be one, since
@@ -208,7 +211,7 @@ def _ask_all(
     groups = _split(order, GROUP_BATCHES * batch_size)
     missing = [group for group in groups if not all(i in told for told in journal.outcomes.values() for i in group)]
     known = len(order) - sum(map(len, missing))
-    with tqdm(total=len(order), initial=known, desc=label or "", unit="problem", disable=not label) as bar:
+    with tqdm(total=len(order), initial=known, desc=label, unit="problem", disable=label is None) as bar:
         try:
             for group in missing:
                 found: dict[Arm, dict[int, Outcome]] = {arm: {} for arm in journal.outcomes}

@@ -279,7 +279,7 @@ def row_mask(
     length = readouts.shape[1]
     allowed = visible(readouts, readouts)
     allowed &= torch.ones(length, length, dtype=torch.bool, device=readouts.device).tril()
-    if segments is not None:
+    if segments is not None and audience is not None:
         allowed &= _addressed(segments.unsqueeze(-1), audience.unsqueeze(-2))
     return additive_mask(allowed, dtype)
 
@@ -292,7 +292,9 @@ def flex_mask_mod(
     def mask_mod(batch, head, query, key):
         key_readout = readouts[batch, key]
         seen = (query >= key) & ((key_readout == 0) | (key_readout == readouts[batch, query]))
-        return seen if segments is None else seen & _addressed(segments[batch, query], audience[batch, key])
+        if segments is None or audience is None:
+            return seen
+        return seen & _addressed(segments[batch, query], audience[batch, key])
 
     return mask_mod
 

@@ -159,7 +159,10 @@ def gather(lines: Iterable[Problem | RejectedLine]) -> ProblemFile:
     """Problems and rejected lines, each in their order."""
     found = ProblemFile([], [])
     for line in lines:
-        (found.problems if isinstance(line, Problem) else found.rejected).append(line)
+        if isinstance(line, Problem):
+            found.problems.append(line)
+        else:
+            found.rejected.append(line)
     return found
 
 

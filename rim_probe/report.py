@@ -248,7 +248,7 @@ def _paired_table(pairs: Sequence[tuple[str, Report]]) -> str:
     for name, pair in pairs:
         difference = 100 * (pair["only_first"] - pair["only_second"]) / pair["n"] if pair["n"] else 0.0
         ratio, low, high = relative_accuracy(pair)
-        interval = "no interval" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
+        interval = "no interval" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
         rows.append(
             [
                 f"{name}: {METHOD_NAMES[pair['first']]} (first) against {METHOD_NAMES[pair['second']]} (second)",

@@ -169,6 +169,7 @@ def test_every_family_has_layers_to_compile(kind):
     assert len(backends.decoder_layers(tiny_base(kind))) == 2
 
 
+@pytest.mark.slow
 def test_compiled_training_agrees_and_resumes(tmp_path, adapted, quick_compiler):
     plain = lora_recipe(adapted, stages=[GROUND | {"rows": 12, "dropout": 0.0}])
     whole = train(write_recipe(tmp_path, name="plain", **plain), report=lambda line: None)
@@ -220,6 +221,7 @@ def test_lean_adapters_compute_the_same_bits(adapted):
 # ------------------------------------------------------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "like a gpu"])
 def test_a_run_cut_at_every_step_logs_and_ends_the_same(tmp_path, adapted, gpu, request):
     """Adapters with dropout, greedy validation of chains, losses logged across the cuts, workers that read ahead."""
@@ -283,6 +285,7 @@ def test_one_step_is_taken_whatever_the_time(monkeypatch):
 # ---------------------------------------------------------------------------------------------------- trial and profile
 
 
+@pytest.mark.slow
 def test_a_trial_shows_that_the_loss_falls_and_is_no_run(tmp_path, adapted):
     data = {"files": [str(adapted["data"])], "validation": str(adapted["valid"])}
     big = {"rows": 10**6, "batch_size": 128, "schedule": "cosine", "validate_every": 500, "accumulation": 4}
@@ -303,6 +306,7 @@ def test_a_trial_shows_that_the_loss_falls_and_is_no_run(tmp_path, adapted):
         train(path, output=out, resume=True)
 
 
+@pytest.mark.slow
 def test_a_profile_compares_what_works_and_writes_nothing(tmp_path, adapted, quick_compiler, monkeypatch):
     tried = [profiling.Variant("flex", False), profiling.Variant("sdpa", False), profiling.Variant("sdpa", True)]
     monkeypatch.setattr(profiling, "variants", lambda: tried)

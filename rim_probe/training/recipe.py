@@ -214,7 +214,7 @@ def load_recipe(path: str | Path, **overrides: object) -> Recipe:
         raise RecipeError(f"The recipe {path} cannot be read ({error.strerror}).") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        said = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]
+        said = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error).splitlines()[0]
         raise RecipeError(f"The recipe {path} is not YAML ({said}).") from None
     try:
         return _RECIPE.validate_json(text)
@@ -228,7 +228,7 @@ def _sentence(error: ValidationError) -> str:
     *outer, last = first["loc"] or ("",)
     kind, place, inside = first["type"], _place(first["loc"]), _place(outer)
     if kind == "value_error":
-        return f"{place}: {first['ctx']['error']}"
+        return f"{place}: {first.get('ctx', {}).get('error')}"
     if kind == "missing":
         return f"{inside} lacks {last!r}."
     if kind == "unexpected_keyword_argument":
