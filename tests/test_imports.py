@@ -14,6 +14,7 @@ FLOORS = (  # every part of rim_probe imports from floors below its own
     {"bases"},
     {"adapters"},
     {"model", "packing"},
+    {"greedy"},
     {"decoding"},
     {"evaluation"},
     {"bench", "costs", "options"},
