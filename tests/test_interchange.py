@@ -18,7 +18,7 @@ from rim_probe.model import RiM
 from rim_probe.packing import IGNORED, row_mask, stage1_row
 from rim_probe.probing.hooks import edit_residual, num_layers, read_residual
 from rim_probe.problems import Problem, write_problems
-from rim_probe.training import backends, run, train
+from rim_probe.training import backends, run, stages, train
 from rim_probe.training.pairs import PairRows, draw_pairs
 from rim_probe.training.recipe import Stage
 from rim_probe.training.rows import Batches
@@ -63,7 +63,7 @@ def pair_rows(rim: RiM, share: float = 1.0) -> list:
 
 def trainer_of(rim: RiM, rows: list, folder, slot_labels: int = 5) -> RiMTrainer:
     args = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, max_steps=10)
-    weights = run._weights(Stage("one", "interchange", 1, 0.1))
+    weights = stages.readout_weights(Stage("one", "interchange", 1, 0.1))
     return RiMTrainer(
         rim, args, Batches(rows, [np.arange(len(rows))], lambda r, _: r), [], weights, slot_labels=slot_labels
     )
