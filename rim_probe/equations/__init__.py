@@ -7,7 +7,15 @@
 from rim_probe.equations.chains import Chain, Recomputed, Source, chain, question_numbers
 from rim_probe.equations.counterfactuals import Change, Partner, counterfactual, value_bounds
 from rim_probe.equations.distractors import Distractor, distractors
-from rim_probe.equations.reading import Equation, Number, Operator, number_text, number_value, read_equation
+from rim_probe.equations.reading import (
+    Equation,
+    Number,
+    Operator,
+    number_text,
+    number_value,
+    read_equation,
+    unread_steps,
+)
 
 __all__ = [
     "Chain",
@@ -26,5 +34,6 @@ __all__ = [
     "number_value",
     "question_numbers",
     "read_equation",
+    "unread_steps",
     "value_bounds",
 ]
