@@ -1,7 +1,8 @@
 """Reasoning steps as equations: how a step is read, what it depends on, and what would follow from other numbers.
 
 `reading` reads one step, `chains` finds what each step depends on, `counterfactuals` changes a number of the question,
-`distractors` makes wrong steps that look right. All of it knows arithmetic and text, and nothing of models or tokens.
+`variants` finds problems told alike and interchanges their results, `distractors` makes wrong steps that look right.
+All of it knows arithmetic and text, and nothing of models or tokens.
 """
 
 from rim_probe.equations.chains import Chain, Recomputed, Source, chain, question_numbers
@@ -16,6 +17,7 @@ from rim_probe.equations.reading import (
     read_equation,
     unread_steps,
 )
+from rim_probe.equations.variants import Variants
 
 __all__ = [
     "Chain",
@@ -27,6 +29,7 @@ __all__ = [
     "Partner",
     "Recomputed",
     "Source",
+    "Variants",
     "chain",
     "counterfactual",
     "distractors",

@@ -190,7 +190,7 @@ def read_equation(step: str) -> Equation | None:
 
 
 def unread_steps(problems: Iterable[Problem]) -> list[str]:
-    """The steps that are no equation to `read_equation`, in order: what steps, values and chains cannot be read from."""
+    """The steps that are no equation to `read_equation`, in order: no chain can be read from them."""
     steps = (step for problem in problems for step in problem.steps if not _PLAIN.fullmatch(step))
     return [step for step in steps if read_equation(step) is None]
 
