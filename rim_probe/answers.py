@@ -112,7 +112,7 @@ _NEXT = re.compile(
     r"|(?<=[\n.!?;)\]}>*\"'0-9])[\s#*_-]{0,10}(?:Next )?(?:Question|QUESTION|Problem|Exercise|Q|Human|User)"
     r" ?#?[0-9]{0,5} ?(?:\*\*)? ?:"
 )
-_ANSWER_LINE = re.compile(r"#### ?[-+]?[$€£¥]?[0-9][0-9,./]*(?![0-9.:)])")
+_ANSWER_LINE = re.compile(r"#### {0,4}[-+]?[$€£¥]?[0-9][0-9,./]*(?![0-9.:)])")
 _ASKS = re.compile(r"\b(?i:how|what)\b")
 
 

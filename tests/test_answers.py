@@ -2,13 +2,18 @@
 
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rim_probe.answers import ANSWER_MARKER, extract_answer, is_correct
+from rim_probe.problems import Problem, read_problems
+from tools.compare_grading import Text, chains, good, made, ours, table
+from tools.wrong_golds import wrong_golds
 
+ROWS = Path(__file__).parent / "gsm8k_rows.txt"
 fixed = settings(derandomize=True, deadline=None, max_examples=120, database=None)
 any_text = st.text(max_size=80)
 # Text made of the pieces that mean something to the grader reaches its branches far more often than random text.
@@ -422,3 +427,27 @@ def test_any_float_python_prints_is_read_exactly(number):
     value = extract_answer(ANSWER_MARKER + repr(number))
     assert float(value) == number
     assert is_correct(repr(number), f"{number:.17g}")
+
+
+# ---------------------------------------------------------------------------------------------- beside other graders
+
+
+def test_every_text_of_the_comparison_is_read_as_it_is():
+    texts = [*made(), *chains(read_problems(ROWS).problems)]
+    assert len(texts) > 1000
+    assert [text for text in texts if not good(text, ours(text))] == []
+
+
+def test_the_comparison_counts_what_each_reader_reads():
+    pytest.importorskip("math_verify")
+    told = table([Text("in doubt: steps alone", "<<3+4=7>>", None), Text("decimals", "#### 2.5", Fraction(5, 2))])
+    assert "| in doubt: steps alone | 1 | 1 | 0 (1 wrong) | 1 | 0 (1 wrong) |" in told
+    assert "| decimals | 1 | 1 | 1 | 1 | 1 |" in told
+    with pytest.raises(SystemExit, match="unheard of"):
+        table([Text("unheard of", "<<3+4=7>>", None)])
+
+
+def test_golds_that_another_file_corrects_are_named():
+    given = [Problem("Ann?", (), "18"), Problem("Ben  walks?", (), "1,000"), Problem("Cy?", (), "3")]
+    revised = [Problem("Ann?", (), "10"), Problem("Ben walks?", (), "1000")]
+    assert list(wrong_golds(given, revised)) == [(1, given[0], "10"), (3, given[2], None)]
