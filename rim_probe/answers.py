@@ -65,10 +65,9 @@ _SIGNS = str.maketrans(
     | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f")
 )
 # In order. What is left of LaTeX at the end stands as √: no number beside it is read.
-_SPELLINGS = tuple(
+_LATEX = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"</?[A-Za-z][A-Za-z0-9_-]{0,19}>|\*\*+|__+|``+", " "),
         (r"\{,\}", ","),
         (r"\\!", ""),
         (r"\\[,;:()\[\] ]|\\q?quad\b|\\displaystyle\b|\\(?:left|right)(?![A-Za-z])", " "),
@@ -78,12 +77,18 @@ _SPELLINGS = tuple(
         (r"\\(?:times|cdot|ast)(?![A-Za-z])", "×"),
         (r"\\div(?![A-Za-z])", "÷"),
         (r"\\approx(?![A-Za-z])", "≈"),
-        (r"(?<=[A-Za-z])\^\{?[23]\}?(?![0-9])", ""),  # of m^2
         (r"(?<=\d) ?\\[cdt]?frac", r" \\frac"),
         (r"\\[cdt]?frac ?(?:\{ ?(-?[0-9]{1,99}) ?\}|([0-9])) ?(?:\{ ?([0-9]{1,99}) ?\}|([0-9]))", r"\1\2/\3\4 "),
+        (r"\\(?!f?boxed)[A-Za-z]+", "√"),
+    )
+)
+_MARKUP = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"</?[A-Za-z][A-Za-z0-9_-]{0,19}>|\*\*+|__+|``+", " "),
+        (r"(?<=[A-Za-z])\^\{?[23]\}?(?![0-9])", ""),  # of m^2
         (r"(?<=[0-9]) ?[×*·xX] ?10 ?\^ ?\{? ?([-+]?[0-9]{1,4})\b\}?", r"e\1"),
         (r"(?<=[0-9]) ?[xX] ?(?=[0-9])", " × "),
-        (r"\\(?!f?boxed)[A-Za-z]+", "√"),
         (r"(?<=[0-9%]) ?\([A-Za-z=≈~][^()\n]{1,80}\)", ""),  # a remark: 25 (or 30)
     )
 )
@@ -97,7 +102,7 @@ def _spelled(text: str) -> str:
             text = pattern.sub(new, text)
         text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
         text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit.group())), text)
-    for pattern, new in _SPELLINGS:
+    for pattern, new in (*_LATEX, *_MARKUP) if "\\" in text or "{" in text else _MARKUP:
         text = pattern.sub(new, text)
     return text.strip()
 
