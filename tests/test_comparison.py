@@ -18,7 +18,7 @@ from rim_probe.pictures.measures import draw_measures
 from rim_probe.probing.evidence import load_evidence
 from rim_probe.report import format_report, format_share, relative_accuracy
 
-QUESTIONS = ["Anna has 3 apples?", "How many apples has she?", "3 + 14?", "more more more 5", "1 + 1?", "Has she 14?"]
+QUESTIONS = ["1 + 1?", "How many apples has she?", "3 + 14?", "more more more 5", "Anna has 3 apples?", "Has she 14?"]
 FAST = ["--max-new-tokens", "4", "--latency-samples", "2", "--device", "cpu"]
 
 
