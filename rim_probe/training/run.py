@@ -98,9 +98,7 @@ def train(
         with FileLock(run / ".lock", timeout=0):  # the system frees it when the process ends, however it ends
             return _train(plan, folder, run, begun, trial, stopper, processes, report)
     except Timeout:
-        raise RecipeError(
-            f"Another training is at work in {run}; wait for it, stop it, or name another output."
-        ) from None
+        raise RecipeError(f"Another training is at work in {run}; wait for it, or name another output.") from None
 
 
 def _train(
