@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import TypedDict
 
 from app.runs import RUN_FORMAT
 from rim_probe.errors import RiMError
 from rim_probe.memory import MAX_BLOCKS
-from rim_probe.probing.checks import Damage, Probability, Seed, adapter, checked
+from rim_probe.probing.checks import Damage, Probability, Seed, adapter, checked, form
 from rim_probe.probing.experiment_format import Block, Counterfactual, Readout, Surgery
 from rim_probe.probing.reading_format import Reading
 
@@ -26,69 +25,48 @@ Seconds = Annotated[int | float, Field(ge=0, le=1e6)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Short = Annotated[str, Field(max_length=300)]  # what is drawn in one line
 TokenIds = Annotated[list[Count], Field(max_length=MOST_TOKENS)]
-
-
-class AnswerReadout(Readout):
-    token_ids: TokenIds
-
-
-class Answer(TypedDict):
-    method: Literal["memory", "cot", "direct"]
-    question: str
-    text: str
-    value: str | None
-    token_ids: TokenIds
-    ttft_seconds: Seconds | None
-    total_seconds: Seconds
-    forward_passes: Count
-    generated_tokens: Count
-    prompt_tokens: Count
-    kv_cache_bytes: Count
-    readouts: Annotated[list[AnswerReadout], Field(max_length=MAX_BLOCKS)]
-    cancelled: bool
-    truncated: bool
-
-
-class TokenEvent(TypedDict):
-    kind: Literal["prefill", "token"]
-    seconds: Seconds
-    text: str
-
-
-class ReadoutEvent(TypedDict):
-    kind: Literal["readout"]
-    seconds: Seconds
-    text: str
-    block: Block
-    value: str | None
-    probability: Probability
+AnswerReadout = form(**Readout.__annotations__, token_ids=TokenIds)
+Answer = form(
+    method=Literal["memory", "cot", "direct"],
+    question=str,
+    text=str,
+    value=str | None,
+    token_ids=TokenIds,
+    ttft_seconds=Seconds | None,
+    total_seconds=Seconds,
+    forward_passes=Count,
+    generated_tokens=Count,
+    prompt_tokens=Count,
+    kv_cache_bytes=Count,
+    readouts=Annotated[list[AnswerReadout], Field(max_length=MAX_BLOCKS)],
+    cancelled=bool,
+    truncated=bool,
+)
+TokenEvent = form(kind=Literal["prefill", "token"], seconds=Seconds, text=str)
+ReadoutEvent = form(
+    kind=Literal["readout"], seconds=Seconds, text=str, block=Block, value=str | None, probability=Probability
+)
 
 
 Event = Annotated[TokenEvent | ReadoutEvent, Field(discriminator="kind")]
-
-
-class LaneData(TypedDict):
-    events: Annotated[list[Event], Field(max_length=MOST_TOKENS)]
-    answer: Answer | None
-    correct: bool | None
-
-
-class RunData(TypedDict):
-    checkpoint: Short
-    question: Annotated[str, Field(pattern=r"\S")]
-    gold: Short | None
-    steps: Annotated[list[Short], Field(max_length=100)]
-    num_blocks: Block
-    seed: Seed
-    machine: Short
-    date: Short
-    matched: bool
-    status: Literal["done", "stopped", "loaded"]
-    surgery: Surgery | None
-    counterfactual: Counterfactual | None
-    memory: LaneData
-    cot: LaneData
-    direct: NotRequired[LaneData]
+LaneData = form(events=Annotated[list[Event], Field(max_length=MOST_TOKENS)], answer=Answer | None, correct=bool | None)
+RunData = form(
+    checkpoint=Short,
+    question=Annotated[str, Field(pattern=r"\S")],
+    gold=Short | None,
+    steps=Annotated[list[Short], Field(max_length=100)],
+    num_blocks=Block,
+    seed=Seed,
+    machine=Short,
+    date=Short,
+    matched=bool,
+    status=Literal["done", "stopped", "loaded"],
+    surgery=Surgery | None,
+    counterfactual=Counterfactual | None,
+    memory=LaneData,
+    cot=LaneData,
+    direct=NotRequired[LaneData],
+)
 
 
 _RUN = adapter(RunData)

@@ -60,6 +60,7 @@ class Outcomes(BaseModel):
 
     @property
     def n(self) -> int:
+        """Problems in all."""
         return sum(self.counts.values())
 
     @classmethod
@@ -81,6 +82,7 @@ class Outcomes(BaseModel):
             ) from None
 
     def save(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (self.model_dump_json(indent=1) + "\n").encode())
 
@@ -134,6 +136,7 @@ def varied(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m rim_probe.outcomes", description=__doc__.partition(":")[0] + ".")
     parser.add_argument("checkpoint", help="a checkpoint folder with cot/, such as checkpoints/rim-tiny")
     parser.add_argument("data", help="a problem file, such as data/choose-heldout.txt; not one that tables report")

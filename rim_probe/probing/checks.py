@@ -1,6 +1,6 @@
 """Checks of plain data that comes from outside, with pydantic: bounded values, and lists whose lengths go together.
 
-Method: a file's form is a `TypedDict`, which states its keys once; data stays plain dictionaries and lists. Values are
+Method: a form (a `TypedDict`) states the keys of a dictionary once; data stays plain dictionaries and lists. Values are
 strict (no text for a number, no truth value for 1) and finite; keys that a form does not know are left out. Sizes that
 several entries share (K blocks, L layers) are kept in pydantic's validation context by name, and `shaped` and `upto`
 refer to them.
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, with_config
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
 MAX_TEXT = 20_000
 MAX_ITEMS = 20_000
@@ -28,6 +29,11 @@ Texts = Annotated[list[str], Field(max_length=MAX_ITEMS)]
 
 class Damage(ValueError):
     """Where data is damaged, and what should stand there."""
+
+
+def form(**entries: Any) -> Any:
+    """The form of a dictionary with these entries."""
+    return TypedDict("form", entries)  # type: ignore[operator]
 
 
 def adapter(form: Any) -> TypeAdapter:

@@ -8,98 +8,60 @@ from __future__ import annotations
 from typing import Annotated, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import TypedDict
 
 from rim_probe.memory import MAX_BLOCKS
-from rim_probe.probing.checks import Number, Probability, Seed, shaped
+from rim_probe.probing.checks import Number, Probability, Seed, form, shaped
 
 Block = Annotated[int, Field(ge=0, le=MAX_BLOCKS)]
 Blocks = Annotated[list[Block], Field(max_length=MAX_BLOCKS)]
 BlockName = Literal[tuple(str(block) for block in range(1, MAX_BLOCKS + 1))]  # type: ignore[valid-type]
 Layers = Annotated[list[Annotated[int, Field(ge=0, le=512)]], shaped(2)]
 Steps = Annotated[list[str], Field(max_length=100)]
-
-
-class Said(TypedDict):
-    text: str
-    value: str | None
-    probability: Probability
-
-
-class Readout(Said):
-    block: Block
-
-
-class Told(Said):
-    right: bool | None
-    readouts: Annotated[list[Readout], Field(max_length=MAX_BLOCKS)]
-
-
-class Change(TypedDict):
-    before: Number
-    after: Number
-
-
-class SurgeryControl(TypedDict):
-    what: str
-    value: str | None
-    answer_changed: bool
-    answer_log_probability: Number
-
-
-class Surgery(TypedDict):
-    """What `surgery.operate` gives."""
-
-    format: Literal["rim-probe-surgery/1"]
-    question: str
-    num_blocks: Block
-    actions: dict[BlockName, Literal["blank", "noise", "swap"]]
-    layers: Layers
-    partner: str | None
-    unrelated: NotRequired[str | None]
-    seed: Seed
-    gold: str | None
-    before: Told
-    after: Told
-    answer_changed: bool
-    changed_blocks: Blocks
-    answer_log_probability: Change
-    gold_probability: Change | None
-    control: SurgeryControl | None
-
-
-class Worked(TypedDict):
-    """A problem with its solution."""
-
-    question: str
-    steps: Steps
-    answer: str
-
-
-class TrialControl(TypedDict):
-    what: str
-    said: str
-    outcome: str
-
-
-class Counterfactual(TypedDict):
-    """What `trial.try_counterfactual` gives."""
-
-    format: Literal["rim-probe-counterfactual/1"]
-    problem: Worked
-    partner: Worked
-    change: str
-    step: Annotated[int, Field(ge=1, le=100)]
-    blocks: Blocks
-    claimed: str
-    brought: str
-    layers: Layers
-    expected: str
-    own: str
-    partner_answer: str
-    said: str
-    outcome: Literal["expected", "own", "partner", "other"]
-    came: bool
-    surgery: Surgery
-    control: TrialControl | None
-    sentence: str
+Said = form(text=str, value=str | None, probability=Probability)
+Readout = form(**Said.__annotations__, block=Block)
+Told = form(**Said.__annotations__, right=bool | None, readouts=Annotated[list[Readout], Field(max_length=MAX_BLOCKS)])
+Change = form(before=Number, after=Number)
+SurgeryControl = form(what=str, value=str | None, answer_changed=bool, answer_log_probability=Number)
+Surgery = form(
+    format=Literal["rim-probe-surgery/1"],
+    question=str,
+    num_blocks=Block,
+    actions=dict[BlockName, Literal["blank", "noise", "swap"]],
+    layers=Layers,
+    partner=str | None,
+    unrelated=NotRequired[str | None],
+    seed=Seed,
+    gold=str | None,
+    before=Told,
+    after=Told,
+    answer_changed=bool,
+    changed_blocks=Blocks,
+    answer_log_probability=Change,
+    gold_probability=Change | None,
+    control=SurgeryControl | None,
+)
+"""What `surgery.operate` gives."""
+Worked = form(question=str, steps=Steps, answer=str)
+"""A problem with its solution."""
+TrialControl = form(what=str, said=str, outcome=str)
+Counterfactual = form(
+    format=Literal["rim-probe-counterfactual/1"],
+    problem=Worked,
+    partner=Worked,
+    change=str,
+    step=Annotated[int, Field(ge=1, le=100)],
+    blocks=Blocks,
+    claimed=str,
+    brought=str,
+    layers=Layers,
+    expected=str,
+    own=str,
+    partner_answer=str,
+    said=str,
+    outcome=Literal["expected", "own", "partner", "other"],
+    came=bool,
+    surgery=Surgery,
+    control=TrialControl | None,
+    sentence=str,
+)
+"""What `trial.try_counterfactual` gives."""

@@ -32,6 +32,7 @@ from rim_probe.probing.checks import (
     Texts,
     adapter,
     checked,
+    form,
     named,
     shaped,
     upto,
@@ -56,95 +57,36 @@ Every = (BY_BLOCK, shaped("K"))  # one record for each of the blocks 1 to K, in 
 
 
 # ------------------------------------------------------------------------------------------------ the blocks of a panel
-
-
-class NearestStep(TypedDict):
-    step: str
-    cosine: Cosine
-    gold: Annotated[int, Field(ge=0, le=100)] | None
-
-
-class StepDecode(TypedDict):
-    step: StepNumber
-    cell: str
-    accuracy: Probability
-    nearest: Annotated[list[NearestStep], Field(min_length=1, max_length=20)]
-    match: bool | None
-    coverage: NotRequired[Probability]  # files of before it was measured lack it
-
-
-class StepBlock(StepDecode):
-    block: Block
-    others: Annotated[list[StepDecode], Field(max_length=1000)]
-
-
-class StepsFound(TypedDict):
-    bank: Annotated[int, Field(ge=1, le=10**9)]
-    reading_layer: Layer
-    blocks: Annotated[list[StepBlock], BY_BLOCK]
-
-
-class Value(TypedDict):
-    step: StepNumber | None
-    quantity: str
-    value: str
-    confidence: Probability
-    accuracy: Probability
-
-
-class ValueBlock(TypedDict):
-    block: Block
-    values: Annotated[list[Value], Field(max_length=1000)]
-
-
-class Values(TypedDict):
-    blocks: Annotated[list[ValueBlock], BY_BLOCK]
-
-
-class WordBlock(TypedDict):
-    block: Block
-    memory: str | None
-    stage1: str | None
-    carried: str | None
-
-
-class Words(TypedDict):
-    blocks: Annotated[list[WordBlock], *Every]
-
-
-class ChanceBlock(TypedDict):
-    block: Block
-    value: str | None
-    own_probability: Probability
-    chance_right: Probability
-    chance_right_paper_probe: Probability
-
-
-class Correctness(TypedDict):
-    judge: str
-    blocks: Annotated[list[ChanceBlock], *Every]
-    chosen_block: Block
-
-
-class Moment(TypedDict):
-    probability: Probability
-    matches: bool
-    entropy: Entropy
-
-
-class CommitmentBlock(Moment):
-    block: Block
-    kl_to_last: Entropy
-
-
-class ChainStep(Moment):
-    step: Whole
-    text: str
-
-
-class ChainCommitment(TypedDict):
-    answer: str | None
-    steps: Annotated[list[ChainStep], Field(max_length=MAX_ITEMS)]
+NearestStep = form(step=str, cosine=Cosine, gold=Annotated[int, Field(ge=0, le=100)] | None)
+StepDecode = form(
+    step=StepNumber,
+    cell=str,
+    accuracy=Probability,
+    nearest=Annotated[list[NearestStep], Field(min_length=1, max_length=20)],
+    match=bool | None,
+    coverage=NotRequired[Probability],  # files of before it was measured lack it
+)
+StepBlock = form(**StepDecode.__annotations__, block=Block, others=Annotated[list[StepDecode], Field(max_length=1000)])
+StepsFound = form(
+    bank=Annotated[int, Field(ge=1, le=10**9)], reading_layer=Layer, blocks=Annotated[list[StepBlock], BY_BLOCK]
+)
+Value = form(step=StepNumber | None, quantity=str, value=str, confidence=Probability, accuracy=Probability)
+ValueBlock = form(block=Block, values=Annotated[list[Value], Field(max_length=1000)])
+Values = form(blocks=Annotated[list[ValueBlock], BY_BLOCK])
+WordBlock = form(block=Block, memory=str | None, stage1=str | None, carried=str | None)
+Words = form(blocks=Annotated[list[WordBlock], *Every])
+ChanceBlock = form(
+    block=Block,
+    value=str | None,
+    own_probability=Probability,
+    chance_right=Probability,
+    chance_right_paper_probe=Probability,
+)
+Correctness = form(judge=str, blocks=Annotated[list[ChanceBlock], *Every], chosen_block=Block)
+Moment = form(probability=Probability, matches=bool, entropy=Entropy)
+CommitmentBlock = form(**Moment.__annotations__, block=Block, kl_to_last=Entropy)
+ChainStep = form(**Moment.__annotations__, step=Whole, text=str)
+ChainCommitment = form(answer=str | None, steps=Annotated[list[ChainStep], Field(max_length=MAX_ITEMS)])
 
 
 def _every_or_none(value: list[CommitmentBlock], info: ValidationInfo) -> list[CommitmentBlock]:
@@ -153,12 +95,13 @@ def _every_or_none(value: list[CommitmentBlock], info: ValidationInfo) -> list[C
     return value
 
 
-class Commitment(TypedDict):
-    answer: str | None
-    blocks: Annotated[list[CommitmentBlock], AfterValidator(_every_or_none)]
-    first_block: Block | None
-    stable_block: Block | None
-    cot: ChainCommitment | None
+Commitment = form(
+    answer=str | None,
+    blocks=Annotated[list[CommitmentBlock], AfterValidator(_every_or_none)],
+    first_block=Block | None,
+    stable_block=Block | None,
+    cot=ChainCommitment | None,
+)
 
 
 # -------------------------------------------------------------------------------------------- attention and other grids
@@ -173,91 +116,75 @@ BlocksToTokens = TypedDict(
         "per head": Annotated[list[Rows], shaped("L", "H", "K", "W")] | None,
     },
 )
-
-
-class Attention(TypedDict):
-    tokens: Annotated[list[str], shaped("W")]
-    numbers: Annotated[list[bool], shaped("W")]
-    layers: Annotated[int, upto("L"), Field(ge=1)]
-    heads: Annotated[int, Field(ge=1, le=MAX_HEADS), named("H")]
-    aggregation: str
-    slots_to_tokens: BlocksToTokens
-    answer_to_blocks: Annotated[Rows, shaped("L", "H", "K")]
-    answer_to_tokens: Annotated[Rows, shaped("L", "H", "W")] | None
-    slots_to_blocks: BlocksToBlocks
-    slots_to_slots: BlocksToBlocks
-
-
-class Importance(TypedDict):
-    answer: str
-    log_probability: Number
-    layers: Annotated[Layers, named("rows")]
-    blocks: Annotated[list[Block], RISING, named("columns")]
-    change: Annotated[list[list[Number]], shaped("rows", "columns")]
-    says: Annotated[list[list[bool]], shaped("rows", "columns")]
-
-
-class Cloud(TypedDict):
-    n: Annotated[Whole, named("n")]
-    points: Annotated[list[list[Number]], shaped("n", 2)]
-    right: Annotated[list[bool], shaped("n")]
-    steps: Annotated[list[Annotated[int, Field(ge=0, le=1000)]], shaped("n")]
-
-
-class Geometry(TypedDict):
-    layer: Layer
-    blocks: Annotated[list[Point], shaped("K")]
-    depth_layers: Annotated[Layers, named("rows")]
-    depth: Annotated[list[list[Point]], shaped("rows", "K")]
-    explained_blocks: Annotated[list[Probability], shaped(3)]
-    explained_depth: Annotated[list[Probability], shaped(3)]
-    # Of known questions, which may have been asked with another number of blocks.
-    cloud: NotRequired[Cloud]
-    mean_path: NotRequired[Annotated[list[Point], Field(min_length=1, max_length=MAX_BLOCKS)]]
-
-
-class Place(TypedDict):
-    block: Block
-    position: Literal["end", "slots"] | Annotated[int, Field(ge=1), upto("M")]
-    step: NotRequired[StepNumber]
-    fitted_layer: NotRequired[Layer]
-
-
-class Cell(TypedDict):
-    text: str
-    score: Cosine
-
-
-class CellMinus(TypedDict):
-    text: str
-    score: Annotated[int | float, Field(ge=-2.1, le=2.1)]
+Attention = form(
+    tokens=Annotated[list[str], shaped("W")],
+    numbers=Annotated[list[bool], shaped("W")],
+    layers=Annotated[int, upto("L"), Field(ge=1)],
+    heads=Annotated[int, Field(ge=1, le=MAX_HEADS), named("H")],
+    aggregation=str,
+    slots_to_tokens=BlocksToTokens,
+    answer_to_blocks=Annotated[Rows, shaped("L", "H", "K")],
+    answer_to_tokens=Annotated[Rows, shaped("L", "H", "W")] | None,
+    slots_to_blocks=BlocksToBlocks,
+    slots_to_slots=BlocksToBlocks,
+)
+Importance = form(
+    answer=str,
+    log_probability=Number,
+    layers=Annotated[Layers, named("rows")],
+    blocks=Annotated[list[Block], RISING, named("columns")],
+    change=Annotated[list[list[Number]], shaped("rows", "columns")],
+    says=Annotated[list[list[bool]], shaped("rows", "columns")],
+)
+Cloud = form(
+    n=Annotated[Whole, named("n")],
+    points=Annotated[list[list[Number]], shaped("n", 2)],
+    right=Annotated[list[bool], shaped("n")],
+    steps=Annotated[list[Annotated[int, Field(ge=0, le=1000)]], shaped("n")],
+)
+Geometry = form(
+    layer=Layer,
+    blocks=Annotated[list[Point], shaped("K")],
+    depth_layers=Annotated[Layers, named("rows")],
+    depth=Annotated[list[list[Point]], shaped("rows", "K")],
+    explained_blocks=Annotated[list[Probability], shaped(3)],
+    explained_depth=Annotated[list[Probability], shaped(3)],
+    cloud=NotRequired[Cloud],
+    mean_path=NotRequired[Annotated[list[Point], Field(min_length=1, max_length=MAX_BLOCKS)]],
+)
+Place = form(
+    block=Block,
+    position=Literal["end", "slots"] | Annotated[int, Field(ge=1), upto("M")],
+    step=NotRequired[StepNumber],
+    fitted_layer=NotRequired[Layer],
+)
+Cell = form(text=str, score=Cosine)
+CellMinus = form(text=str, score=Annotated[int | float, Field(ge=-2.1, le=2.1)])
 
 
 Cells = Annotated[list[list[Annotated[list[Cell], Field(max_length=5)]]], shaped("rows", "columns")]
 CellsMinus = Annotated[list[list[Annotated[list[CellMinus], Field(max_length=5)]]], shaped("rows", "columns")]
-
-
-class DepthMode(TypedDict):
-    name: Literal["logit lens", "tuned lens", "nearest step", "own words"]
-    what: str
-    score_name: Literal["probability", "cosine"]
-    layers: Annotated[Layers, named("rows")]
-    positions: Annotated[list[Place], Field(min_length=1, max_length=MAX_BLOCKS * (MAX_SLOTS + 1)), named("columns")]
-    cells: Cells
-    control: str | None
-    control_cells: Cells | None
-    minus: CellsMinus | None
-
-
-class RankCourse(TypedDict):
-    value: str
-    step: Annotated[int, Field(ge=1, le=MAX_ITEMS)]
-    what: str
-    layers: Annotated[Layers, named("rows")]
-    best: Annotated[list[Rank], shaped("rows")]
-    by_block: Annotated[list[list[Rank]], shaped("K", "rows")]
-    control: Annotated[list[Rank], shaped("rows")] | None
-    control_name: str
+DepthMode = form(
+    name=Literal["logit lens", "tuned lens", "nearest step", "own words"],
+    what=str,
+    score_name=Literal["probability", "cosine"],
+    layers=Annotated[Layers, named("rows")],
+    positions=Annotated[list[Place], Field(min_length=1, max_length=MAX_BLOCKS * (MAX_SLOTS + 1)), named("columns")],
+    cells=Cells,
+    control=str | None,
+    control_cells=Cells | None,
+    minus=CellsMinus | None,
+)
+RankCourse = form(
+    value=str,
+    step=Annotated[int, Field(ge=1, le=MAX_ITEMS)],
+    what=str,
+    layers=Annotated[Layers, named("rows")],
+    best=Annotated[list[Rank], shaped("rows")],
+    by_block=Annotated[list[list[Rank]], shaped("K", "rows")],
+    control=Annotated[list[Rank], shaped("rows")] | None,
+    control_name=str,
+)
 
 
 def _once(modes: list[DepthMode]) -> list[DepthMode]:
@@ -266,77 +193,61 @@ def _once(modes: list[DepthMode]) -> list[DepthMode]:
     return modes
 
 
-class Depth(TypedDict):
-    modes: Annotated[list[DepthMode], AfterValidator(_once)]
-    ranks: Annotated[list[RankCourse], Field(max_length=1000)]
-
-
-class Probes(TypedDict, total=False):
-    """What each probe's `explain` gives, in the order of the screen."""
-
-    steps: StepsFound
-    values: Values
-    words: Words
-    correctness: Correctness
-    attention: Attention
-    commitment: Commitment
-    importance: Importance
-    geometry: Geometry
-    depth: Depth
+Depth = form(
+    modes=Annotated[list[DepthMode], AfterValidator(_once)], ranks=Annotated[list[RankCourse], Field(max_length=1000)]
+)
+Probes = form(
+    steps=NotRequired[StepsFound],
+    values=NotRequired[Values],
+    words=NotRequired[Words],
+    correctness=NotRequired[Correctness],
+    attention=NotRequired[Attention],
+    commitment=NotRequired[Commitment],
+    importance=NotRequired[Importance],
+    geometry=NotRequired[Geometry],
+    depth=NotRequired[Depth],
+)
+"""What each probe's `explain` gives, in the order of the screen."""
 
 
 PROBES = tuple(Probes.__annotations__)
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole
-
-
-class Answer(Said):
-    right: bool | None
-
-
-class BlockAnswer(Answer):
-    block: Block
-
-
-class Chain(TypedDict):
-    text: str
-    steps: Texts
-    value: str | None
-
-
-class Provenance(TypedDict):
-    checkpoint: str
-    fingerprint: str
-    device: str
-    dtype: str
-    date: str
-    seed: Seed
-    versions: Annotated[dict[str, str], Field(max_length=20)]
-
-
-class Head(TypedDict):
-    """What a reading's other lengths follow from."""
-
-    tokens: Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS)]
-    num_blocks: Annotated[int, Field(ge=0, le=MAX_BLOCKS)]
-    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)]
-    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
-
-
-class ReadingData(Head):
-    format: Literal["rim-probe-reading/1"]
-    question: str
-    gold: str | None
-    steps: Steps
-    chain: Chain | None
-    readouts: Annotated[list[BlockAnswer], *Every]
-    answer: Answer
-    provenance: Provenance
-    probes: Probes
-    complaints: Annotated[list[str], Field(max_length=100)]
-    surgery: NotRequired[Surgery | None]
-    counterfactual: NotRequired[Counterfactual | None]
+Answer = form(**Said.__annotations__, right=bool | None)
+BlockAnswer = form(**Answer.__annotations__, block=Block)
+Chain = form(text=str, steps=Texts, value=str | None)
+Provenance = form(
+    checkpoint=str,
+    fingerprint=str,
+    device=str,
+    dtype=str,
+    date=str,
+    seed=Seed,
+    versions=Annotated[dict[str, str], Field(max_length=20)],
+)
+Head = form(
+    tokens=Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS)],
+    num_blocks=Annotated[int, Field(ge=0, le=MAX_BLOCKS)],
+    slots=Annotated[int, Field(ge=1, le=MAX_SLOTS)],
+    num_layers=Annotated[int, Field(ge=1, le=MAX_LAYERS)],
+)
+"""What a reading's other lengths follow from."""
+ReadingData = form(
+    **Head.__annotations__,
+    format=Literal["rim-probe-reading/1"],
+    question=str,
+    gold=str | None,
+    steps=Steps,
+    chain=Chain | None,
+    readouts=Annotated[list[BlockAnswer], *Every],
+    answer=Answer,
+    provenance=Provenance,
+    probes=Probes,
+    complaints=Annotated[list[str], Field(max_length=100)],
+    surgery=NotRequired[Surgery | None],
+    counterfactual=NotRequired[Counterfactual | None],
+)
 
 
 _HEAD, _WHOLE = adapter(Head), adapter(ReadingData)
