@@ -24,6 +24,9 @@ def main() -> int:
     if not port.isdecimal():
         parser.error(f"GRADIO_SERVER_PORT must be a number, not {port[:40]!r}")
 
+    if flags.model and (flags.model[0] in "./~" or flags.model.count("/") > 1) and not os.path.isdir(flags.model):
+        parser.error(f"there is no checkpoint folder {flags.model[:200]!r}")
+
     from app.models import needs_hub  # with `app.gpu`, before torch is imported
 
     # Before gradio and huggingface_hub are imported: the page makes no calls of its own.

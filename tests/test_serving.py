@@ -34,6 +34,12 @@ def test_a_nonsense_port_in_the_environment_gives_one_sentence():
     assert ended.returncode == 2 and "GRADIO_SERVER_PORT must be a number, not 'many'" in ended.stderr
 
 
+def test_a_checkpoint_folder_that_is_not_there_gives_one_sentence():
+    command = [sys.executable, str(APP), "--model", "/nonexistent/x"]
+    ended = subprocess.run(command, timeout=30, capture_output=True, text=True)
+    assert ended.returncode == 2 and "no checkpoint folder '/nonexistent/x'" in ended.stderr
+
+
 def test_tools_without_their_package_give_one_sentence(monkeypatch):
     monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RiMError, match=r"gradio\[mcp\]"):
