@@ -33,11 +33,11 @@ is a unit, as are “million” and “dozen”: the number is taken as written.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from decimal import Decimal
 from fractions import Fraction
-import itertools
 
 ANSWER_MARKER = "#### "
 """Stands before the answer where the text has one (chain of thought and direct)."""

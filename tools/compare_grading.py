@@ -8,6 +8,7 @@ chains of a file of problems (`chains`). It takes a minute or two and needs math
 
 import argparse
 import collections
+import itertools
 import logging
 import random
 import re
@@ -18,7 +19,6 @@ from pathlib import Path
 
 from rim_probe.answers import extract_answer
 from rim_probe.problems import Problem, read_problems
-import itertools
 
 ROWS = 400
 
