@@ -229,7 +229,7 @@ class Endpoints:
         """
 
         def work(cancel: threading.Event) -> dict[str, Any]:
-            from rim_probe.pictures.matches import claims
+            from rim_probe.probing.matches import claims
             from rim_probe.probing.trial import problem_from, try_counterfactual
 
             name, asked, blocks, right = self._checked(question, num_blocks, gold, model)

@@ -18,9 +18,9 @@ from app.models import ModelShelf
 from app.runs import Run
 from app.words import format_time
 from rim_probe.errors import RiMError
-from rim_probe.pictures import view_of
-from rim_probe.pictures.matches import claims
-from rim_probe.pictures.surgery import ACTIONS, parse
+from rim_probe.plots import view_of
+from rim_probe.plots.surgery import ACTIONS, parse
+from rim_probe.probing.matches import claims
 
 if TYPE_CHECKING:
     from rim_probe.model import RiM

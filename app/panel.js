@@ -1,5 +1,5 @@
 // The panels in the browser: sends what is chosen to the server, and keeps the tabs and the address in step with what comes.
-// Runs once per gr.HTML with `element` and `trigger`; `pictures` comes from rim_probe/pictures/picture.js.
+// Runs once per gr.HTML with `element` and `trigger`; `pictures` comes from rim_probe/plots/plots.js.
 
 function send(what) {
   document.querySelector("#panel")?.classList.add("busy");

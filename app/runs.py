@@ -106,7 +106,7 @@ class Run:
                 self._held = packed
 
     def drawable(self) -> dict[str, Any] | None:
-        """The reading with the experiments on it, as `rim_probe.pictures.draw` takes it; None before it is there."""
+        """The reading with the experiments on it, as `rim_probe.plots.draw` takes it; None before it is there."""
         if self.reading is None:
             return None
         return self.reading | {"surgery": self.surgery, "counterfactual": self.counterfactual}

@@ -14,9 +14,10 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from app import mended, preview
+from app.plotlyjs import plotly_js
 from app.session import MAX_WAITING
 from rim_probe.errors import RiMError
-from rim_probe.pictures.parts import stylesheet
+from rim_probe.plots.frame import stylesheet
 
 HERE = Path(__file__).parent
 KEPT_SESSIONS = 500  # visitors whose state is kept; the one unused for longest goes first
@@ -95,7 +96,7 @@ def serve(
         # Not among the css_paths, for those Gradio rewrites.
         head=f"<style>{stylesheet()}</style><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
         app_kwargs={
-            "routes": [Route("/preview.png", preview.picture)],
+            "routes": [Route("/preview.png", preview.picture), Route("/plotly.js", plotly_js)],
             "middleware": [Middleware(preview.LinkPreview, root_path=root_path)],
         },
         max_threads=THREADS,

@@ -28,7 +28,7 @@ from app.session import (
 )
 from rim_probe.errors import RiMError, UnknownWordsError
 from rim_probe.memory import MemoryLayout
-from rim_probe.pictures.parts import script
+from rim_probe.plots.frame import script
 
 STAGE_JS = script() + (Path(__file__).parent.parent / "stage.js").read_text(encoding="utf-8")
 LOOK_SECONDS = 0.5  # between two looks at a model that is being loaded

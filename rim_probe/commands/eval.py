@@ -84,6 +84,10 @@ def add_eval(commands: Any) -> None:
 def _eval(arguments: argparse.Namespace) -> int:
     if arguments.source is None and (arguments.checkpoint is None or not arguments.data):
         raise RiMError("Give a CHECKPOINT and --data FILE, or a report with --from; `eval --help` explains.")
+    if arguments.figures:
+        from rim_probe.plots.comparison import check_svg
+
+        check_svg()  # before the work
     if arguments.source is not None:
         if arguments.checkpoint or arguments.data or arguments.output:
             raise RiMError("--from makes tables and figures of a report; leave out CHECKPOINT, --data and --output.")
@@ -180,15 +184,15 @@ def _retell(arguments: argparse.Namespace) -> int:
 
 def _publish(report: dict[str, Any], folder: str | None, cards: dict[str, Callable[[str], object]]) -> None:
     """Draws the figures and puts the tables into the cards, each with the figures' places as seen from it."""
-    from rim_probe.pictures.measures import draw_measures
+    from rim_probe.plots.comparison import draw_measures, save_svg
 
     drawn = []
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, (title, text) in draw_measures(report).items():
-            file = Path(folder) / name
-            file.write_text(text, encoding="utf-8")
-            drawn.append((title, file))
+        for name, figure in draw_measures(report).items():
+            file = Path(folder) / f"{name}.svg"
+            save_svg(figure, file)
+            drawn.append((figure.layout.title.text, file))
     for path, write in cards.items():
         home = Path(path).resolve().parent
         write(
