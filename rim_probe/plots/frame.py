@@ -21,6 +21,10 @@ from markupsafe import Markup, escape
 from rim_probe.numbers import percent
 
 HERE = Path(__file__).parent
+POLICY = (  # a saved file asks nothing of the network
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; img-src data: blob:\">"
+)
 PRETTY = {"ensure_ascii": False, "indent": 1, "default": str}
 GLOSSARY = {
     "memory block": "A few fixed special tokens placed after the question. The model reads them in one pass, instead "
@@ -210,7 +214,7 @@ def standalone(body: str, title: str) -> str:
         plotly = f"<script>{get_plotlyjs()}</script>"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{POLICY}'
         f'<style>{stylesheet()}</style></head><body class="pic-page"><main>{body}</main>{plotly}'
         f"<script>{script()}\npictures(document.body, () => {{}});</script></body></html>"
     )
