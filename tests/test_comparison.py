@@ -15,15 +15,24 @@ from rim_probe.costs import BATCH_SIZES, median_interval
 from rim_probe.decoding import answer, answer_batch, time_batch
 from rim_probe.model import METHODS
 from rim_probe.options import name_files
-from rim_probe.pictures import measures
-from rim_probe.pictures.measures import draw_measures
+from rim_probe.plots import comparison as plots
+from rim_probe.plots.comparison import draw_measures
 from rim_probe.probing.evidence import load_evidence
 from rim_probe.problems import Problem
 from rim_probe.report import format_share
 from rim_probe.untrained import Endless, gold_first, gold_length, load_methods_or_base, never_ending
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SAVE_SVG = plots.save_svg
 QUESTIONS = ["Anna has 3 apples?", "How many apples has she?", "3 + 14?", "more more more 5", "1 + 1?", "Has she 14?"]
 FAST = ["--max-new-tokens", "4", "--latency-samples", "2", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def fast_figures(monkeypatch):
+    """Figures are saved as plotly's JSON: for SVG a browser would be started each time."""
+    monkeypatch.setattr(plots, "check_svg", lambda: None)
+    monkeypatch.setattr(plots, "save_svg", lambda figure, path: path.write_text(figure.to_json()))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +131,7 @@ def test_a_report_alone_makes_the_same_tables_and_figures(report, tmp_path, monk
     assert "![What an answer costs](../figures/costs.svg)" in told
     assert re.sub(r"!\[.*\n\n", "", told).count(printed) == 1
     assert {path.name: path.read_text() for path in figures.iterdir()} == {
-        name: text for name, (_, text) in draw_measures(report).items()
+        f"{name}.svg": figure.to_json() for name, figure in draw_measures(report).items()
     }
 
 
@@ -228,7 +237,7 @@ def test_a_break_before_the_report_loses_no_card_and_no_figure(checkpoint, data,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(measures, "draw_measures", breaks)
+        patch.setattr(plots, "draw_measures", breaks)
         assert compare(checkpoint, data, tmp_path, *wanted) == (130, None)
     monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: pytest.fail("asked again"))
     code, report = compare(checkpoint, data, tmp_path, *wanted)
@@ -489,36 +498,41 @@ def test_relative_accuracy_has_the_interval_of_paired_proportions():
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-def test_figures_are_xml_with_the_numbers_as_titles(report):
+def said(figure):
+    return [text for trace in figure.data for text in trace.hovertext or ()]
+
+
+def test_figures_hold_the_numbers_of_the_report(report):
     drawn = draw_measures(report)
-    assert set(drawn) == {"accuracy-by-blocks.svg", "accuracy-by-steps.svg", "costs.svg"}
-    titles = {
-        name: [node.text for node in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}title")]
-        for name, (_, text) in drawn.items()
-    }
-    for entry in report["files"]:
-        for one in entry["report"]["sweep"]:
-            wanted = (
-                f"{100 * one['accuracy']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f}), n = {one['n']}"
-            )
-            assert any(entry["name"] in t and t.endswith(wanted) for t in titles["accuracy-by-blocks.svg"])
-    assert any("chain of thought, 2 steps" in title for title in titles["accuracy-by-steps.svg"])
-    assert not any("GSM-Hard" in title for title in titles["accuracy-by-steps.svg"])  # it states no steps
-    assert any("RiM, full answer, batch 32" in title for title in titles["costs.svg"])
-    for _, text in drawn.values():
-        assert "prefers-color-scheme: dark" in text and "<script" not in text
+    assert set(drawn) == {"accuracy-by-blocks", "accuracy-by-steps", "costs"}
+    by_blocks = [list(trace.y) for trace in drawn["accuracy-by-blocks"].data if trace.name == "RiM"]
+    assert by_blocks == [[one["accuracy"] for one in entry["report"]["sweep"]] for entry in report["files"]]
+    assert any("chain of thought, steps: 2" in text for text in said(drawn["accuracy-by-steps"]))
+    titles = [note.text for note in drawn["accuracy-by-steps"].layout.annotations]
+    assert not any("GSM-Hard" in title for title in titles)  # it states no steps
+    assert any("a batch of 32" in note.text for note in drawn["costs"].layout.annotations)
 
 
 def test_names_are_escaped_in_figures(report):
     edited = json.loads(json.dumps(report))
     edited["files"][0]["name"] = 'a<b>&"'
-    for _, text in draw_measures(edited).values():
-        ElementTree.fromstring(text)
+    assert not any(
+        "<b>" in note.text for figure in draw_measures(edited).values() for note in figure.layout.annotations
+    )
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here; `apt-get install chromium` runs this test")
+def test_a_figure_is_saved_as_svg(report, tmp_path, monkeypatch):
+    pytest.importorskip("kaleido")
+    monkeypatch.setenv("BROWSER_PATH", CHROMIUM)
+    SAVE_SVG(draw_measures(report)["costs"], tmp_path / "costs.svg")
+    texts = [node.text for node in ElementTree.parse(tmp_path / "costs.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert "What an answer costs" in texts
 
 
 def test_one_method_alone_has_the_figures_there_are(checkpoint, data, tmp_path, capsys):
     code, report = compare(checkpoint, data[:1], tmp_path, "--method", "cot", "--latency-samples", "0")
-    assert code == 0 and set(draw_measures(report)) == {"accuracy-by-steps.svg"}
+    assert code == 0 and set(draw_measures(report)) == {"accuracy-by-steps"}
     assert "published order" not in capsys.readouterr().out
 
 
@@ -585,7 +599,7 @@ def test_the_evidence_panel_reads_a_comparison(report, tmp_path):
     }
     [there] = metrics["others"]
     assert there["name"] == "GSM-Hard" and there["n"] == other["done"]
-    from rim_probe.pictures.evidence import draw_evidence
+    from rim_probe.plots.evidence import draw_evidence
 
-    shown = draw_evidence(load_evidence(tmp_path)).body
+    shown = draw_evidence(load_evidence(tmp_path)).html()
     assert "problems of GSM8K" in shown and "GSM-Hard, n = 4" in shown

@@ -111,7 +111,8 @@ def sweep_figure(metrics: Mapping[str, Any]) -> Any:
     used = ["", " (as used above)"]
     texts = [f"K = {e['num_blocks']}{used[e['num_blocks'] == metrics['num_blocks']]}<br>{_share(e)}" for e in sweep]
     traces = theme.line("RiM", blocks, *_columns(sweep), "memory", texts, showlegend=False)
-    x = {"title": "memory blocks K at the time of asking", "dtick": 1}
+    x = {"title": "memory blocks K at the time of asking", "dtick": 2}
+    x["range"] = [min(blocks) - 0.4, max(blocks) + 0.4]
     return theme.figure(traces, x, {"title": "right, %", "range": [0, 1.02]})
 
 

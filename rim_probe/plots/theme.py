@@ -122,7 +122,8 @@ def figure(traces: Sequence[Any], x: str | Mapping = "", y: str | Mapping = "", 
         "font": {"family": FONT, "size": 12.5, "color": colour("ink")},
         "margin": {"l": 10, "r": 12, "t": 34, "b": 10},
         "hoverlabel": label | {"font": {"family": FONT, "color": colour("sheet"), "size": 12.5}},
-        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "font": {"size": 12}}
+        | {"itemsizing": "constant"},
         "hovermode": "closest",
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": colour("edge-line"), "activecolor": colour("ink")},
     }
@@ -262,4 +263,5 @@ def heat_map(
     none = [{"x": [b[0] for b in blank], "y": [b[1] for b in blank], "marker": cross, "showlegend": False}]
     crosses = [go.Scatter(mode="markers", hoverinfo="skip", **one) for one in none if blank]
     height = max(230, min(900, 27 * len(z) + 150))
-    return figure([cells, *crosses], dict(x), {"autorange": "reversed"} | dict(y), height)
+    drawn = figure([cells, *crosses], dict(x), {"autorange": "reversed"} | dict(y), height)
+    return drawn.update_layout(margin={"r": 34})
