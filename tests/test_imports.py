@@ -8,9 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
-    {"errors", "files", "numbers"},
+    {"errors", "files", "numbers", "precision"},
     {"memory", "problems"},
-    {"encoding", "equations", "datasets", "gallery", "loading"},
+    {"encoding", "equations", "datasets", "gallery", "loading", "anatomy"},
     {"bases"},
     {"adapters"},
     {"model", "packing"},
