@@ -70,7 +70,7 @@ def slot(figure: Any, label: str, wide: int = 0) -> Markup:
 @functools.cache
 def _templates() -> Environment:
     places = FileSystemLoader(HERE / "templates")
-    env = Environment(loader=places, autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    env = Environment(loader=places, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.globals |= {"term": term, "slot": slot}
     env.filters |= {"percent": percent, "unbroken": unbroken, "pretty": functools.partial(json.dumps, **PRETTY)}
     return env

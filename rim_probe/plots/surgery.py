@@ -95,7 +95,8 @@ def draw(reading: Mapping[str, Any], ops: str = "", layers: str = "", partner: s
     partner = partner or (stored["partner"] or "" if stored else "")
     done = stored if stored and _is_of(stored, actions, layers, partner) else None
     before = {one["block"]: one for one in (done["before"] if done else reading)["readouts"]}
-    after = {one["block"]: one for one in done["after"]["readouts"]} if done else {} if actions else before
+    after = {one["block"]: one for one in done["after"]["readouts"]} if done else before
+    waiting = bool(actions) and not done
     importance = reading["probes"].get("importance")
     data = {
         "K": K,
@@ -110,8 +111,7 @@ def draw(reading: Mapping[str, Any], ops: str = "", layers: str = "", partner: s
         "said": _said(K, actions, partner, done),
         "cards": _cards(reading, actions, done),
         "across": {limit: math.ceil(K / math.ceil(K / limit)) for limit in (4, 8, 16)} if K else {},
-        "before": before,
-        "after": after,
+        "blocks": [(k, before[k], None if waiting else after[k]) for k in range(1, K + 1)],
         "changed": set(done["changed_blocks"]) if done else set(),
         "done": done,
         "shown": shown,
