@@ -35,7 +35,7 @@ function openPanel(tab) {
 // ---- after the server has drawn: focus goes back to the control that was used, for it was replaced by a new one, and what was
 // scrolled stays where it was
 const MARKS = "[data-view], [data-do], [data-view-key], [data-do-input]";
-const BOXES = ".layers-scroll, .attention-scroll, .surgery-map, .pic-scroll, ol";
+const BOXES = ".layers-scroll, .chart-scroll, .surgery-map, .pic-scroll, ol";
 let used = null;
 let scrolled = [];
 element.addEventListener("focusin", (event) => {

@@ -5,7 +5,7 @@ can take hours on a CPU, so what is done is kept beside the report (`Kept`): who
 of the costs. The same command goes on from there, if weights, data and settings are the same.
 
 Knows the JSON of a comparison. Does not know how answers are counted (evaluation), timed (costs) or shown
-(comparison_report, pictures.measures).
+(comparison_report, plots.comparison).
 """
 
 import datetime

@@ -2,7 +2,7 @@
 behind it. Every word and number comes from the report's JSON, so cards are made again without asking a model.
 
 Knows the report dict of `comparison.compare` and the published figures; imports nothing heavy. Does not know how
-pictures are drawn (pictures.measures).
+figures are drawn (plots.comparison).
 """
 
 import json

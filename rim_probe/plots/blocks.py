@@ -66,7 +66,7 @@ def _card(
     judged = _of(reading, "correctness", block)
     values = {v["step"]: v for v in _of(reading, "values", block).get("values", ()) if v["quantity"] == "result"}
     words = _of(reading, "words", block).get("stage1")
-    card = {
+    return {
         "block": block,
         "told": told,
         "sign": _sign(reading, told),
@@ -79,7 +79,6 @@ def _card(
         "value": values.get(decode.index, values.get(None)) if decode else None,  # the answer has no index
         "testable": block in testable,
     }
-    return card | {"tip": _tip(card)}
 
 
 def _sign(reading: Mapping[str, Any], told: Mapping[str, Any]) -> tuple[str, str]:
@@ -118,20 +117,6 @@ def _accuracy(one: Decode, bank: int | None) -> str:
     return f"{right} ({percent(one.accuracy)} of those whose step is among the {known})"
 
 
-def _tip(card: Mapping[str, Any]) -> str:
-    told, one = card["told"], card["decode"]
-    said = [f"Block {card['block']}: “{told['text'].strip()}” at {percent(told['probability'])}"]
-    if one:
-        said += [f"{text} (cosine {cosine:.2f})" for text, cosine in one.nearest]
-        said.append(f"read for step {one.index}, {card['accuracy']}")
-    if card["chance"] is not None:
-        said.append(f"a probe of the memory gives this answer a chance of {percent(card['chance'])} to be right")
-    if value := card["value"]:
-        said.append(f"a linear probe reads {value['value']} as the result of step {one.index}")
-        said[-1] += f" ({percent(value['confidence'])} sure, on known problems {percent(value['accuracy'])} right)"
-    return " · ".join(said)
-
-
 def _of(reading: Mapping[str, Any], probe: str, block: int) -> Mapping[str, Any]:
     """What a probe says of a block, empty where it says nothing."""
     told = reading["probes"].get(probe, {}).get("blocks", ())
@@ -149,22 +134,17 @@ def _steps(rows: Sequence[Explicit], cards: Sequence[Mapping[str, Any]], known: 
         elif row.written and known:
             where = "✓ in the solution" if row.gold == i + 1 else f"≈ step {row.gold} of the solution"
             place += " · " + (where if row.gold else "✗ not in the solution")
-        said = f"matches block{'s' * (len(met) > 1)} {_listed(met)}" if met else "matches no block" if decoded else ""
+        said = (
+            f"matches block{'s' * (len(met) > 1)} {', '.join(map(str, met))}"
+            if met
+            else "matches no block"
+            if decoded
+            else ""
+        )
         looks = ("" if row.written else "unwritten ") + ("unmet" if decoded and not met else "")
         links = " ".join([f"step-{i + 1}", *(f"block-{block}" for block in met)])
         items.append({"text": row.text, "place": place, "said": said, "looks": looks, "links": links})
     return items
-
-
-def _listed(blocks: Sequence[int]) -> str:
-    """ "1, 4–8": runs of three and more are drawn together."""
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and block == runs[-1][-1] + 1:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _lines(cards: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:

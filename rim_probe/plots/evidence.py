@@ -14,7 +14,6 @@ from rim_probe.numbers import format_interval, is_number
 from rim_probe.plots.frame import Panel, Table
 
 TONES = {"memory": "memory", "cot": "cot", "direct": "ink"}
-SYMBOLS = {"memory": "circle", "cot": "square", "direct": "triangle-up"}
 OTHERS = {"cot": "chain of thought", "direct": "direct answer"}
 RELATIONS = {"above": "above", "overlapping": "not clear of", "below": "below"}
 
@@ -54,83 +53,63 @@ def draw_evidence(evidence: Mapping[str, Any], *, report_url: str = "") -> Panel
 
 def accuracy_figure(metrics: Mapping[str, Any]) -> Any:
     """Share of right answers by method, and RiM with its blocks removed as the control."""
-    from rim_probe.plots import theme
-
-    rows = [
-        {
-            "name": _name(one),
-            "tone": TONES[one["method"]],
-            "text": _share(one["all"]),
-            "tip": _n(one["all"]),
-            **one["all"],
-        }
-        for one in metrics["accuracy"]
-    ]
-    for entry in metrics["sweep"]:
-        if entry["num_blocks"] == 0:
-            tip = "the same weights, no memory block after the question"
-            rows.append(
-                {"name": "control: RiM, blocks removed", "control": True, "text": _share(entry), "tip": tip, **entry}
-            )
-    return theme.rows(rows, "right, % of problems", range=[0, 1])
+    bars = [{"name": _name(one), "tone": TONES[one["method"]], **one["all"]} for one in metrics["accuracy"]]
+    removed = [one for one in metrics["sweep"] if one["num_blocks"] == 0]
+    bars += [{"name": "control: RiM, blocks removed", "control": True, **one} for one in removed]
+    return _figure("bars", "", "right, % of problems", {"bars": bars}).update_xaxes(range=[0, 1])
 
 
 def latency_figure(metrics: Mapping[str, Any]) -> Any:
     """Milliseconds of one answer by method: median and quartiles."""
-    from rim_probe.plots import theme
-
-    rows = []
-    for one in metrics["latency"]:
-        spread = one["total_ms"]
-        value, low, high = (spread[key] for key in ("median", "q1", "q3"))
-        row = {"name": _name(one), "tone": TONES[one["method"]], "value": value, "low": low, "high": high}
-        rows.append(row | {"text": f"{value:.1f} ms ({low:.1f} to {high:.1f})", "tip": f"{_cost(one)}, n = {one['n']}"})
-    return theme.rows(rows, "milliseconds for one answer: median and quartiles", rangemode="tozero")
+    spreads = [(one, one["total_ms"]) for one in metrics["latency"]]
+    bars = [
+        {"name": _name(one), "tone": TONES[one["method"]], "value": ms["median"], "low": ms["q1"], "high": ms["q3"]}
+        for one, ms in spreads
+    ]
+    return _figure("bars", "", "milliseconds for one answer: median and quartiles", {"bars": bars})
 
 
 def steps_figure(metrics: Mapping[str, Any]) -> Any:
     """Accuracy by the number of steps that a problem needs; None where there is one number alone."""
-    from rim_probe.plots import theme
-
-    steps, traces = list(metrics["accuracy"][0]["by_steps"]) if metrics["accuracy"] else [], []
-    for one in metrics["accuracy"]:
-        shares = [one["by_steps"].get(count) or {"value": None, "low": None, "high": None, "n": 0} for count in steps]
-        name, look = _name(one), {"symbol": SYMBOLS[one["method"]]}
-        texts = [f"{name}, steps: {c}<br>{_share(s)}, {_n(s)}" for c, s in zip(steps, shares, strict=True)]
-        traces += theme.line(name, steps, *_columns(shares), TONES[one["method"]], texts, **look)
-    x = {"title": "steps the problem needs", "type": "category"}
-    return theme.figure(traces, x, {"title": "right, %", "range": [0, 1.02]}) if len(steps) > 1 else None
+    steps = list(metrics["accuracy"][0]["by_steps"]) if metrics["accuracy"] else []
+    none = {"value": None, "low": None, "high": None}
+    series = [
+        {"name": _name(one), "tone": TONES[one["method"]], "x": steps}
+        | _columns([one["by_steps"].get(count) or none for count in steps])
+        for one in metrics["accuracy"]
+    ]
+    return _figure("lines", "steps the problem needs", "right, %", {"series": series}) if len(steps) > 1 else None
 
 
 def sweep_figure(metrics: Mapping[str, Any]) -> Any:
     """Accuracy of RiM over the number of memory blocks at the time of asking."""
-    from rim_probe.plots import theme
-
-    sweep = metrics["sweep"]
-    blocks = [entry["num_blocks"] for entry in sweep]
-    used = ["", " (as used above)"]
-    texts = [f"K = {e['num_blocks']}{used[e['num_blocks'] == metrics['num_blocks']]}<br>{_share(e)}" for e in sweep]
-    traces = theme.line("RiM", blocks, *_columns(sweep), "memory", texts, showlegend=False)
-    x = {"title": "memory blocks K at the time of asking", "dtick": 2}
-    x["range"] = [min(blocks) - 0.4, max(blocks) + 0.4]
-    return theme.figure(traces, x, {"title": "right, %", "range": [0, 1.02]})
+    blocks = [entry["num_blocks"] for entry in metrics["sweep"]]
+    series = [{"name": "RiM", "tone": "memory", "x": blocks} | _columns(metrics["sweep"])]
+    figure = _figure("lines", "memory blocks K at the time of asking", "right, %", {"series": series})
+    return figure.update_xaxes(dtick=2).update_layout(showlegend=False)
 
 
 def probe_figure(probe: Mapping[str, Any]) -> Any:
     """The rows of one probe, each with the best control of its own as a tick."""
-    from rim_probe.plots import theme
-
-    rows = []
-    for row in probe["rows"]:
-        control = row["against"]
-        tip = f"best control, {control['name']}: {control['text']}" if control else ""
-        rows.append({**row, "tip": tip, "mark": control["value"] if control else None})
-    share = {"tickformat": ".0%"} if probe["percent"] else {}
-    return theme.rows(rows, "", range=_ends(probe), **share)
+    bars = [
+        row | {"mark": one["value"], "tip": f"best control, {one['name']}: {one['text']}"} if one else row
+        for row in probe["rows"]
+        for one in [row["against"]]
+    ]
+    figure = _figure("bars", "", "", {"bars": bars})
+    return figure.update_xaxes(range=_ends(probe), tickformat=".0%" if probe["percent"] else "")
 
 
-def _columns(shares: Sequence[Mapping[str, Any]]) -> list[list[float | None]]:
-    return [[share[key] for share in shares] for key in ("value", "low", "high")]
+def _figure(kind: str, x: str, y: str, data: dict[str, Any]) -> Any:
+    from rim_probe.plots.report import section_figure
+    from rim_probe.probing.section import Figure
+
+    figure = section_figure(Figure(kind, "", x, y, data))
+    return figure.update_yaxes(range=[0, 1.02]) if kind == "lines" else figure
+
+
+def _columns(shares: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    return {key: [share[name] for share in shares] for key, name in (("y", "value"), ("low", "low"), ("high", "high"))}
 
 
 def _ends(probe: Mapping[str, Any]) -> list[float]:
@@ -201,10 +180,6 @@ def _elsewhere(metrics: Mapping[str, Any]) -> list[str]:
 
 def _p(value: float) -> str:
     return f"p = {value:.2f}" if value >= 0.01 else f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
-
-
-def _n(share: Mapping[str, Any]) -> str:
-    return f"n = {share['n']:,}"
 
 
 def _name(one: Mapping[str, Any]) -> str:

@@ -133,24 +133,26 @@ function pictures(root, act) {
     },
     // The whole panel: a browser draws HTML into a canvas by way of an SVG that holds a copy of it and the rules of its page.
     async png(panel, button) {
+      await Promise.all([...panel.querySelectorAll(".chart-slot:not(.js-plotly-plot)")].filter((slot) => slot.checkVisibility()).map(draw));
       const copy = panel.cloneNode(true);
-      for (const extra of copy.querySelectorAll(".pic-tools, .pic-controls, .pic-table, .pic-python, .pic-tip, .modebar-container, .actions")) extra.remove();
+      for (const extra of copy.querySelectorAll(".pic-tools, .pic-controls, .pic-choice, .pic-table, .pic-python, .pic-tip, .modebar-container, .actions")) extra.remove();
       const hidden = [...panel.querySelectorAll("*")].map((box) => (getComputedStyle(box).overflowX === "auto" ? box.scrollWidth - box.clientWidth : 0));
       const [width, height] = [panel.clientWidth + Math.max(0, ...hidden) + 32, panel.clientHeight];
       const style = getComputedStyle(panel);
-      copy.setAttribute("style", `width:${width}px;box-sizing:border-box;padding:16px;background:var(--paper);font-family:${style.fontFamily.replaceAll('"', "'")};font-size:${style.fontSize}`);
+      copy.setAttribute("style", `width:${width}px;box-sizing:border-box;padding:16px;background:var(--paper);color:var(--ink);font-family:${style.fontFamily.replaceAll('"', "'")};font-size:${style.fontSize}`);
       const colours = ["memory", "cot", "ink", "soft", "line", "edge-line", "paper", "sheet", "right", "wrong"].map((name) => `--${name}`);
       for (const name of [...colours, "--serif"]) copy.style.setProperty(name, style.getPropertyValue(name));
       const around = document.createElement("div");
-      around.className = panel.closest(".gradio-container")?.className ?? ""; // Gradio puts its names before every rule
-      around.style.cssText = "all: initial; display: block";
+      around.className = `${panel.closest(".gradio-container")?.className ?? ""} ${isDark(panel) ? "dark" : ""}`; // as rules want it
+      around.style.cssText = "all: initial; display: block; padding: 0 !important; max-width: none !important";
       around.append(document.createElement("div"));
       around.firstChild.className = "contain";
       around.firstChild.append(copy);
       const rules = [...document.styleSheets].filter((sheet) => !sheet.href || sheet.href.startsWith(location.origin)).flatMap((sheet) => [...sheet.cssRules]);
       const css = rules.map((rule) => rule.cssText).filter((text) => !/^@(font-face|import)/.test(text)).join("\n");
       const escaped = css.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-      const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"><style>${escaped}</style><foreignObject width="100%" height="100%">${new XMLSerializer().serializeToString(around)}</foreignObject></svg>`;
+      const html = new XMLSerializer().serializeToString(around).replaceAll(`${location.href.split("#")[0].replaceAll("&", "&amp;")}#`, "#");
+      const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"><style>${escaped}</style><foreignObject width="100%" height="100%">${html}</foreignObject></svg>`;
       const image = Object.assign(new Image(), { src: "data:image/svg+xml;charset=utf-8," + encodeURIComponent(svg) });
       try {
         await image.decode();

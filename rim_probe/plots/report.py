@@ -68,9 +68,7 @@ def _section(section: Section, provenance: Mapping[str, Any]) -> dict[str, Any]:
             (one.what, format_target_value(one), format_goal(one), format_verdict(one), one.met)
             for one in section.targets
         ],
-        "figures": [
-            (one, section_figure(one), how_to_read(one), figure_table(one)) for one in section.figures if _has(one)
-        ],
+        "figures": [(one, section_figure(one), figure_table(one)) for one in section.figures if _has(one)],
         "tables": [(one, Table(one.header, format_rows(one))) for one in section.tables],
         "how": {"settings": section.settings, **{key: own[key] for key in keys if key in own}},
     }
@@ -127,7 +125,8 @@ def looks(many: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         i, count[control] = count[control], count[control] + 1
         colours = theme.CONTROLS if control else theme.SERIES
         turn = i // (len(theme.DASHES) if control else len(colours))
-        look = {"tone": colours[turn % len(colours) if control else i % len(colours)][0], "control": control}
+        tone = one.get("tone") or colours[turn % len(colours) if control else i % len(colours)][0]
+        look = {"tone": tone, "control": control}
         look["symbol"] = theme.SYMBOLS[i % len(theme.SYMBOLS)] + ("-open" if control else "")
         found.append(look | {"dash": theme.DASHES[i % len(theme.DASHES)] if control or turn else "solid"})
     return found
@@ -178,22 +177,8 @@ def _scatter(figure: Figure) -> Any:
 
 def _bars(figure: Figure) -> Any:
     title = figure.y_title or figure.x_title
-    rows = [bar | {"text": _say(bar["value"], title, bar["low"], bar["high"])} for bar in figure.data["bars"]]
+    rows = [{"text": _say(bar["value"], title, bar["low"], bar["high"])} | bar for bar in figure.data["bars"]]
     return theme.rows(rows, title, rangemode="tozero")
-
-
-def how_to_read(figure: Figure) -> str:
-    """What a reader should look for, from what the figure holds."""
-    data = figure.data
-    if figure.kind == "heatmap":
-        ends = "Violet is above the middle of the scale, brown below" if data.get("diverging") else "Stronger is higher"
-        return f"{ends}; a cross stands where there is no value."
-    if figure.kind == "scatter":
-        return "Each mark is one case; look for groups that lie apart."
-    hint = "Bands and whiskers are intervals: what overlaps may be chance."
-    if any(one.get("control") for one in data.get("series") or data["bars"]):
-        hint = f"Look for colour that stays clear of the grey controls. {hint}"
-    return hint
 
 
 def figure_table(figure: Figure) -> Table:
