@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 
 from rim_probe.errors import RiMError
 from rim_probe.plots import theme
+from rim_probe.plots.colours import colour
 
 NAMES = {"direct": "direct", "memory": "RiM", "cot": "chain of thought"}
 TONES = {"direct": "ink", "memory": "memory", "cot": "cot"}
@@ -108,7 +109,7 @@ def _costs(batches: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> An
                 for m, v in found
             ]
             marker = {"size": 10, "symbol": [SYMBOLS[m] + symbol for m, _ in found]}
-            marker |= {"color": [theme.colour(TONES[m]) for m, _ in found]}
+            marker |= {"color": [colour(TONES[m]) for m, _ in found]}
             more = {"mode": "markers", "name": what, "legendgroup": what, "hoverinfo": "text", "hovertext": texts}
             y, error = [NAMES[m] for m, _ in found], theme.whisker(middle, low, high, "soft")
             traces.append(go.Scatter(x=middle, y=y, error_x=error, marker=marker, **more))

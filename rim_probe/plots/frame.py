@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from rim_probe.numbers import percent
+from rim_probe.plots.colours import dark_colours, variables
 
 HERE = Path(__file__).parent
 POLICY = (  # a saved file asks nothing of the network
@@ -191,16 +192,12 @@ def data_and_tools(table: Table, title: str) -> str:
 @functools.cache
 def stylesheet() -> str:
     """The rules of all panels."""
-    from rim_probe.plots.theme import variables
-
     return variables() + (HERE / "plots.css").read_text(encoding="utf-8")
 
 
 @functools.cache
 def script() -> str:
     """What panels do in a browser: the function `pictures(root, act)`."""
-    from rim_probe.plots.theme import dark_colours
-
     code = (HERE / "plots.js").read_text(encoding="utf-8")
     return f"{code}\npictures.dark = {json.dumps(dark_colours())};\n"
 

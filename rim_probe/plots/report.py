@@ -14,6 +14,7 @@ from typing import Any
 from rim_probe.files import write_atomic
 from rim_probe.numbers import NOTHING, format_interval, format_number, is_number, says_percent
 from rim_probe.plots import theme
+from rim_probe.plots.colours import CONTROLS, SERIES
 from rim_probe.plots.frame import Table, render, standalone
 from rim_probe.probing.artifacts import load_report, report_to_dict
 from rim_probe.probing.section import Figure, Section
@@ -123,7 +124,7 @@ def looks(many: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for one in many:
         control = bool(one.get("control"))
         i, count[control] = count[control], count[control] + 1
-        colours = theme.CONTROLS if control else theme.SERIES
+        colours = CONTROLS if control else SERIES
         turn = i // (len(theme.DASHES) if control else len(colours))
         tone = one.get("tone") or colours[turn % len(colours) if control else i % len(colours)][0]
         look = {"tone": tone, "control": control}

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rim_probe.numbers import percent
+from rim_probe.plots.colours import colour
 from rim_probe.plots.frame import Choice, Panel, Table, buttons, missing
 
 TITLE = "The path of the question"
@@ -115,16 +116,16 @@ def figure(reading: Mapping[str, Any], view: Mapping[str, str]) -> Any:
     whose = "the question's other blocks" if deep else f"{(geometry.get('cloud') or {}).get('n', '')} known problems"
     traces = []
     for name, shape, tone, points in _known(geometry, view, pair):
-        marker = {"symbol": shape, "size": 5, "color": theme.colour(tone), "opacity": 0.4}
+        marker = {"symbol": shape, "size": 5, "color": colour(tone), "opacity": 0.4}
         traces.append(_scatter(points, mode="markers", name=f"{name} ({len(points)})", marker=marker, hoverinfo="name"))
     if mean:
         texts = [f"mean of {whose}, {'layer' if deep else 'block'} {stop}" for stop in stops]
-        grey = {"color": theme.colour("ink"), "dash": "dot", "width": 1.6}
-        look = {"line": grey, "marker": {"color": theme.colour("ink"), "size": 6, "symbol": "circle-open"}}
+        grey = {"color": colour("ink"), "dash": "dot", "width": 1.6}
+        look = {"line": grey, "marker": {"color": colour("ink"), "size": 6, "symbol": "circle-open"}}
         traces.append(_scatter(mean, mode="lines+markers", name=f"mean path of {whose}", hovertext=texts, **look))
     told = {one["block"]: one for one in reading["readouts"]}
     texts = [theme.hover(f"{what} {stop}", "" if deep else _said(told.get(stop))) for stop in stops]
-    ink = theme.colour("memory")
+    ink = colour("memory")
     name = f"block {view['block']}, layer by layer" if deep else "this question, block by block"
     look = {"line": {"color": ink, "width": 2.4}, "marker": {"color": ink, "size": 9}, "textfont": {"color": ink}}
     numbers = {"text": [f"<b>{stop}</b>" for stop in stops], "textposition": "top right"}

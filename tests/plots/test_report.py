@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from rim_probe.plots.colours import dark_colours
 from rim_probe.plots.report import draw_page, figure_table, looks, make_page, section_figure
-from rim_probe.plots.theme import dark_colours
 from rim_probe.probing.artifacts import save_report
 from rim_probe.probing.section import Estimate, Figure, Section, Table, Target
 
