@@ -1,156 +1,125 @@
-"""The figures of a comparison: accuracy by blocks and by steps, and what an answer costs.
+"""The figures of an evaluation: accuracy by blocks and by steps, and what an answer costs.
 
-Knows the report dict of `rim_probe.comparison.compare`; every number in a figure stands in it. Does not know how
-anything is measured.
+Knows the report dict of `rim_probe.comparison.compare`; every number in a figure stands in it. Does not know files, nor
+how anything is measured.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from plotly.subplots import make_subplots
-
-from rim_probe.errors import RiMError
-from rim_probe.plots import theme
 from rim_probe.plots.colours import colour
 
-NAMES = {"direct": "direct", "memory": "RiM", "cot": "chain of thought"}
-TONES = {"direct": "ink", "memory": "memory", "cot": "cot"}
-SYMBOLS = {"direct": "triangle-up", "memory": "circle", "cot": "square"}
-WIDTH = 980
-NO_SVG = "SVG figures need kaleido (`pip install kaleido`) and Chrome or Chromium"
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure, Scatter
+
+_NAMES = {"direct": "direct", "memory": "RiM", "cot": "chain of thought"}
+_TONES = {"direct": "soft", "memory": "memory", "cot": "cot"}
+_TITLES = {
+    "accuracy-by-blocks": "Accuracy by number of memory blocks",
+    "accuracy-by-steps": "Accuracy by number of reasoning steps",
+    "costs": "What an answer costs",
+}
 
 
-def draw_measures(report: Mapping[str, Any]) -> dict[str, Any]:
-    """`plotly.graph_objects.Figure` by file name without its ending; only those for which there are numbers."""
+def draw_measures(report: Mapping[str, Any]) -> dict[str, tuple[str, Figure]]:
+    """(title, plotly figure) by name; only of figures for which there are numbers."""
     files = [entry for entry in report["files"] if entry["report"]["done"]]
-    drawn = {
-        "accuracy-by-blocks": _by_blocks([entry for entry in files if entry["report"]["sweep"]]),
-        "accuracy-by-steps": _by_steps([entry for entry in files if len(_stated(entry)) > 1]),
-        "costs": _costs([(place, batch) for place in report["costs"] for batch in place["batches"]]),
-    }
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    drawn = {"accuracy-by-blocks": _blocks(files), "accuracy-by-steps": _steps(files), "costs": _costs(report["costs"])}
+    return {name: (_TITLES[name], figure) for name, figure in drawn.items() if figure is not None}
 
 
-def save_svg(figure: Any, path: str | Path) -> None:
-    """Writes a figure as an SVG file on white paper.
-
-    Raises:
-        RiMError: kaleido or the browser that it draws with is missing.
-    """
-    check_svg()
-    try:
-        figure.write_image(path, format="svg")
-    except Exception as error:  # kaleido and its browser each have exceptions of their own
-        raise RiMError(f"{NO_SVG} ({type(error).__name__}).") from None
-
-
-def check_svg() -> None:
-    """
-    Raises:
-        RiMError: kaleido is missing.
-    """
-    if importlib.util.find_spec("kaleido") is None:
-        raise RiMError(f"{NO_SVG}.")
-
-
-def _by_blocks(files: Sequence[Mapping[str, Any]]) -> Any:
-    """Accuracy after block k, beside the final accuracy of the other methods."""
+def _blocks(files: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """A panel per file: the readout after block k, and the other methods as level lines."""
     panels = []
     for entry in files:
-        report = entry["report"]
-        sweep, used = report["sweep"], report["settings"]["num_blocks"]
+        sweep, accuracy = entry["report"]["sweep"], entry["report"]["accuracy"]
         counts = [one["num_blocks"] for one in sweep]
-        traces = _line("RiM", counts, sweep, "memory", [f"K = {k}" if k else "blocks removed" for k in counts])
-        for method in ("cot", "direct"):
-            if method in report["accuracy"]:
-                shares = [report["accuracy"][method]["all"]["final"]] * len(counts)
-                look = {"dash": "dash", "mode": "lines"}
-                traces += _line(NAMES[method], counts, shares, method, ["final answer"] * len(counts), **look)
-        panels.append((f"{entry['name']}, n = {report['done']:,}, used with K = {used}", traces))
-    return _panels(panels, "Accuracy by number of memory blocks", {"title": "memory blocks (0: removed)", "dtick": 2})
+        lines = [_shares("memory", counts, sweep)] if sweep else []
+        for method in ("cot", "direct") if sweep else ():
+            if method in accuracy:
+                lines.append(_shares(method, counts, [accuracy[method]["all"]["final"]] * len(counts), mode="lines"))
+        panels.append((entry["name"], lines))
+    return _figure("accuracy-by-blocks", panels, "memory blocks after the question (0: removed)", "right")
 
 
-def _stated(entry: Mapping[str, Any]) -> list[str]:
-    """The numbers of steps that the problems of a file state."""
-    methods = list(entry["report"]["accuracy"].values())
-    return [count for count in methods[0]["by_steps"] if count != "0"] if methods else []
-
-
-def _by_steps(files: Sequence[Mapping[str, Any]]) -> Any:
+def _steps(files: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """A panel per file that states steps: final answers of every method."""
     panels = []
     for entry in files:
-        counts, traces = _stated(entry), []
-        for method, figures in entry["report"]["accuracy"].items():
-            shares = [figures["by_steps"][count]["final"] for count in counts]
-            traces += _line(NAMES[method], counts, shares, method, [f"steps: {count}" for count in counts])
-        panels.append((entry["name"], traces))
-    x = {"title": "steps of the gold solution", "type": "category"}
-    return _panels(panels, "Accuracy by number of reasoning steps", x)
+        cells = {method: figures["by_steps"] for method, figures in entry["report"]["accuracy"].items()}
+        counts = [steps for steps in next(iter(cells.values())) if steps != "0"]
+        lines = [
+            _shares(method, counts, [by_steps[steps]["final"] for steps in counts])
+            for method, by_steps in cells.items()
+        ]
+        panels.append((entry["name"], lines if len(counts) > 1 else []))
+    return _figure("accuracy-by-steps", panels, "steps of the gold solution", "right (final block)")
 
 
-def _costs(batches: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Any:
-    """Milliseconds to the first token of the answer and to its end: medians with quartiles."""
-    import plotly.graph_objects as go
-
+def _costs(costs: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """A panel per device and batch size: medians with quartiles."""
     panels = []
-    for place, batch in batches:
-        traces, names = [], [m for m in ("cot", "memory", "direct") if m in batch["methods"]]
-        for key, what, symbol in (("ttft_ms", "first answer token", "-open"), ("total_ms", "full answer", "")):
-            found = [(m, batch["methods"][m][key]) for m in names if batch["methods"][m][key] is not None]
-            middle, low, high = ([spread[end] for _, spread in found] for end in ("median", "q1", "q3"))
-            texts = [
-                theme.hover(
-                    f"{NAMES[m]}, {what}: {v['median']:.1f} ms ({v['q1']:.1f} to {v['q3']:.1f}), n = {batch['n']}"
-                )
-                for m, v in found
+    for place in costs:
+        for batch in place["batches"]:
+            bars = [
+                _points(method, [name for name, _ in times], [one for _, one in times], "median", "q1", "q3")
+                for method, measured in batch["methods"].items()
+                for times in [
+                    [
+                        (name, measured[key])
+                        for name, key in (("first answer token", "ttft_ms"), ("full answer", "total_ms"))
+                        if measured[key]
+                    ]
+                ]
             ]
-            marker = {"size": 10, "symbol": [SYMBOLS[m] + symbol for m, _ in found]}
-            marker |= {"color": [colour(TONES[m]) for m, _ in found]}
-            more = {"mode": "markers", "name": what, "legendgroup": what, "hoverinfo": "text", "hovertext": texts}
-            y, error = [NAMES[m] for m, _ in found], theme.whisker(middle, low, high, "soft")
-            traces.append(go.Scatter(x=middle, y=y, error_x=error, marker=marker, **more))
-        asked = "one question alone" if batch["batch_size"] == 1 else f"a batch of {batch['batch_size']}"
-        panels.append((f"{place['machine']['device'].upper()}, {asked}, n = {batch['n']}", traces))
-    x = {"title": "milliseconds (logarithmic)", "type": "log"}
-    return _panels(panels, "What an answer costs", x, {"type": "category"})
+            panels.append((f"{place['machine']['device']}, batch {batch['batch_size']}, {batch['n']} turns", bars))
+    figure = _figure("costs", panels, "", "ms (median, quartiles)")
+    return figure.update_yaxes(type="log") if figure else None
 
 
-def _line(
-    name: str, x: Sequence, shares: Sequence[Mapping[str, Any]], method: str, places: Sequence[str], **look: Any
-) -> list[Any]:
-    values, low, high = ([one[key] for one in shares] for key in ("accuracy", "low", "high"))
-    texts = [
-        theme.hover(f"{name}, {place}", "none" if v is None else f"{100 * v:.1f} % ({100 * a:.1f} to {100 * b:.1f})")
-        for place, v, a, b in zip(places, values, low, high, strict=True)
-    ]
-    mode = look.pop("mode", "lines+markers")
-    traces = theme.line(name, x, values, low, high, TONES[method], texts, symbol=SYMBOLS[method], **look)
-    traces[-1].mode = mode
-    return traces
+def _shares(method: str, x: list, shares: Sequence[Mapping[str, Any]], mode: str = "lines+markers") -> Scatter:
+    return _points(method, x, shares, "accuracy", "low", "high", mode)
 
 
-def _panels(
-    panels: Sequence[tuple[str, Sequence[Any]]], title: str, x: Mapping[str, Any], y: Mapping[str, Any] | None = None
-) -> Any:
-    """Panels side by side under one title, with one legend; None where there is no panel."""
-    if not panels:
-        return None
-    grid = make_subplots(1, len(panels), subplot_titles=[theme.plain(name) for name, _ in panels], shared_yaxes=True)
-    seen: set[str] = set()
-    for column, (_, traces) in enumerate(panels, start=1):
-        for trace in traces:
-            trace.showlegend = trace.showlegend is not False and trace.name not in seen
-            seen |= {trace.name} if trace.name else set()
-            grid.add_trace(trace, 1, column)
-    base = theme.figure([], x, y or {"title": "right, %", "rangemode": "tozero"}, 400).layout
-    grid.update_layout({key: base[key] for key in ("font", "legend", "hoverlabel", "template", "height")})
-    grid.update_layout(
-        width=WIDTH, paper_bgcolor="#fff", plot_bgcolor="#fff", margin={"t": 84, "l": 60, "r": 20, "b": 90}
+def _points(
+    method: str, x: list, values: Sequence[Mapping[str, Any]], middle: str, low: str, high: str, mode: str = "markers"
+) -> Scatter:
+    """A method's values with intervals."""
+    from plotly.graph_objects import Scatter
+
+    ends = {
+        "array": [value[high] - value[middle] for value in values],
+        "arrayminus": [value[middle] - value[low] for value in values],
+        "symmetric": False,
+    }
+    return Scatter(
+        x=x,
+        y=[value[middle] for value in values],
+        error_y=ends,
+        name=_NAMES[method],
+        legendgroup=method,
+        mode=mode,
+        line={"color": colour(_TONES[method])},
     )
-    grid.update_layout(title={"text": title, "x": 0.01, "font": {"size": 18}})
-    grid.update_xaxes(base.xaxis).update_yaxes(base.yaxis)
-    return grid.update_yaxes(title_text="", col=2).update_yaxes(title_text="", col=3)
+
+
+def _figure(name: str, panels: Sequence[tuple[str, list[Scatter]]], x: str, y: str) -> Figure | None:
+    """Panels side by side on one axis; each method once in the legend."""
+    from plotly.subplots import make_subplots
+
+    from rim_probe.plots.theme import plain
+
+    shown = [(title, lines) for title, lines in panels if lines]
+    if not shown:
+        return None
+    figure = make_subplots(
+        rows=1, cols=len(shown), subplot_titles=[plain(title) for title, _ in shown], shared_yaxes=True
+    )
+    for place, (_, lines) in enumerate(shown, start=1):
+        for line in lines:
+            figure.add_trace(line.update(showlegend=place == 1), row=1, col=place)
+    figure.update_xaxes(title=x)
+    figure.update_yaxes(title=y, col=1)
+    return figure.update_layout(title=_TITLES[name], template="plotly_white")

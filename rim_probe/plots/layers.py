@@ -134,6 +134,7 @@ class Grid:
 
     @classmethod
     def of(cls, reading: Mapping[str, Any], mode: Mapping[str, Any], minus: bool) -> Grid:
+        """The grid of one mode of a reading; `minus`: of its differences to the control, where it has them."""
         steps, whose = reading.get("steps") or [], "of the right solution"
         if not steps and reading.get("chain"):
             steps = reading["chain"]["steps"]
@@ -154,9 +155,11 @@ class Grid:
         return self.results.get(plain_step(entries[place]["text"]), "")
 
     def rings(self, cells: Sequence[Sequence[Sequence[Mapping[str, Any]]]]) -> int:
+        """How many cells read a known step or its result."""
         return sum(bool(self.result(entries)) for row in cells for entries in row)
 
     def score(self, score: float) -> str:
+        """A score as this mode writes it."""
         if not self.plain:
             return signed(score)
         return percent(score) if self.mode["score_name"] == "probability" else f"{score:.2f}".replace("-", "−")

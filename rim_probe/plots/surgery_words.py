@@ -17,7 +17,7 @@ _DONE = {"blank": "blanking {}", "noise": "adding noise to {}", "swap": "taking 
 
 
 def named(blocks: Iterable[int | str]) -> str:
-    """ "block 2", "blocks 2 and 3", "blocks 1 to 8"."""
+    """Blocks by name: "block 2", "blocks 2 and 3", "blocks 1 to 8"."""
     numbers = sorted(map(int, blocks))
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"blocks {numbers[0]} to {numbers[-1]}"
@@ -26,7 +26,7 @@ def named(blocks: Iterable[int | str]) -> str:
 
 
 def operation(actions: Mapping[int | str, str]) -> str:
-    """ "blanking block 2 and taking block 5 from the second question"; empty where every block is kept."""
+    """Such as "blanking block 2 and taking block 5 from the second question"; empty where every block is kept."""
     parts = [
         said.format(named(block for block, done in actions.items() if done == action))
         for action, said in _DONE.items()
@@ -71,6 +71,7 @@ def sentence(surgery: Mapping[str, Any]) -> str:
 
 
 def layers_said(layers: Iterable[int]) -> str:
+    """Such as "at layers 1 to 6"."""
     low, high = layers
     return f"at layer {low}" if low == high else f"at layers {low} to {high}"
 
@@ -116,8 +117,7 @@ def _control(surgery: Mapping[str, Any]) -> str:
 
 
 def counterfactual_verdict(result: Mapping[str, Any]) -> tuple[str, str]:
-    """The verdict on one swap with a counterfactual partner, and the sentence behind it: did the answer move as the
-    decode predicts?
+    """The verdict on one swap with a counterfactual partner (does the answer move as predicted?), and why.
 
     Args:
         result: as `rim_probe.probing.trial.try_counterfactual` gives it.

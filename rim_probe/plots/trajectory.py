@@ -54,7 +54,8 @@ def draw(
     reading: Mapping[str, Any], *, over: str = "blocks", axes: str = "12", cloud: str = "right", block: str = "1"
 ) -> Panel:
     """The panel; arguments are values of `VIEW`. `cloud` is for a path over blocks in axes 1 and 2, where the cloud is
-    known; `block` is whose path over depth is drawn."""
+    known; `block` is whose path over depth is drawn.
+    """
     view = {"over": over, "axes": axes, "cloud": cloud, "block": block}
     geometry = _geometry(reading)
     if not geometry.get("blocks"):
@@ -79,7 +80,8 @@ def draw(
 
 def paths(geometry: Mapping[str, Any], block: int | None = None) -> tuple[Points, Points]:
     """A path and its control, [points][3] each: over blocks, or of one block over depth. The control is empty where it
-    is unknown or has other axes."""
+    is unknown or has other axes.
+    """
     if block is None:
         own = geometry["blocks"]
         mean = list(geometry.get("mean_path") or ())[: len(own)]
@@ -91,7 +93,8 @@ def paths(geometry: Mapping[str, Any], block: int | None = None) -> tuple[Points
 
 def shared_movement(own: Points, mean: Points) -> float:
     """Share of the path's movement (squares of its places about their middle) that the mean path, moved to the same
-    middle, accounts for; 0 where the mean path is no help at all."""
+    middle, accounts for; 0 where the mean path is no help at all.
+    """
 
     def about_middle(path: Points) -> list[list[float]]:
         middle = [sum(column) / len(path) for column in zip(*path, strict=True)]
@@ -105,7 +108,8 @@ def shared_movement(own: Points, mean: Points) -> float:
 
 def figure(reading: Mapping[str, Any], view: Mapping[str, str]) -> Any:
     """The path, its control and the known problems, as a `plotly.graph_objects.Figure`; one unit is as long across as
-    up."""
+    up.
+    """
     from rim_probe.plots import theme
 
     geometry, deep = _geometry(reading), view["over"] == "depth"

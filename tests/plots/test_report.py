@@ -151,11 +151,8 @@ def test_the_page_says_everything_and_text_of_data_stays_text(page):
     ):
         assert part in page, part
     assert (
-        HOSTILE not in page
-        and "&lt;/script&gt;" in page
-        and "default-src &#39;none&#39;"
-        or "default-src 'none'" in page
-    )
+        HOSTILE not in page and "&lt;/script&gt;" in page and "default-src &#39;none&#39;"
+    ) or "default-src 'none'" in page
 
 
 def test_a_stored_report_gives_the_same_page(page, tmp_path):
