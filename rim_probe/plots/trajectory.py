@@ -53,8 +53,11 @@ VIEW = (
 def draw(
     reading: Mapping[str, Any], *, over: str = "blocks", axes: str = "12", cloud: str = "right", block: str = "1"
 ) -> Panel:
-    """The panel; arguments are values of `VIEW`. `cloud` is for a path over blocks in axes 1 and 2, where the cloud is
-    known; `block` is whose path over depth is drawn.
+    """The panel; arguments are values of `VIEW`.
+
+    Args:
+        cloud: for a path over blocks in axes 1 and 2, where the cloud is known.
+        block: whose path over depth is drawn.
     """
     view = {"over": over, "axes": axes, "cloud": cloud, "block": block}
     geometry = _geometry(reading)
@@ -79,8 +82,9 @@ def draw(
 
 
 def paths(geometry: Mapping[str, Any], block: int | None = None) -> tuple[Points, Points]:
-    """A path and its control, [points][3] each: over blocks, or of one block over depth. The control is empty where it
-    is unknown or has other axes.
+    """A path and its control, [points][3] each: over blocks, or of one block over depth.
+
+    The control is empty where it is unknown or has other axes.
     """
     if block is None:
         own = geometry["blocks"]
@@ -92,8 +96,9 @@ def paths(geometry: Mapping[str, Any], block: int | None = None) -> tuple[Points
 
 
 def shared_movement(own: Points, mean: Points) -> float:
-    """Share of the path's movement (squares of its places about their middle) that the mean path, moved to the same
-    middle, accounts for; 0 where the mean path is no help at all.
+    """Share of the path's movement that the mean path accounts for; 0 where the mean path is no help at all.
+
+    Movement: squares of a path's places about their middle. The mean path is moved to the same middle first.
     """
 
     def about_middle(path: Points) -> list[list[float]]:
@@ -107,9 +112,7 @@ def shared_movement(own: Points, mean: Points) -> float:
 
 
 def figure(reading: Mapping[str, Any], view: Mapping[str, str]) -> Any:
-    """The path, its control and the known problems, as a `plotly.graph_objects.Figure`; one unit is as long across as
-    up.
-    """
+    """The path, its control and the known problems, as a `plotly.graph_objects.Figure`."""
     from rim_probe.plots import theme
 
     geometry, deep = _geometry(reading), view["over"] == "depth"
