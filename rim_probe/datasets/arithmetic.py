@@ -21,144 +21,39 @@ every shape, every person and every thing occur in training, these pairs of them
 
 import math
 import random
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
+from rim_probe.datasets.phrasings import (
+    ASK,
+    BARE,
+    EVENTS,
+    INVERSE,
+    NAMES,
+    OPENERS,
+    RELATIONS,
+    START,
+    THINGS,
+    capitalise,
+    draw_thing,
+    frame,
+    join,
+    sentence,
+    vocabulary,
+)
 from rim_probe.errors import RecipeError
 from rim_probe.problems import Problem
 
+__all__ = ["NAMES", "OPERATIONS", "SPLITS", "THINGS", "Chain", "World", "generate", "vocabulary"]
 SPLITS = ("train", "valid", "test")
 OPERATIONS = "+-*/"
 _MAX_DRAWS = 100_000  # about a second; a world where so many draws find no chain holds none, or almost none
 
-WOMEN = (
-    "Alice Amy Ann Anna Clara Cleo Dora Ella Emma Eva Gina Grace Hannah Helen Ida Ines Iris Jane Julia Kate Laura Lea "
-    "Lily Lucy Mary Maya Mia Nora Olga Olivia Paula Rita Rosa Ruth Sara Tina Vera Yara Zara Zoe"
-).split()
-MEN = (
-    "Adam Alex Ben Carl Dan David Emil Eric Felix Finn Frank Fred George Henry Hugo Ivan Jack Jacob James John Karl "
-    "Leo Luis Max Milo Nick Noah Omar Oscar Otto Paul Peter Ralph Robert Sam Simon Tom Umar Victor Walter"
-).split()
-NAMES = (*WOMEN, *MEN)
-THINGS = (
-    "apples bags balls bananas baskets beads beans bells belts biscuits blocks boats books bottles bowls boxes bricks "
-    "brooms buckets buns buttons cakes cameras candles caps cards carpets carrots cars chairs chains clocks coats coins "
-    "combs cookies cups curtains dolls doors drums eggs envelopes feathers flags flowers forks games grapes guitars "
-    "hammers hats helmets jackets jars jewels keys kites ladders lamps lanterns lemons letters locks magnets maps marbles "
-    "medals melons mirrors mugs nails napkins needles notebooks nuts onions oranges paintings pans papers pears pencils "
-    "pens phones pictures pies pillows pins planks plants plates plums pots purses puzzles ribbons rings robots ropes "
-    "rulers saucers seeds shells shirts shoes spoons stamps stars sticks stones tables tents tickets tools towels toys "
-    "trees trucks vases wagons wheels whistles"
-).split()
-_SINGULAR = {thing: "box" if thing == "boxes" else thing.removesuffix("s") for thing in THINGS}
-_ONE = re.compile(rf"\b1 (more |fewer )?({'|'.join(THINGS)})\b")
-_OPENERS = ("", "", "", "Then", "Later", "Next")
-
-# Verbs and the shapes they stand in. {n} who does it, {m} the other person, {b} number, {t} things, {p} her or his.
-_HAVE = ("has", "holds", "owns", "keeps", "counts", "stores")
-_START = (_HAVE, ("{n} {v} {b} {t}", "we know that {n} {v} {b} {t}", "{n} {v} just {b} {t}", "{n} {v} exactly {b} {t}"))
-_EVENTS = {
-    "+": (
-        ("finds", "gets", "makes", "collects", "wins", "buys"),
-        ("{n} {v} {b} {t}", "{n} {v} {b} more {t}", "today {n} {v} {b} {t}", "{n} {v} another {b} {t}"),
-    ),
-    "-": (
-        ("loses", "sells", "breaks", "drops", "uses", "burns"),
-        ("{n} {v} {b} {t}", "{n} {v} {b} of {p} {t}", "today {n} {v} {b} {t}", "today {n} {v} {b} of {p} {t}"),
-    ),
-    "*": (
-        _HAVE,
-        (
-            "now {n} {v} {b} times as many {t} as before",
-            "{n} now {v} {b} times as many {t} as before",
-            "{n} {v} {b} times as many {t} as before",
-            "today {n} {v} {b} times as many {t} as before",
-        ),
-    ),
-    "/": (
-        ("splits", "divides", "sorts", "puts", "parts", "packs"),
-        (
-            "{n} {v} {p} {t} into {b} equal groups and keeps one",
-            "{n} {v} {p} {t} into {b} equal piles and keeps one",
-            "today {n} {v} {p} {t} into {b} equal groups and keeps one",
-            "{n} {v} the {t} into {b} equal piles and keeps one pile",
-        ),
-    ),
-    "give": (
-        ("gives", "sends", "hands", "lends", "sells", "brings"),
-        (
-            "{n} {v} {b} {t} to {m}",
-            "{n} {v} {m} {b} {t}",
-            "{n} {v} {b} of {p} {t} to {m}",
-            "{n} {v} {m} {b} of {p} {t}",
-            "today {n} {v} {b} {t} to {m}",
-        ),
-    ),
-    "take": (
-        ("takes", "gets", "buys", "borrows", "collects", "wins"),
-        (
-            "{n} {v} {b} {t} from {m}",
-            "from {m} {n} {v} {b} {t}",
-            "{n} {v} {b} more {t} from {m}",
-            "today {n} {v} {b} {t} from {m}",
-        ),
-    ),
-}
-# What {m} has, from what {n} has.
-_RELATIONS = {
-    "+": (
-        _HAVE,
-        (
-            "{m} {v} {b} more {t} than {n}",
-            "{n} {v} {b} fewer {t} than {m}",
-            "compared with {n} {m} {v} {b} more {t}",
-            "compared with {m} {n} {v} {b} fewer {t}",
-        ),
-    ),
-    "-": (
-        _HAVE,
-        (
-            "{m} {v} {b} fewer {t} than {n}",
-            "{n} {v} {b} more {t} than {m}",
-            "compared with {n} {m} {v} {b} fewer {t}",
-            "compared with {m} {n} {v} {b} more {t}",
-        ),
-    ),
-    "*": (
-        _HAVE,
-        (
-            "{m} {v} {b} times as many {t} as {n}",
-            "compared with {n} {m} {v} {b} times as many {t}",
-            "we know that {m} {v} {b} times as many {t} as {n}",
-        ),
-    ),
-    "/": (
-        _HAVE,
-        (
-            "{n} {v} {b} times as many {t} as {m}",
-            "compared with {m} {n} {v} {b} times as many {t}",
-            "we know that {n} {v} {b} times as many {t} as {m}",
-        ),
-    ),
-}
-_ASK = (
-    ("have", "hold", "own", "keep", "count", "store"),
-    (
-        "how many {t} does {n} {v}?",
-        "how many {t} does {n} {v} now?",
-        "now how many {t} does {n} {v}?",
-        "how many {t} does {n} {v} in the end?",
-    ),
-)
-_BARE = (("what", "then what", "now what"), ("{v} is {chain}?", "{v} is this: {chain}?", "{v} does {chain} give?"))
 # A longer chain is kept with the chance that its hash falls to the split (0.8, 0.1, 0.1), a shared one with these, so
 # that no length is drawn more often than another; of its train and valid questions `_question_allowed` then keeps 0.9
 # and 0.1.
 _SHARED_ACCEPTANCE = {"train": 8 / 9, "valid": 1.0, "test": 0.1}
-_SIGNS = ("+", "-", "*", "/", "=", "<<", ">>", "####", "?", ".", ",")
 
 
 @dataclass(frozen=True)
@@ -274,18 +169,6 @@ def tellings(
         yield problem, chain, state
 
 
-def vocabulary() -> list[str]:
-    """Every token a problem of this world can hold, lower case, digits one by one; sorted."""
-    told = [
-        word
-        for verbs, shapes in (*_EVENTS.values(), *_RELATIONS.values(), _START, _ASK, _BARE)
-        for text in (*verbs, *shapes)
-        for word in re.sub(r"[?:]|{.}|{chain}", " ", text).split()
-    ]
-    told += [*NAMES, *THINGS, *_SINGULAR.values(), *filter(None, _OPENERS), "her", "his"]
-    return sorted({word.lower() for word in told} | set(_SIGNS) | set("0123456789"))
-
-
 def _draw_chain(world: World, split: str, rng: random.Random) -> Chain:
     for _ in range(_MAX_DRAWS):
         chain = Chain(rng.randint(1, world.max_value))
@@ -352,7 +235,7 @@ def tell(chain: Chain, world: World, split: str, rng: random.Random) -> Problem 
     """
     style = rng.choices(("story", "relation", "bare"), (world.story, world.relation, world.bare))[0]
     if style == "bare":
-        question = _capitalise(_frame(_BARE, split, rng).format(chain=_sum(chain)))
+        question = capitalise(frame(BARE, split, rng).format(chain=_sum(chain)))
     else:
         question = (_tell_story if style == "story" else _tell_relation)(chain, world, split, rng)
     return Problem(question, chain.gold_steps(), str(chain.value)) if question else None
@@ -370,8 +253,8 @@ def _sum(chain: Chain) -> str:
 def _tell_story(chain: Chain, world: World, split: str, rng: random.Random) -> str | None:
     """What happens to the owner, and perhaps (chance `distract`) what another owner has and does meanwhile."""
     owner, second, outsider = rng.sample(NAMES, 3)
-    thing, numbers = _draw_thing(owner, split, rng), random.Random(rng.random())
-    sentences = [_sentence(_START, owner, second, chain.start, thing, split, rng)]
+    thing, numbers = draw_thing(owner, split, rng), random.Random(rng.random())
+    sentences = [sentence(START, owner, second, chain.start, thing, split, rng)]
     exchanged = []  # place, operation and number of what the second owner exchanges with the first
     for place, (op, b, _) in enumerate(chain.steps, start=1):
         other = rng.choice((second, outsider))
@@ -386,9 +269,9 @@ def _tell_story(chain: Chain, world: World, split: str, rng: random.Random) -> s
         if (found := _second_history(exchanged, end, op, world, numbers)) is None:
             return None
         sentences.insert(end, _event(op, second, outsider, found[1], thing, split, rng)[0])
-        sentences.insert(begin, _sentence(_START, second, owner, found[0], thing, split, rng))
+        sentences.insert(begin, sentence(START, second, owner, found[0], thing, split, rng))
     _tell_other_thing(sentences, (owner, second, outsider), thing, world, split, rng)
-    return _join(sentences, _sentence(_ASK, owner, second, 0, thing, split, rng))
+    return join(sentences, sentence(ASK, owner, second, 0, thing, split, rng))
 
 
 def _second_history(
@@ -414,14 +297,14 @@ def _event(op: str, who: str, other: str, b: int, thing: str, split: str, rng: r
     kind = rng.choice((op, "give", "take")) if op in "+-" else op
     acts = kind == op or (kind == "give") == (op == "-")  # else the other person gives to, or takes from `who`
     one, two = (who, other) if acts else (other, who)
-    told = _sentence(_EVENTS[kind], one, two, b, thing, split, rng)
-    return " ".join(filter(None, (rng.choice(_OPENERS), told))), kind != op
+    told = sentence(EVENTS[kind], one, two, b, thing, split, rng)
+    return " ".join(filter(None, (rng.choice(OPENERS), told))), kind != op
 
 
 def _tell_relation(chain: Chain, world: World, split: str, rng: random.Random) -> str | None:
     """Who has how many more than whom along the chain, and perhaps (chance `distract`) someone beside the chain."""
     *cast, aside = rng.sample(NAMES, len(chain.steps) + 2)
-    thing, numbers = _draw_thing(cast[-1], split, rng), random.Random(rng.random())
+    thing, numbers = draw_thing(cast[-1], split, rng), random.Random(rng.random())
     values = [chain.start, *(result for _, _, result in chain.steps)]
     links = [(op, cast[i], cast[i + 1], b) for i, (op, b, _) in enumerate(chain.steps)]
     if rng.random() < world.distract:
@@ -430,12 +313,14 @@ def _tell_relation(chain: Chain, world: World, split: str, rng: random.Random) -
         if not choices:
             return None
         links.insert(rng.randint(known, len(links)), (op, cast[known], aside, numbers.choice(choices)))
-    sentences = [_sentence(_START, cast[0], cast[-1], chain.start, thing, split, rng)]
-    sentences += [_sentence(_RELATIONS[op], n, m, b, thing, split, rng) for op, n, m, b in links]
+    sentences = [sentence(START, cast[0], cast[-1], chain.start, thing, split, rng)]
+    for op, n, m, b in links:
+        kind, one, two = (INVERSE[op], m, n) if op in INVERSE else (op, n, m)
+        sentences.append(sentence(RELATIONS[kind], one, two, b, thing, split, rng))
     if rng.random() < world.shuffle:
         rng.shuffle(sentences)
     _tell_other_thing(sentences, (*cast, aside), thing, world, split, rng)
-    return _join(sentences, _sentence(_ASK, cast[-1], cast[0], 0, thing, split, rng))
+    return join(sentences, sentence(ASK, cast[-1], cast[0], 0, thing, split, rng))
 
 
 def _tell_other_thing(
@@ -445,38 +330,5 @@ def _tell_other_thing(
     if rng.random() < world.distract:
         name, number = rng.choice(people), rng.randint(1, world.max_value)
         other = rng.choice([other for other in THINGS if other != thing])
-        fact = _sentence(_START, name, name, number, other, split, rng)
+        fact = sentence(START, name, name, number, other, split, rng)
         sentences.insert(rng.randint(0, len(sentences)), fact)
-
-
-def _sentence(
-    kind: tuple[Sequence[str], Sequence[str]], n: str, m: str, b: int, thing: str, split: str, rng: random.Random
-) -> str:
-    return _frame(kind, split, rng).format(n=n, m=m, b=b, t=thing, p="her" if n in WOMEN else "his")
-
-
-def _frame(kind: tuple[Sequence[str], Sequence[str]], split: str, rng: random.Random) -> str:
-    return rng.choice(_frames(*kind, split == "test"))
-
-
-@cache
-def _frames(verbs: Sequence[str], shapes: Sequence[str], test: bool) -> list[str]:
-    """The shapes with their verbs: a quarter of the pairs is for the test split alone."""
-    pairs = [(i, j) for i in range(len(verbs)) for j in range(len(shapes)) if ((i + j) % 4 == 2) == test]
-    return [shapes[j].replace("{v}", verbs[i]) for i, j in pairs]
-
-
-def _draw_thing(name: str, split: str, rng: random.Random) -> str:
-    """A thing for the person asked about; a sixth of all pairs of person and thing is for the test split alone."""
-    held_out = [thing for thing in THINGS if zlib.crc32(f"{name} {thing}".encode()) % 6 == 0]
-    return rng.choice(held_out if split == "test" else [thing for thing in THINGS if thing not in held_out])
-
-
-def _join(sentences: list[str], ask: str) -> str:
-    told = " ".join(_capitalise(sentence) + "." for sentence in sentences)
-    told = _ONE.sub(lambda match: f"1 {match[1] or ''}{_SINGULAR[match[2]]}", told)
-    return told + " " + _capitalise(ask)
-
-
-def _capitalise(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
