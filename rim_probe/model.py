@@ -23,6 +23,7 @@ from rim_probe.encoding import Encoder
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError
 from rim_probe.loading import cast_weights, first_line, load_tokenizer, load_weights, stored_dtype
 from rim_probe.memory import MemoryLayout
+from rim_probe.precision import default_dtype
 
 METHODS = ("memory", "cot", "direct")
 _MINIMUM_ROOM = 2  # a prompt must leave room for one answer token and EOS
@@ -166,7 +167,8 @@ class RiM:
         Args:
             path: a folder with `memory_layout.json`, or a Hub id of such a repository.
             device: default: the GPU where there is one, else the CPU.
-            dtype: default: bfloat16 on a GPU, float32 on a CPU.
+            dtype: default: `precision.default_dtype`, that is bfloat16 on a GPU and, for larger models, on a CPU that is
+                fast in it; else float32.
             attention: transformers attention back end, default `sdpa`.
             trainable: load an adapter so that it can be trained further; otherwise it is merged into its base.
             progress: is told of a known base that has to be fetched, see `bases.Progress`.
@@ -183,6 +185,8 @@ class RiM:
         else:
             tokenizer = load_tokenizer(folder)
             model, adapter = load_weights(folder, dtype, attention), None
+        if dtype is None and not trainable:
+            cast_weights(model, default_dtype(device, sum(p.numel() for p in model.parameters())))
         rim = cls(model.to(device).eval(), tokenizer, layout, name=str(path))
         rim._merged = adapter
         return rim
@@ -293,12 +297,15 @@ def load_base(
 def _load_adapted(
     folder: Path,
     layout: MemoryLayout,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     attention: str | None,
     trainable: bool,
     progress: Progress | None,
 ):
-    """(model, tokenizer, configuration of the adapter) of an adapter folder, on exactly the base it records."""
+    """(model, tokenizer, configuration of the adapter) of an adapter folder, on exactly the base it records.
+
+    In float32 where no dtype is given.
+    """
     name, record = base_name(folder), BaseRecord.load(folder)
     base, tokenizer = load_base(
         name,
@@ -319,7 +326,7 @@ def _load_adapted(
         _add_tokens(tokenizer, [token for token in layout.tokens if token not in known])
     _add_rows(base, tokenizer, layout.token_ids(tokenizer))
     model, config = load_adapter(base, folder, trainable)
-    return model if trainable else cast_weights(model, dtype), tokenizer, config
+    return model if trainable or dtype is None else cast_weights(model, dtype), tokenizer, config
 
 
 def _check_positions(model, name: str) -> None:
@@ -382,8 +389,11 @@ def _local_folder(path: str | Path) -> Path:
         ) from error
 
 
-def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype from what was asked for; a GPU that is not there falls back to the CPU."""
+def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype | None]:
+    """Device and dtype from what was asked for; a GPU that is not there falls back to the CPU.
+
+    The dtype is None where the size of the model decides, see `precision.default_dtype`.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -393,4 +403,4 @@ def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> t
         torch.zeros(1, device=device).item()  # to be read back, too: `meta` holds no data
     except (RuntimeError, AssertionError, ImportError, TypeError):  # a misspelt name, or a device this machine lacks
         raise CheckpointError(f"The device {str(device)!r} cannot be used here; use cpu or cuda.") from None
-    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    return device, dtype or (torch.bfloat16 if device.type == "cuda" else None)

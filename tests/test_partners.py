@@ -7,13 +7,10 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from conftest import tiny_tokenizer
 
 from rim_probe.datasets.arithmetic import World, generate
 from rim_probe.datasets.partners import Partners
-from rim_probe.encoding import Encoder
 from rim_probe.equations import Variants, read_equation, value_bounds
-from rim_probe.memory import MemoryLayout
 from rim_probe.packing import pad_rows, stage1_row
 from rim_probe.problems import Problem
 from rim_probe.training.pairs import PairRows, draw_pairs
@@ -124,13 +121,6 @@ def test_only_what_depends_on_the_step_is_computed_anew():
 # ---------------------------------------------------------------------------------------------------------------- pairs
 
 
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    layout, tokenizer = MemoryLayout(num_blocks=4), tiny_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": list(layout.tokens)})
-    return Encoder(tokenizer, layout)
-
-
 def drawn(share: float = 1.0, one_number_share: float = 0.3, seed: int = 0):
     numbers = np.random.default_rng(9).integers(0, len(PROBLEMS), 200)
     return numbers, draw_pairs(PROBLEMS, numbers, Partners(WORLD, "train", 4), share, one_number_share, seed)
@@ -155,24 +145,24 @@ def test_pairs_are_drawn_by_seed_and_place_in_the_shares_asked_for():
         assert [w for w, _, _ in pair.follows] in ([1], [1, 0])
 
 
-def test_rows_of_pairs_are_as_long_as_they_say_and_fit_into_the_context(encoder):
-    tokens = tokenise(encoder, PROBLEMS, print)
+def test_rows_of_pairs_are_as_long_as_they_say_and_fit_into_the_context(rim, make_rim):
+    tokens = tokenise(rim.encoder, PROBLEMS, print)
     numbers, pairs = drawn(share=0.8)
-    rows = PairRows(encoder, tokens, numbers, pairs, 4, True, 10_000, print)
+    rows = PairRows(rim, tokens, numbers, pairs, 4, True, print)
     made = [rows.row(place) for place in range(len(numbers))]
     assert rows.lengths.tolist() == [len(row) if row else 0 for row in made]
     assert [row is None for row in made] == [pair is None for pair in pairs]
     bound = sorted(max(row.positions) + 1 for row in made if row)[80]
-    short = PairRows(encoder, tokens, numbers, pairs, 4, True, bound, print)
+    short = PairRows(make_rim(context=bound), tokens, numbers, pairs, 4, True, print)
     for place, row in enumerate(made):
         assert bool(short.lengths[place]) == (row is not None and max(row.positions) < bound)
 
 
-def test_a_row_holds_both_problems_and_what_follows(encoder):
-    tokens = tokenise(encoder, PROBLEMS, print)
+def test_a_row_holds_both_problems_and_what_follows(rim):
+    tokens = tokenise(rim.encoder, PROBLEMS, print)
     numbers, pairs = drawn()
     place = next(i for i, pair in enumerate(pairs) if pair and len(pair.follows) == 2)
-    row = PairRows(encoder, tokens, numbers, pairs, 4, False, 10_000, print).row(place)
+    row = PairRows(rim, tokens, numbers, pairs, 4, False, print).row(place)
     base, pair = PROBLEMS[numbers[place]], pairs[place]
 
     def said(segment: int, k: int) -> list[int]:
@@ -181,7 +171,7 @@ def test_a_row_holds_both_problems_and_what_follows(encoder):
 
     told = [pair.source, base, *(problem for _, _, problem in pair.follows)]
     for segment, problem in enumerate(told):
-        whole = stage1_row(encoder, problem, 4)
+        whole = stage1_row(rim.encoder, problem, 4)
         first = pair.follows[segment - 2][1] if segment > 1 else 1
         for k in range(first, 5):
             expected = [label for n, label in zip(whole.label_readouts, whole.labels, strict=True) if n == k]

@@ -1,6 +1,6 @@
 """Pairs for interchange training: which problems take over each other's results, what follows, and the rows of that.
 
-Knows tokenised problems and random numbers. Knows nothing about models, recipes or where problems come from.
+Knows tokenised problems and random numbers. Knows nothing about weights, recipes or where problems come from.
 All pairs are drawn before the first step, by the seed and their places alone.
 """
 
@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from rim_probe.encoding import Encoder
+from rim_probe.equations import Variants, value_bounds
+from rim_probe.model import RiM
 from rim_probe.packing import Branch, Row, interchange_row, stage1_row
 from rim_probe.problems import Problem
 from rim_probe.training.rows import row_sizes
@@ -38,14 +39,21 @@ class Pair(NamedTuple):
 
 
 def draw_pairs(
-    problems: Sequence[Problem], numbers: Sequence[int], alike: Alike, share: float, one_number_share: float, seed: int
+    problems: Sequence[Problem],
+    numbers: Sequence[int],
+    alike: Alike | None,
+    share: float,
+    one_number_share: float,
+    seed: int,
 ) -> list[Pair | None]:
     """A pair for a share of the places, [rows]; None for the others, and where no pair was found.
 
     Args:
         numbers: the base of every place, as a number of `problems`.
+        alike: where partners come from; None: they are numeric variants among `problems`.
         one_number_share: share of the pairs whose source is to differ from the base in one number only, where it can.
     """
+    alike = alike or Variants(problems, value_bounds(problems[i] for i in np.unique(numbers)))
     chance = np.random.default_rng(seed).random((2, len(numbers)))
     paired, one_number = chance[0] < share, chance[1] < one_number_share
     places: dict[int, list[int]] = defaultdict(list)
@@ -72,13 +80,12 @@ def _pair(base: Problem, sources: Callable, interchanged: Callable, rng: random.
 
 
 class PairRows:
-    """The rows of pairs.
+    """The rows of pairs, but for those that do not fit into the model's context.
 
     Args:
         tokens: of the problems that `numbers` number.
         numbers, pairs: the base and the pair of every place, see `draw_pairs`.
         num_blocks, label_slots: as in `packing.stage1_row`.
-        max_length: of the context; longer pairs are no rows.
 
     Attributes:
         lengths: tokens of the row of each place, 0 where there is none, [rows].
@@ -86,22 +93,21 @@ class PairRows:
 
     def __init__(
         self,
-        encoder: Encoder,
+        rim: RiM,
         tokens: Tokens,
         numbers: Sequence[int],
         pairs: Sequence[Pair | None],
         num_blocks: int,
         label_slots: bool,
-        max_length: int,
         report: Callable[[str], None],
     ):
         self._bases, self._numbers, self._pairs = tokens, numbers, pairs
         self._make = partial(stage1_row, num_blocks=num_blocks, label_slots=label_slots)
-        self._num_slots = encoder.layout.slots_per_block
+        self._num_slots = rim.layout.slots_per_block
         told = [[pair.source, *(problem for _, _, problem in pair.follows)] if pair else [] for pair in pairs]
         self._ends = np.cumsum([len(problems) for problems in told])
-        self._told = tokenise(encoder, [problem for problems in told for problem in problems], report)
-        self.lengths = self._lengths(num_blocks, max_length)
+        self._told = tokenise(rim.encoder, [problem for problems in told for problem in problems], report)
+        self.lengths = self._lengths(num_blocks, rim.max_length)
 
     def row(self, place: int) -> Row | None:
         """The row of a place, or None where there is none."""

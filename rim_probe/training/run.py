@@ -25,7 +25,6 @@ from rim_probe.datasets.arithmetic import generate, vocabulary
 from rim_probe.datasets.partners import Partners
 from rim_probe.datasets.sources import load_problems
 from rim_probe.encoding import Encoder
-from rim_probe.equations import Variants, value_bounds
 from rim_probe.errors import RecipeError
 from rim_probe.model import RiM, load_base
 from rim_probe.options import show_progress
@@ -463,8 +462,12 @@ def _make_batches(
         grounded = row_sizes(tokens, "stage1", blocks).lengths[drawn]
         lengths = np.where(_keeps_steps(stage, np.arange(rows), plan.seed), grounded, lengths)
     seed = plan.seed + 1000 * number
-    pairs = _make_pairs(rim, pool, drawn, plan, stage, seed, report) if stage.objective == "interchange" else None
-    if pairs:
+    pairs = None
+    if stage.objective == "interchange":
+        alike = Partners(plan.data.world, "train", plan.data.seed) if plan.data.world else None
+        drawn_pairs = draw_pairs(pool.problems, drawn, alike, stage.share, stage.one_number_share, seed)
+        pairs = PairRows(rim, tokens, drawn, drawn_pairs, blocks, stage.slot_labels > 0, report)
+        report(f"Stage {stage.name}: {(pairs.lengths > 0).mean():.1%} of the rows are pairs")
         lengths = np.where(pairs.lengths > 0, pairs.lengths, lengths)
     if stage.batch_tokens:
         batches = token_batches(lengths, ends, stage.batch_tokens, seed)
@@ -478,21 +481,6 @@ def _make_batches(
     report(f"Stage {stage.name}: {told}, padding {padding(lengths, batches):.1%}")
     single = make_row(tokens, stage, plan.seed)
     return Batches(drawn, batches, lambda problem, at: (pairs and pairs.row(at)) or single(tokens[problem], at))
-
-
-def _make_pairs(
-    rim: RiM, pool: _Pool, drawn: np.ndarray, plan: Recipe, stage: Stage, seed: int, report: Callable[[str], None]
-) -> PairRows:
-    """The pairs of an interchange stage, and a line that says how many."""
-    if plan.data.world is not None:
-        alike = Partners(plan.data.world, "train", plan.data.seed)
-    else:
-        alike = Variants(pool.problems, value_bounds(pool.problems[i] for i in np.unique(drawn)))
-    pairs = draw_pairs(pool.problems, drawn, alike, stage.share, stage.one_number_share, seed)
-    blocks, label_slots = _blocks(pool.tokens, stage), stage.slot_labels > 0
-    rows = PairRows(rim.encoder, pool.tokens, drawn, pairs, blocks, label_slots, rim.max_length, report)
-    report(f"Stage {stage.name}: {(rows.lengths > 0).mean():.1%} of the rows are pairs")
-    return rows
 
 
 def _weights(stage: Stage):
