@@ -70,6 +70,7 @@ def test_values_arrive_with_defaults_and_overrides(tmp_path):
         ({"stages": [STAGE | {"one_number_share": -1}]}, "recipe.stages[0]", "one_number_share must lie between 0 and"),
         ({"stages": [STAGE | {"slot_labels": -1}]}, "recipe.stages[0]", "slot_labels must be at least 0"),
         ({"stages": [STAGE | {"slot_labels": 6}]}, "recipe.stages[0]", "slot_labels goes with stage1 and interchange"),
+        ({"stages": [STAGE | {"memory": False}]}, "recipe.stages[0]", "memory: false goes with stage1"),
         (
             {"stages": [STAGE | {"objective": "interchange"}], "layout": {"num_blocks": 0}},
             "recipe",

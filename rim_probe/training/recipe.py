@@ -116,6 +116,7 @@ class Stage:
         one_number_share: interchange: share of pairs that differ in one number only, where there are such.
         slot_labels: stage 1 and interchange: after how many layers at most (evenly spaced, the last among them) slots
             are to name the result of their step; 0: after none.
+        memory: stage 1: false trains the no-memory twin, whose readouts see the question and their block's end alone.
         dropout: of the adapter in this stage (None: as the recipe says).
         batch_tokens: a batch holds rows of like length of at most so many tokens, padding counted, in the place of
             `batch_size` rows: short rows come in larger batches, so that every batch is as much work.
@@ -138,6 +139,7 @@ class Stage:
     share: float = 1.0
     one_number_share: float = 0.3
     slot_labels: int = 0
+    memory: bool = True
     dropout: float | None = None
     validate_every: int = 500
 
@@ -160,6 +162,8 @@ class Stage:
             raise RecipeError(f"slot_labels must be at least 0, not {self.slot_labels}.")
         if self.slot_labels and self.objective not in ("stage1", "interchange"):
             raise RecipeError(f"slot_labels goes with stage1 and interchange, not with {self.objective}.")
+        if not self.memory and (self.objective != "stage1" or self.slot_labels):
+            raise RecipeError("memory: false goes with stage1 without slot_labels: there are no slots.")
         if self.blocks is not None and not 1 <= self.blocks <= MAX_BLOCKS:
             raise RecipeError(f"blocks must lie between 1 and {MAX_BLOCKS}, not {self.blocks}.")
         if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct", "probes"):
