@@ -8,15 +8,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
-    {"errors", "files", "precision"},
-    {"memory", "problems"},
+    {"errors", "files", "precision", "answers"},
+    {"memory", "problems", "report"},
     {"encoding", "equations", "datasets", "gallery", "pictures", "loading", "anatomy"},
     {"bases"},
     {"adapters"},
     {"model", "packing"},
-    {"decoding", "untrained"},
-    {"evaluation", "report"},
-    {"bench", "comparison_report", "costs", "options"},
+    {"greedy"},
+    {"decoding"},
+    {"evaluation"},
+    {"bench", "costs", "options", "outcomes"},
     {"comparison"},
     {"probing", "training"},
     {"glassbox"},

@@ -18,7 +18,7 @@ from rim_probe.model import RiM
 from rim_probe.packing import IGNORED, row_mask, stage1_row
 from rim_probe.probing.hooks import edit_residual, num_layers, read_residual
 from rim_probe.problems import Problem, write_problems
-from rim_probe.training import backends, run, train
+from rim_probe.training import backends, run, stages, train
 from rim_probe.training.pairs import PairRows, draw_pairs
 from rim_probe.training.recipe import Stage
 from rim_probe.training.rows import Batches
@@ -63,7 +63,7 @@ def pair_rows(rim: RiM, share: float = 1.0) -> list:
 
 def trainer_of(rim: RiM, rows: list, folder, slot_labels: int = 5) -> RiMTrainer:
     args = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, max_steps=10)
-    weights = run._weights(Stage("one", "interchange", 1, 0.1))
+    weights = stages.readout_weights(Stage("one", "interchange", 1, 0.1))
     return RiMTrainer(
         rim, args, Batches(rows, [np.arange(len(rows))], lambda r, _: r), [], weights, slot_labels=slot_labels
     )
@@ -106,6 +106,7 @@ def test_without_slot_labels_the_rows_hold_none(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- stages
 
 
+@pytest.mark.slow
 def test_stages_in_any_order_resume_to_the_same_bits(tmp_path):
     stages = [
         SWAP | {"rows": 8},
@@ -158,6 +159,7 @@ def test_bfloat16_and_its_fused_head_have_nearly_the_same_loss(tmp_path, adapted
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_compiled_layers_have_the_same_loss(deep, tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "_COMPILER", "eager")
     rows = pair_rows(deep)[:3]
@@ -189,6 +191,7 @@ def swapped(rim: RiM, base: str, source: str, block: int) -> str:
             return rim.decode([rim.model(base_ids).logits[0, -1].argmax().item()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.0])
 def test_interchange_training_makes_the_slots_carry_the_answer(tmp_path, share):
     """A tiny model learns sums by heart; with pairs a swap of block 1's slots swaps the answer, without it does not."""

@@ -25,7 +25,7 @@ from rim_probe.errors import CheckpointError, ProblemError, RecipeError
 from rim_probe.model import RiM
 from rim_probe.packing import IGNORED, cot_row, direct_row, row_mask, stage1_row, stage2_row
 from rim_probe.problems import Problem, is_correct, write_problems
-from rim_probe.training import run, train
+from rim_probe.training import origin, run, stages, train
 from rim_probe.training.recipe import Stage
 from rim_probe.training.rows import Batches
 from rim_probe.training.schedules import ABSOLUTE_STEPS, stage1_weights, stage2_weights
@@ -123,7 +123,11 @@ def in_subprocess(code: str, *arguments: object, launcher: tuple[str, ...] = ())
 def make_trainer(rim: RiM, stage: Stage, train_rows: list, valid_rows: list, folder: Path) -> RiMTrainer:
     args = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, max_steps=10)
     trainer = RiMTrainer(
-        rim, args, Batches(train_rows, [np.arange(len(train_rows))], lambda r, _: r), valid_rows, run._weights(stage)
+        rim,
+        args,
+        Batches(train_rows, [np.arange(len(train_rows))], lambda r, _: r),
+        valid_rows,
+        stages.readout_weights(stage),
     )
     trainer.state.max_steps = 10
     return trainer
@@ -195,7 +199,7 @@ def test_packed_loss_equals_separate_passes(make_rim, family, objective, tmp_pat
     rim = make_rim(family)
     problems = [problem for problem in bare_problems(40) if len(problem.steps) > 1][:4]
     stage = Stage("one", objective, rows=1, learning_rate=0.1, blocks=None if objective == "stage1" else 3)
-    rows = [run.make_row(rim.encoder, stage, seed=0)(problem, 0) for problem in problems]
+    rows = [stages.make_row(rim.encoder, stage, seed=0)(problem, 0) for problem in problems]
     assert len(set(map(len, rows))) > 1  # padding is part of the test
     trainer = make_trainer(rim, stage, rows, [], tmp_path)
     trainer.state.global_step = 4
@@ -328,7 +332,8 @@ def test_finished_checkpoint_holds_a_rim_and_nothing_pickled(uninterrupted):
     assert {WEIGHTS, "memory_layout.json", "config.json", "tokenizer.json"} <= names
     assert not [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert RiM.from_pretrained(uninterrupted).layout.num_blocks == 3
-    history = [json.loads(line) for line in open(uninterrupted.with_name("out.run") / "refine" / "history.jsonl")]
+    log = uninterrupted.with_name("out.run") / "refine" / "history.jsonl"
+    history = [json.loads(line) for line in log.read_text().splitlines()]
     assert [entry["step"] for entry in history if "eval_accuracy" in entry] == [2, 4, 6]
     assert all("eval_readout_3" in entry for entry in history if "eval_accuracy" in entry)
 
@@ -349,6 +354,7 @@ def test_validation_of_stage_2_is_not_mixed_with_stage_1(tmp_path, spy):
     assert any(mixed) and not all(mixed)
 
 
+@pytest.mark.slow
 def test_all_methods_see_equal_rows(tmp_path, adapted):
     """Stages go on in the files where the one before ended, so two stages see what one long one sees."""
     write_problems(tmp_path / "real.txt", [*bare_problems(12), Problem("No steps?", (), "1")])
@@ -364,9 +370,9 @@ def test_all_methods_see_equal_rows(tmp_path, adapted):
         "direct": [stage | {"objective": "direct", "rows": 112}],
     }
     seen, lines = {}, []
-    for method, stages in methods.items():
+    for method, planned in methods.items():
         data = {"files": files, "repeats": [2.0, 0.25]}
-        recipe = write_recipe(tmp_path, name=method, **lora_recipe(adapted, data=data, stages=stages))
+        recipe = write_recipe(tmp_path, name=method, **lora_recipe(adapted, data=data, stages=planned))
         trainers = run.make_trainers(run.load_recipe(recipe), tmp_path / "run", lines.append)
         sets = [trainer.train_dataset for trainer in trainers]
         seen[method] = [int(each.problems[i]) for each in sets for batch in each.batches for i in batch]
@@ -422,6 +428,7 @@ train(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, spy):
     recipe = write_recipe(tmp_path, **SCRATCH)
     killed = in_subprocess(KILLED_WHILE_SAVING, recipe)
@@ -450,6 +457,7 @@ def test_a_run_killed_after_its_last_step_does_not_take_another(tmp_path, monkey
     assert (stage / "done").exists() and (finished / WEIGHTS).read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_max_minutes_stops_and_resuming_equals_one_go(tmp_path, adapted):
     """Adapters with dropout, for these have random states to restore."""
     whole = train(write_recipe(tmp_path, name="whole", **lora_recipe(adapted)), report=lambda line: None)
@@ -511,7 +519,7 @@ def test_an_adapter_trains_three_rows_and_leaves_the_base_alone(tmp_path, adapte
     finished = train(write_recipe(tmp_path, **recipe), report=lambda line: None)
     trained, loaded = spy[-1].rim, RiM.from_pretrained(finished)
     trained.model.eval()
-    fresh = RiM.attach(*run.load_base(adapted[base]), loaded.layout)
+    fresh = RiM.attach(*origin.load_base(adapted[base]), loaded.layout)
 
     every = torch.arange(len(fresh.tokenizer))
     old, new = fresh.model.get_input_embeddings()(every), trained.model.get_input_embeddings()(every)
@@ -567,6 +575,7 @@ Path(sys.argv[1]).with_name(f"rows-{rank}").write_text(" ".join(map(str, seen)))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rows(tmp_path):
     stage = GROUND | {"rows": 34, "batch_size": 4}
     recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [stage]})
@@ -595,6 +604,7 @@ sys.exit(main(["train", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 def test_training_from_files_needs_the_core_packages_only(tmp_path, adapted):
     recipe = write_recipe(tmp_path, **lora_recipe(adapted, stages=[GROUND | {"rows": 8}]))
     done = in_subprocess(NOTHING_ELSE, recipe)
@@ -659,7 +669,7 @@ def test_what_cannot_be_trained_is_a_sentence(tmp_path, adapted):
         train(write_recipe(tmp_path, **lora_recipe(adapted, data={"files": [str(tmp_path / "noise.txt")]})))
     with pytest.raises(CheckpointError, match="nowhere"):
         train(write_recipe(tmp_path, **lora_recipe(adapted) | {"base": str(tmp_path / "nowhere")}))
-    assert not any((tmp_path / "out.run").iterdir())  # nothing to resume, so nothing stands in the way
+    assert not any(path.is_dir() for path in (tmp_path / "out.run").iterdir())  # nothing to resume stands in the way
     (tmp_path / "out").touch()
     with pytest.raises(RecipeError, match="is a file; output must name a folder"):
         train(write_recipe(tmp_path, **lora_recipe(adapted)))
@@ -670,6 +680,8 @@ def test_the_weights_of_an_earlier_run_do_not_stay_in_the_output(tmp_path, adapt
         recipe = lora_recipe(adapted, stages=[GROUND | {"rows": 4}], **changes)
         out = train(write_recipe(tmp_path, **recipe), report=lambda line: None)
         shutil.rmtree(tmp_path / "out.run")
+        (tmp_path / "out.run").mkdir()
+        (tmp_path / "out.run" / "written").touch()  # the output is this run's own
         assert (out / kept).exists() and not (out / gone).exists()
         assert (RiM.from_pretrained(out).adapter is not None) == (kept == ADAPTER)
 
@@ -689,7 +701,7 @@ def test_rows_say_what_they_train(rim):
     problem = Problem("q", ("<<1+1=2>>", "<<2+1=3>>"), "3")
 
     def made(place=0, **stage):
-        return run.make_row(rim.encoder, Stage("one", rows=1, learning_rate=0.1, **stage), seed=0)(problem, place)
+        return stages.make_row(rim.encoder, Stage("one", rows=1, learning_rate=0.1, **stage), seed=0)(problem, place)
 
     assert made(objective="cot") == cot_row(rim.encoder, problem)
     assert made(objective="direct") == direct_row(rim.encoder, problem)
@@ -724,6 +736,7 @@ def test_start_goes_on_with_an_adapter(tmp_path, adapted):
         train(fifth, resume=True, report=lambda line: None)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(tmp_path):
     recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [GROUND]})
     whole = train(recipe, output=str(tmp_path / "whole"), report=lambda line: None)
@@ -744,3 +757,31 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(tmp_path):
     resumed = train(recipe, resume=True, report=lambda line: None)
     first, second = (load_file(folder / WEIGHTS) for folder in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_model_is_replaced_that_the_run_did_not_make(tmp_path, adapted):
+    """Neither its own base nor any other model's folder."""
+    for name in ("its own base", "another model"):
+        folder = tmp_path / name
+        shutil.copytree(adapted["untied"], folder)
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        recipe = lora_recipe(adapted) | ({"base": str(folder)} if name == "its own base" else {})
+        with pytest.raises(RecipeError, match="did not make"):
+            train(write_recipe(tmp_path, name=name, **recipe), report=lambda line: None)
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    own = write_recipe(tmp_path, name="own", **lora_recipe(adapted, stages=[GROUND | {"rows": 4}]))
+    assert train(own, report=lambda line: None) == train(own, resume=True, report=lambda line: None)
+
+
+def test_two_trainings_do_not_share_a_run(tmp_path, adapted):
+    recipe = write_recipe(tmp_path, **lora_recipe(adapted))
+    found = []
+
+    def report(line: str) -> None:
+        if "stage ground" in line:
+            with pytest.raises(RecipeError, match="Another training is at work"):
+                train(recipe, resume=True, report=found.append)
+            found.append("refused")
+
+    train(recipe, report=report)
+    assert found == ["refused"]

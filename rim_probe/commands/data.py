@@ -27,11 +27,16 @@ WORLD_HELP = {
 SET_HELP = {
     "gsm8k": "\n\nGSM8K has no validation split of its own: valid is the 500 training problems that work on implicit\n"
     "chain of thought holds out, train is the rest.",
+    "gsm8k-platinum": "\n\nGSM8K-Platinum is GSM8K's test split with labels revised and ambiguous questions taken out\n"
+    "(1,209 of 1,319).",
+    "svamp": "\n\nThe equation of a problem is its one step.",
+    "multiarith": "\n\nMultiArith has no steps.",
     "gsm-hard": "\n\nGSM-Hard is GSM8K's test split with large numbers; it has no steps.",
 }
 
 
 def add_data(commands: Any) -> None:
+    """Adds `data` to the command line."""
     parser = commands.add_parser(
         "data",
         help="write problems to a file, or compare files",
@@ -106,13 +111,15 @@ def _add_data_set(sources: Any, name: str) -> None:
         + SET_HELP.get(name, ""),
     )
     parser.set_defaults(run=_data_set, dataset=name)
-    parser.add_argument("--split", choices=tuple(known.files), required=len(known.files) > 1, default=[*known.files][0])
+    parser.add_argument(
+        "--split", choices=tuple(known.files), required=len(known.files) > 1, default=next(iter(known.files))
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--from",
         dest="source",
         metavar="FILE",
-        help="convert this file of the data set instead of downloading it: .parquet, .jsonl or our lines as .txt",
+        help="convert this file of the data set instead of downloading it: .parquet, .json(l) or our lines as .txt",
     )
     where.add_argument(
         "--revision",

@@ -103,7 +103,7 @@ def _in_form(
 ) -> tuple[Bank, dict[tuple[int, int], LinearMap]]:
     turned = {at: _leading(one, asked[at].fit, dimensions) for at, one in maps.items()}
     keys = np.concatenate([one.keys / max(np.linalg.norm(one.keys), 1e-12) for one in turned.values()], axis=1)
-    values, vectors = np.linalg.eigh((keys @ keys.T).astype(np.float64))
+    _, vectors = np.linalg.eigh((keys @ keys.T).astype(np.float64))
     basis = vectors[:, ::-1][:, :bank_dimensions].astype(np.float32)
     small = {
         at: LinearMap(rounded(one.weights), one.bias, rounded(basis.T @ one.keys), one.origin @ basis)
