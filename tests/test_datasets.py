@@ -112,7 +112,7 @@ def read(question):
         people = [word for word in words if word in NAMES]
         thing = next(plural for word in words for plural in (word, word + "s", word + "es") if plural in THINGS)
         number, first = next(int(word) for word in words if word.isdigit()), (people[0], thing)
-        if "than" in words or "as" in words and "before" not in words or "Compared" in words:
+        if "than" in words or ("as" in words and "before" not in words) or "Compared" in words:
             one, other = people if "Compared" not in words else reversed(people)
             compared.append(
                 ((one, thing), (other, thing), number, "+" if "more" in words else "-" if "fewer" in words else "*")

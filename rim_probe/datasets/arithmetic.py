@@ -283,7 +283,7 @@ def _second_history(
         own = 0
         for _, change, b in sorted([*exchanged, (place - 0.5, op, 0)]):
             choices = operands(change, value, world.max_value)
-            if not choices or b and b not in choices:
+            if not choices or (b and b not in choices):
                 break
             b = b or (own := numbers.choice(choices))
             value = _apply(change, value, b)

@@ -163,4 +163,5 @@ def join(sentences: list[str], ask: str) -> str:
 
 
 def capitalise(sentence: str) -> str:
+    """A sentence with its first letter large."""
     return sentence[:1].upper() + sentence[1:]
