@@ -8,12 +8,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rim_probe.errors import RiMError
-
-if TYPE_CHECKING:
-    from rim_probe.decoding import Answer
 
 Report = Mapping[str, Any]
 
@@ -63,22 +60,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def count(number: int, one: str, many: str) -> str:
     """A number with its noun: `1 pass`, `2 passes`."""
     return f"{number:,} {one if number == 1 else many}"
-
-
-def format_answer(given: "Answer") -> str:
-    """What stands under an answer's text: the readouts of memory, then the parsed answer and what it cost."""
-    lines = []
-    for readout in given.readouts:
-        place = f"block {readout.block}" if readout.block else "no block"
-        lines.append(f"  {place:<8}  {readout.text}  (probability {readout.probability:.2f})")
-    value = "no answer" if given.value is None else f"answer {given.value}"
-    first = "" if given.ttft_seconds is None else f"first answer token after {1000 * given.ttft_seconds:.1f} ms, "
-    passes = count(given.forward_passes, "pass", "passes")
-    tokens = count(given.generated_tokens, "token", "tokens")
-    cut = "; cut off by --max-new-tokens or the end of the context" if given.truncated else ""
-    whole = f"all {len(given.readouts)} readouts" if len(given.readouts) > 1 else "all"
-    lines.append(f"  {value}: {first}{whole} after {1000 * given.total_seconds:.1f} ms, {passes}, {tokens}{cut}")
-    return "\n".join(lines)
 
 
 def format_machine(machine: Report) -> str:

@@ -16,7 +16,6 @@ from rim_probe.options import (
     show_progress,
     silence_transformers,
 )
-from rim_probe.report import format_answer
 
 if TYPE_CHECKING:
     from rim_probe.decoding import Answer
@@ -60,7 +59,7 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 def _ask_one(rim: "RiM", method: str, arguments: argparse.Namespace, shared: bool) -> "Answer":
     """One method's answer, printed while it comes unless JSON is wanted; `shared`: by the weights of memory."""
-    from rim_probe.decoding import answer, stream
+    from rim_probe.decoding import answer, format_answer, stream
 
     num_blocks = arguments.num_blocks if method == "memory" else None
     # A model's first passes pay for allocation and kernel choice; unwarmed, whichever method comes first looks slow.
