@@ -8,6 +8,7 @@ from itertools import pairwise
 import huggingface_hub
 import pytest
 
+from rim_probe.datasets import arithmetic
 from rim_probe.datasets.arithmetic import NAMES, SPLITS, THINGS, Chain, World, generate, vocabulary
 from rim_probe.datasets.sources import load_problems
 from rim_probe.encoding import Encoder
@@ -74,16 +75,16 @@ def test_every_number_of_steps_and_operation_occurs():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_question_tells_every_operand_and_asks_for_one_person(world, split):
+def test_the_question_tells_every_operand_and_asks_for_the_right_person(world, split):
     for problem in problems(world, split):
         steps = numbers_of(problem)
         told = re.findall(r"\d+", problem.question)
         for number in (steps[0][0], *(b for _, _, b, _ in steps)):
             assert str(number) in told  # each operand as often as the chain uses it:
             told.remove(str(number))
-        assert len(told) <= 3 * (world.distract > 0)  # what is irrelevant
-        if "ow many" in problem.question:
-            (asked,) = re.findall(r"[Hh]ow many (\w+)", problem.question)
+        assert len(told) <= (world.distract > 0)  # one irrelevant fact at most
+        if " now" in problem.question or "how many" in problem.question.lower():
+            (asked,) = re.findall(r"[Hh]ow many (?:of the )?(\w+)", problem.question)
             assert asked in THINGS
             assert owner_asked(problem.question) in NAMES
 
@@ -98,81 +99,22 @@ def owner_asked(question):
     return name
 
 
-HAVE = set("has holds owns keeps counts stores".split())
-GAIN = set("finds gets makes collects wins buys takes borrows".split())
-LOSE = set("loses sells breaks drops uses burns gives sends hands lends brings".split())
-
-
-def read(question):
-    """The answer as a reader finds it who follows every person and thing by name, sentence by sentence."""
-    *facts, ask = question.split(". ")
-    told, compared = {}, []
-    for fact in facts:
-        words = re.findall(r"\w+", fact)
-        people = [word for word in words if word in NAMES]
-        thing = next(plural for word in words for plural in (word, word + "s", word + "es") if plural in THINGS)
-        number, first = next(int(word) for word in words if word.isdigit()), (people[0], thing)
-        if "than" in words or ("as" in words and "before" not in words) or "Compared" in words:
-            one, other = people if "Compared" not in words else reversed(people)
-            compared.append(
-                ((one, thing), (other, thing), number, "+" if "more" in words else "-" if "fewer" in words else "*")
-            )
-        elif len(people) == 2:
-            giver, taker = reversed(people) if re.search(r" from \w+$", fact) else people
-            for person, change in ((giver, -number), (taker, number)):
-                if (person, thing) in told:
-                    told[person, thing] += change
-        elif "before" in words:
-            told[first] *= number
-        elif "equal" in words:
-            told[first] //= number
-        elif HAVE & set(words):
-            told[first] = number
-        elif first in told:
-            told[first] += number if GAIN & set(words) else -number
-    while any((one in told) != (other in told) for one, other, _, _ in compared):
-        for one, other, number, op in compared:
-            if other in told:
-                told[one] = COMPUTE[op](told[other], number)
-            elif one in told:
-                told[other] = COMPUTE[{"+": "-", "-": "+", "*": "/"}[op]](told[one], number)
-    return str(told[owner_asked(question), re.search(r"ow many (\w+)", ask)[1]])
-
-
-def keywords(question):
-    """The answer by signal words from left to right, without looking at any name."""
-    value = None
-    for sentence in question.lower().split(". "):
-        words = re.findall(r"\w+", sentence)
-        for number in (int(word) for word in words if word.isdigit()):
-            if value is None:
-                value = number
-            elif "times" in words or "equal" in words:
-                value = value * number if "times" in words else value // number
-            elif "fewer" in words or LOSE & set(words):
-                value -= number
-            elif "more" in words or GAIN & set(words):
-                value += number
-    return str(value)
-
-
 @pytest.mark.parametrize("split", SPLITS)
-def test_one_who_follows_the_names_finds_the_answer(world, split):
-    for problem in problems(replace(world, bare=0), split, 300):
-        assert read(problem.question) == problem.answer, problem.question
-
-
-def test_signal_words_alone_do_not_give_the_answer():
-    found = problems(World(held_out_steps=2), "test", 1000, unique=True)
-    assert sum(keywords(problem.question) == problem.answer for problem in found) < 0.4 * len(found)
-
-
-def test_the_person_asked_about_is_often_not_the_last_one_told_of():
-    last = 0
-    for problem in (found := problems(World(), "test", 500)):
-        *facts, _ = problem.question.split(". ")
-        last += owner_asked(problem.question) in facts[-1]
-    assert 0.2 * len(found) < last < 0.8 * len(found)
+def test_relations_ask_for_the_end_of_the_chain(split):
+    """Walks from person to person as a reader would, whatever the order of the sentences."""
+    world = World(max_steps=4, max_value=20, story=0, relation=1, distract=0)
+    for problem in problems(world, split):
+        *facts, ask = re.split(r"\. ", problem.question)
+        people = [[word for word in re.findall(r"\w+", fact) if word in NAMES] for fact in facts]
+        (start,) = [names[0] for names in people if len(names) == 1]
+        relations = {frozenset(names) for names in people if len(names) == 2}
+        assert len(relations) == len(problem.steps) == len(facts) - 1
+        person = start
+        for _ in problem.steps:
+            (link,) = [pair for pair in relations if person in pair]
+            relations.remove(link)
+            (person,) = link - {person}
+        assert person == owner_asked(ask)
 
 
 def test_the_same_arguments_give_the_same_problems(world):
@@ -184,7 +126,7 @@ def test_the_same_arguments_give_the_same_problems(world):
 def test_the_problems_of_a_world_are_pinned():
     """A change of the generator changes every trained model's data; it must not happen unseen."""
     lines = [format_line(problem) for problem in problems(World(story=1, relation=1, bare=1), "test", 100)]
-    assert zlib.crc32("\n".join(lines).encode()) == 2809883889
+    assert zlib.crc32("\n".join(lines).encode()) == 130060864
 
 
 def test_splits_share_no_chain_and_no_question(world):
@@ -223,15 +165,17 @@ def test_a_shared_table_is_shared_without_sharing_questions():
 def test_a_shared_table_too_small_for_a_split_ends():
     world = World(max_steps=1, max_value=4, operations="+", story=0, relation=0, bare=1, held_out_steps=2)
     every = [{p.question for p in problems(world, split, 100, unique=True)} for split in SPLITS]
-    assert sum(map(len, every)) == len(set().union(*every)) == 9 * 6  # six sums in nine phrasings
+    assert sum(map(len, every)) == len(set().union(*every)) == 3 * 6  # six sums in three phrasings
 
 
 def skeleton(problem):
-    """The phrasings of a problem: its sentences without persons, things, numbers and openers."""
-    text = re.sub(rf"\b({'|'.join(NAMES)})\b", "N", problem.question)
-    text = re.sub(rf"\b({'|'.join((*THINGS, *(thing.removesuffix('s') for thing in THINGS), 'box'))})\b", "T", text)
-    text = re.sub(r"\d+( ?[-+*/] ?\d+|, then [*/] \d+)*", "#", text).replace("his", "her").lower()
-    return {re.sub("^(then|later|next) (?!what)", "", sentence) for sentence in re.split(r"\. ", text)}
+    """The phrasings of a problem: its sentences without things, numbers and openers; N is the person asked about."""
+    asked = [word for word in re.findall(r"\w+", ask_of(problem.question)) if word in NAMES]
+    text = re.sub(rf"\b({'|'.join(NAMES)})\b", lambda name: "N" if name[0] in asked else "M", problem.question)
+    text = re.sub(rf"\b({'|'.join((*THINGS, *arithmetic._SINGULAR.values()))})\b", "T", text)
+    text = re.sub(r"\d+( ?[-+*/] ?\d+|, then [*/] \d+)*", "#", text).replace("here is", "here are").lower()
+    return {sentence.removeprefix("then ").removeprefix("later ").removeprefix("next ")
+            for sentence in re.split(r"\. ", text)}  # fmt: skip
 
 
 def test_the_test_split_is_told_in_other_phrasings():
@@ -246,7 +190,7 @@ def test_the_test_split_asks_for_other_pairs_of_person_and_thing():
     for split in SPLITS:
         world = replace(World(), max_value=20)
         asks = [problem.question for problem in problems(world, split, 1000)]
-        pairs[split] = {(owner_asked(ask), re.search(r"ow many (\w+)", ask_of(ask))[1]) for ask in asks}
+        pairs[split] = {(owner_asked(ask), re.search(r"ow many (?:of the )?(\w+)", ask_of(ask))[1]) for ask in asks}
     assert not pairs["test"] & (pairs["train"] | pairs["valid"])
     assert {name for name, _ in pairs["test"]} == {name for name, _ in pairs["train"]} == set(NAMES)
 
@@ -267,7 +211,7 @@ def test_sums_without_a_story_mean_what_they_say():
     paused = 0
     for split in SPLITS:
         for problem in problems(world, split, 200):
-            told = re.sub(r"^[A-Za-z ]+|give\?|\?", "", problem.question).strip()
+            told = re.sub(r"^(What is|What)|is\?|= \?|\?", "", problem.question).strip()
             value = ""
             for part in told.split(", then "):
                 value = str(eval(f"({value}) {part}" if value else part))  # digits and signs alone, see below
@@ -282,6 +226,18 @@ def test_one_thing_is_singular():
     for split in SPLITS:
         for problem in problems(world, split, 300):
             assert not re.search(rf"\b1 (more |fewer )?({'|'.join(THINGS)})\b", problem.question)
+            assert not re.search(r"here are (now )?1 ", problem.question)
+            assert not re.search(r"here is (now )?([2-9]|\d\d)", problem.question)
+
+
+def test_irrelevant_facts_are_about_somebody_or_something_else():
+    world = World(distract=1, max_steps=1, operations="+", story=1, relation=0)
+    for problem in problems(world):
+        *facts, ask = problem.question.split(". ")
+        (thing,) = [word for word in re.findall(r"\w+", ask) if word in THINGS]
+        about = {owner_asked(problem.question), thing}, {owner_asked(problem.question), arithmetic._SINGULAR[thing]}
+        assert sum(not any(words <= set(re.findall(r"\w+", fact)) for words in about) for fact in facts) == 1
+        assert len(facts) == 3
 
 
 # ------------------------------------------------------------------------------------------------ the closed vocabulary
@@ -349,7 +305,7 @@ def test_an_impossible_world_is_refused_by_name(values):
 
 
 def test_a_world_without_problems_is_refused_instead_of_searched_for_ever(monkeypatch):
-    monkeypatch.setattr("rim_probe.datasets.arithmetic._MAX_DRAWS", 2000)
+    monkeypatch.setattr(arithmetic, "_MAX_DRAWS", 2000)
     world = World(min_steps=8, max_steps=8, max_value=4, operations="+")  # 4 is reached after 3 steps
     with pytest.raises(RecipeError, match="no train problem of 8 steps or more .* allow fewer steps"):
         next(generate(world, "train", 1))

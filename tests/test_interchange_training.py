@@ -205,7 +205,7 @@ def test_interchange_training_makes_the_slots_carry_the_answer(tmp_path, share):
         "stages": [stage | {"validate_every": 10_000}],
     }
     rim = RiM.from_pretrained(train(write_recipe(tmp_path, **recipe), report=silent), device="cpu")
-    answers = {p.question: p.answer for p in generate(World(**world), "train", 200) if p.question.startswith("What is")}
+    answers = {p.question: p.answer for p in generate(World(**world), "train", 200) if p.question.endswith("= ?")}
     assert len(answers) > 5
     assert sum(answer(rim, q, "memory").value == right for q, right in answers.items()) > 0.8 * len(answers)
     pairs = [(b, s) for b in answers for s in answers if answers[b] != answers[s]]

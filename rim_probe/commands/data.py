@@ -20,7 +20,7 @@ WORLD_HELP = {
     "relation": "weight of relations: people are compared with each other",
     "bare": "weight of bare sums",
     "shuffle": "probability that the sentences of a relation problem are shuffled",
-    "distract": "probability of other people's things, and of other things, that have nothing to do with the question",
+    "distract": "probability of one irrelevant fact",
     "held_out_steps": "chains of at least so many steps belong to one split, shorter ones to all",
 }
 

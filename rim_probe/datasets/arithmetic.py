@@ -3,57 +3,159 @@
 Knows phrasings, numbers, splits and the closed vocabulary they need. Knows nothing about models or memory blocks.
 
 A problem is a chain `v_0 op_1 b_1 = v_1, ..., op_T b_T = v_T` told in one of three ways:
-- *story*: a person's things change over time, alone or by giving and taking (order and direction matter);
-- *relation*: people compared with each other, from either side (`Ann has 2 fewer than Ben` may tell of Ben); the
-  sentences may be shuffled, the chain must be found by its names;
+- *story*: one person's things change over time (order matters);
+- *relation*: people compared with each other (sentences are shuffled, the chain must be found);
 - *bare*: the sum in words and signs (`What is 3 + 4, then * 2?`), for drill.
-Stories and relations also tell what has nothing to do with the question: what else happens to another owner of the same
-things (who may have taken part), whom else somebody is compared with, and other things.
-
-A sentence is a verb in a shape. Words and randomness come before numbers: chains of the same operators are told in the
-same words from the same random state.
+Stories and relations may hold facts that have nothing to do with the question.
 
 Splits never share a chain of `held_out_steps` steps or more: a hash of the chain decides. (Chains of one step are the
 arithmetic table itself, which a world may share; then a hash of the question keeps train and valid apart.) The test
-split is told in pairs of verb and shape, and asks for pairs of person and thing, that no other split uses: every verb,
-every shape, every person and every thing occur in training, these pairs of them never.
+split is also told in phrasings, and asks for pairs of person and thing, that no other split uses (its words are the
+same, for the vocabulary is closed).
 """
 
 import math
 import random
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rim_probe.datasets.phrasings import (
-    ASK,
-    BARE,
-    EVENTS,
-    INVERSE,
-    NAMES,
-    OPENERS,
-    RELATIONS,
-    START,
-    THINGS,
-    capitalise,
-    draw_thing,
-    frame,
-    join,
-    sentence,
-    vocabulary,
-)
 from rim_probe.errors import RecipeError
 from rim_probe.problems import Problem
 
-__all__ = ["NAMES", "OPERATIONS", "SPLITS", "THINGS", "Chain", "World", "generate", "vocabulary"]
 SPLITS = ("train", "valid", "test")
 OPERATIONS = "+-*/"
 _MAX_DRAWS = 100_000  # about a second; a world where so many draws find no chain holds none, or almost none
 
+NAMES = (
+    "Ann Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kim Leo Mia Nick Olga Paul Rosa Sam Tina Umar Vera Will Yara Zoe"
+).split()
+THINGS = (
+    "apples balls books boxes cards coins cups flowers hats keys lamps maps nuts pens rings shells stones toys"
+).split()
+_SINGULAR = {thing: "box" if thing == "boxes" else thing.removesuffix("s") for thing in THINGS}
+_ONE = re.compile(rf"\b1 (more |fewer )?({'|'.join(THINGS)})\b")
+_OPENERS = ("", "", "", "Then", "Later", "Next")
+
+# {n} owner, {m} another person, {b} operand, {t} things. First the frames of train and valid, then those of test: each
+# of its words and turns occurs in training with another operation or in another place, the frame itself never.
+_STORY = {
+    "+": (
+        (
+            "{n} buys {b} more {t}",
+            "{n} finds {b} {t}",
+            "{n} gets {b} {t} from {m}",
+            "{m} gives {n} {b} more {t}",
+            "{n} gets {b} more {t}",
+            "{n} buys {b} {t} from {m}",
+            "{m} gives {b} {t} to {n}",
+        ),
+        ("{n} finds {b} more {t}", "{n} buys {b} {t}", "{m} gives {n} {b} {t}"),
+    ),
+    "-": (
+        (
+            "{n} loses {b} {t}",
+            "{n} gives {b} {t} to {m}",
+            "{n} sells {b} of the {t}",
+            "{n} gives {m} {b} {t}",
+            "{n} sells {b} {t} to {m}",
+            "{n} gives {m} {b} of the {t}",
+            "{m} gets {b} of the {t} from {n}",
+        ),
+        ("{n} sells {b} {t}", "{n} loses {b} of the {t}", "{n} gives {b} of the {t} to {m}"),
+    ),
+    "*": (
+        (
+            "now {n} has {b} times as many {t}",
+            "the {t} of {n} become {b} times as many",
+            "{n} has {b} times as many {t} now",
+            "the {t} of {n} are now {b} times as many",
+            "now there are {b} times as many {t} with {n}",
+        ),
+        ("{n} now has {b} times as many {t}", "now the {t} of {n} become {b} times as many"),
+    ),
+    "/": (
+        (
+            "{n} makes {b} equal parts of the {t} and keeps one part",
+            "{n} splits the {t} by {b} and keeps one part",
+            "{n} splits the {t} by {b} and now has one part",
+            "{n} keeps one of {b} equal parts of the {t}",
+            "{n} makes {b} equal parts and keeps one of the parts",
+        ),
+        ("{n} splits the {t} by {b} and now keeps one part", "{n} makes {b} equal parts and keeps one part of the {t}"),
+    ),
+}
+_RELATION = {
+    "+": (
+        (
+            "{m} has {b} more {t} than {n}",
+            "{m} has {b} {t} more than {n}",
+            "there are {b} more {t} with {m} than with {n}",
+        ),
+        ("{m} has {b} more than {n}",),
+    ),
+    "-": (
+        (
+            "{m} has {b} fewer {t} than {n}",
+            "{m} has {b} fewer than {n}",
+            "there are {b} fewer {t} with {m} than with {n}",
+        ),
+        ("{m} has {b} {t} fewer than {n}",),
+    ),
+    "*": (
+        (
+            "{m} has {b} times as many {t} as {n}",
+            "the {t} of {m} are {b} times as many as those of {n}",
+            "{m} has {b} times as many as {n}",
+        ),
+        ("there are {b} times as many {t} with {m} as with {n}",),
+    ),
+    "/": (
+        (
+            "{m} has the {t} of {n} split by {b}",
+            "split the {t} of {n} by {b} and {m} has one part",
+            "{m} has one of {b} equal parts of the {t} of {n}",
+            "split those {t} of {n} by {b} and one part is with {m}",
+        ),
+        ("split those {t} of {n} by {b} and {m} has one part",),
+    ),
+}
+_START = (
+    (
+        "{n} has {b} {t}",
+        "there are {b} {t} with {n}",
+        "{n} has {b} of the {t}",
+        "{n} now has {b} {t}",
+        "there are now {b} {t} with {n}",
+        "with {n} there are now {b} {t}",
+    ),
+    ("now {n} has {b} {t}", "with {n} there are {b} {t}"),
+)
+_ASK_STORY = (
+    (
+        "how many {t} does {n} have now?",
+        "how many {t} are with {n} now?",
+        "how many {t} are there with {n} now?",
+        "now how many {t} are with {n}?",
+    ),
+    ("now how many {t} does {n} have?", "how many {t} are now with {n}?"),
+)
+_ASK_RELATION = (
+    (
+        "how many {t} does {n} have?",
+        "how many {t} are with {n}?",
+        "how many {t} are there with {n}?",
+        "how many of the {t} are with {n}?",
+    ),
+    ("how many of the {t} does {n} have?",),
+)
+_BARE = (("what is {chain}?", "{chain} = ?"), ("what {chain} is?",))
 # A longer chain is kept with the chance that its hash falls to the split (0.8, 0.1, 0.1), a shared one with these, so
 # that no length is drawn more often than another; of its train and valid questions `_question_allowed` then keeps 0.9
 # and 0.1.
 _SHARED_ACCEPTANCE = {"train": 8 / 9, "valid": 1.0, "test": 0.1}
+_SIGNS = ("+", "-", "*", "/", "=", "<<", ">>", "####", "?", ".", ",")
 
 
 @dataclass(frozen=True)
@@ -66,7 +168,7 @@ class World:
         operations: a subset of `+-*/`; division is exact.
         story, relation, bare: relative weights of the three ways of telling.
         shuffle: probability that the sentences of a relation problem are shuffled.
-        distract: probability of each of two kinds of irrelevant facts: other people's things, and other things.
+        distract: probability of one irrelevant fact.
         held_out_steps: chains of at least so many steps belong to one split; shorter ones to all.
 
     Raises:
@@ -156,7 +258,7 @@ def tellings(
         chain = _draw_chain(world, split, rng)
         state = rng.getstate()
         problem = tell(chain, world, split, rng)
-        if problem is None or not belongs(chain, problem.question, world, split):
+        if not belongs(chain, problem.question, world, split):
             repeats += 1  # a very small world may have no question for this split
             continue
         if unique:
@@ -167,6 +269,15 @@ def tellings(
         repeats = 0
         rows -= 1
         yield problem, chain, state
+
+
+def vocabulary() -> list[str]:
+    """Every token a problem of this world can hold, lower case, digits one by one; sorted."""
+    frames = [frame for table in (_STORY, _RELATION) for pair in table.values() for half in pair for frame in half]
+    frames += [frame for pair in (_START, _ASK_STORY, _ASK_RELATION, _BARE) for half in pair for frame in half]
+    words = {word for frame in frames for word in frame.replace("?", " ").split() if "{" not in word}
+    words |= {word.lower() for word in (*NAMES, *THINGS, *_SINGULAR.values(), *_OPENERS) if word}
+    return sorted({word.lower() for word in words} | set(_SIGNS) | set("0123456789"))
 
 
 def _draw_chain(world: World, split: str, rng: random.Random) -> Chain:
@@ -204,7 +315,7 @@ def belongs(chain: Chain, question: str, world: World, split: str) -> bool:
 
 
 def follow(start: int, operations: Sequence[tuple[str, int]], world: World) -> Chain | None:
-    """The chain of these operations and operands, or None where it lanterns the world."""
+    """The chain of these operations and operands, or None where it leaves the world."""
     chain = Chain(start)
     for op, operand in operations:
         if operand not in operands(op, chain.value, world.max_value):
@@ -228,17 +339,14 @@ def _apply(op: str, value: int, operand: int) -> int:
     return {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}[op]
 
 
-def tell(chain: Chain, world: World, split: str, rng: random.Random) -> Problem | None:
-    """The chain as a problem; chains of the same operators get the same words from the same random state.
-
-    None where no numbers were found for what else is told in these words.
-    """
+def tell(chain: Chain, world: World, split: str, rng: random.Random) -> Problem:
+    """The chain as a problem; chains of the same operators get the same words from the same random state."""
     style = rng.choices(("story", "relation", "bare"), (world.story, world.relation, world.bare))[0]
     if style == "bare":
-        question = capitalise(frame(BARE, split, rng).format(chain=_sum(chain)))
+        question = _capitalise(_frame(_BARE, split, rng).format(chain=_sum(chain)))
     else:
         question = (_tell_story if style == "story" else _tell_relation)(chain, world, split, rng)
-    return Problem(question, chain.gold_steps(), str(chain.value)) if question else None
+    return Problem(question, chain.gold_steps(), str(chain.value))
 
 
 def _sum(chain: Chain) -> str:
@@ -250,85 +358,68 @@ def _sum(chain: Chain) -> str:
     return told
 
 
-def _tell_story(chain: Chain, world: World, split: str, rng: random.Random) -> str | None:
-    """What happens to the owner, and perhaps (chance `distract`) what another owner has and does meanwhile."""
-    owner, second, outsider = rng.sample(NAMES, 3)
-    thing, numbers = draw_thing(owner, split, rng), random.Random(rng.random())
-    sentences = [sentence(START, owner, second, chain.start, thing, split, rng)]
-    exchanged = []  # place, operation and number of what the second owner exchanges with the first
-    for place, (op, b, _) in enumerate(chain.steps, start=1):
-        other = rng.choice((second, outsider))
-        event, shared = _event(op, owner, other, b, thing, split, rng)
-        sentences.append(event)
-        if shared and other == second:
-            exchanged.append((place, "-" if op == "+" else "+", b))
-    if rng.random() < world.distract:
-        end = rng.randint(1, len(sentences))  # where the second owner's own event stands
-        begin = rng.randint(0, min([end, *(place for place, _, _ in exchanged)]))
-        op = rng.choice(world.operations)
-        if (found := _second_history(exchanged, end, op, world, numbers)) is None:
-            return None
-        sentences.insert(end, _event(op, second, outsider, found[1], thing, split, rng)[0])
-        sentences.insert(begin, sentence(START, second, owner, found[0], thing, split, rng))
-    _tell_other_thing(sentences, (owner, second, outsider), thing, world, split, rng)
-    return join(sentences, sentence(ASK, owner, second, 0, thing, split, rng))
+def _tell_story(chain: Chain, world: World, split: str, rng: random.Random) -> str:
+    people = rng.sample(NAMES, 3)
+    owner, thing = people[0], _draw_thing(people[0], split, rng)
+    sentences = [_frame(_START, split, rng).format(n=owner, b=chain.start, t=thing)]
+    for op, operand, _ in chain.steps:
+        frame = _frame(_STORY[op], split, rng)
+        sentences.append(
+            " ".join(filter(None, (rng.choice(_OPENERS), frame))).format(n=owner, m=people[1], b=operand, t=thing)
+        )
+    _distract(sentences, world, split, people[2], [owner], thing, rng)
+    ask = _frame(_ASK_STORY, split, rng).format(n=owner, t=thing)
+    return _join(sentences, ask)
 
 
-def _second_history(
-    exchanged: list[tuple[int, str, int]], place: int, op: str, world: World, numbers: random.Random
-) -> tuple[int, int] | None:
-    """What the second owner starts with, and the number of the own event, so that all stays inside the world."""
-    for _ in range(20):
-        value = start = numbers.randint(1, world.max_value)
-        own = 0
-        for _, change, b in sorted([*exchanged, (place - 0.5, op, 0)]):
-            choices = operands(change, value, world.max_value)
-            if not choices or (b and b not in choices):
-                break
-            b = b or (own := numbers.choice(choices))
-            value = _apply(change, value, b)
-        else:
-            return start, own
-    return None
-
-
-def _event(op: str, who: str, other: str, b: int, thing: str, split: str, rng: random.Random) -> tuple[str, bool]:
-    """A sentence by which the things of `who` change, and whether the other person's change the other way."""
-    kind = rng.choice((op, "give", "take")) if op in "+-" else op
-    acts = kind == op or (kind == "give") == (op == "-")  # else the other person gives to, or takes from `who`
-    one, two = (who, other) if acts else (other, who)
-    told = sentence(EVENTS[kind], one, two, b, thing, split, rng)
-    return " ".join(filter(None, (rng.choice(OPENERS), told))), kind != op
-
-
-def _tell_relation(chain: Chain, world: World, split: str, rng: random.Random) -> str | None:
-    """Who has how many more than whom along the chain, and perhaps (chance `distract`) someone beside the chain."""
-    *cast, aside = rng.sample(NAMES, len(chain.steps) + 2)
-    thing, numbers = draw_thing(cast[-1], split, rng), random.Random(rng.random())
-    values = [chain.start, *(result for _, _, result in chain.steps)]
-    links = [(op, cast[i], cast[i + 1], b) for i, (op, b, _) in enumerate(chain.steps)]
-    if rng.random() < world.distract:
-        known, op = rng.randrange(len(cast)), rng.choice(world.operations)
-        choices = operands(op, values[known], world.max_value)
-        if not choices:
-            return None
-        links.insert(rng.randint(known, len(links)), (op, cast[known], aside, numbers.choice(choices)))
-    sentences = [sentence(START, cast[0], cast[-1], chain.start, thing, split, rng)]
-    for op, n, m, b in links:
-        kind, one, two = (INVERSE[op], m, n) if op in INVERSE else (op, n, m)
-        sentences.append(sentence(RELATIONS[kind], one, two, b, thing, split, rng))
+def _tell_relation(chain: Chain, world: World, split: str, rng: random.Random) -> str:
+    people = rng.sample(NAMES, len(chain.steps) + 2)
+    cast = people[: len(chain.steps) + 1]
+    thing = _draw_thing(cast[-1], split, rng)
+    sentences = [_frame(_START, split, rng).format(n=cast[0], b=chain.start, t=thing)]
+    for i, (op, operand, _) in enumerate(chain.steps):
+        frame = _frame(_RELATION[op], split, rng)
+        sentences.append(frame.format(n=cast[i], m=cast[i + 1], b=operand, t=thing))
     if rng.random() < world.shuffle:
         rng.shuffle(sentences)
-    _tell_other_thing(sentences, (*cast, aside), thing, world, split, rng)
-    return join(sentences, sentence(ASK, cast[-1], cast[0], 0, thing, split, rng))
+    _distract(sentences, world, split, people[-1], cast, thing, rng)
+    ask = _frame(_ASK_RELATION, split, rng).format(n=cast[-1], t=thing)
+    return _join(sentences, ask)
 
 
-def _tell_other_thing(
-    sentences: list[str], people: Sequence[str], thing: str, world: World, split: str, rng: random.Random
+def _distract(
+    sentences: list[str], world: World, split: str, outsider: str, cast: list[str], thing: str, rng: random.Random
 ) -> None:
-    """Adds, with the chance `distract`, how many other things somebody has."""
-    if rng.random() < world.distract:
-        name, number = rng.choice(people), rng.randint(1, world.max_value)
-        other = rng.choice([other for other in THINGS if other != thing])
-        fact = sentence(START, name, name, number, other, split, rng)
-        sentences.insert(rng.randint(0, len(sentences)), fact)
+    """Adds one fact that cannot matter: somebody else's things, or other things of somebody in the cast."""
+    if rng.random() >= world.distract:
+        return
+    number = rng.randint(1, world.max_value)
+    if rng.random() < 0.5:
+        name, other = outsider, thing
+    else:
+        name, other = rng.choice(cast), rng.choice([other for other in THINGS if other != thing])
+    fact = _frame(_START, split, rng).format(n=name, b=number, t=other)
+    sentences.insert(rng.randint(0, len(sentences)), fact)
+
+
+def _frame(pair: tuple[tuple[str, ...], tuple[str, ...]], split: str, rng: random.Random) -> str:
+    return rng.choice(pair[split == "test"])
+
+
+def _draw_thing(name: str, split: str, rng: random.Random) -> str:
+    """A thing for the person asked about; a sixth of all pairs of person and thing is for the test split alone."""
+    held_out = [thing for thing in THINGS if zlib.crc32(f"{name} {thing}".encode()) % 6 == 0]
+    if split == "test":
+        return rng.choice(held_out or THINGS)
+    return rng.choice([thing for thing in THINGS if thing not in held_out])
+
+
+def _join(sentences: list[str], ask: str) -> str:
+    told = " ".join(_capitalise(sentence) + "." for sentence in sentences)
+    told = _ONE.sub(lambda match: f"1 {match[1] or ''}{_SINGULAR[match[2]]}", told)
+    told = re.sub(r"(?<=here) are (now )?(?=1 )", lambda match: f" is {match[1] or ''}", told)
+    return told + " " + _capitalise(ask)
+
+
+def _capitalise(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

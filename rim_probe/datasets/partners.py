@@ -59,7 +59,7 @@ class Partners:
                 continue
             teller.setstate(state)  # the same words
             problem = tell(other, self._world, self._split, teller)
-            if problem and belongs(other, problem.question, self._world, self._split):
+            if belongs(other, problem.question, self._world, self._split):
                 failures = 0
                 yield problem
 
