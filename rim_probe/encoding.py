@@ -74,6 +74,10 @@ class Encoder:
         """A readout that states one reasoning step, ended by EOS."""
         return self.text_ids(step) + [self.eos_id]
 
+    def result_ids(self, step: str) -> list[int]:
+        """The result of a step, see `result_text`; none where it has none."""
+        return self.text_ids(result_text(step))
+
     def answer_ids(self, answer: str) -> list[int]:
         """A readout that states the answer, ended by EOS."""
         return self.text_ids(answer) + [self.eos_id]
@@ -109,6 +113,11 @@ def question_text(question: str) -> str:
         )
     # Lone surrogates (a broken emoji pasted from elsewhere) cannot be encoded as UTF-8.
     return question.encode("utf-8", "replace").decode("utf-8") + QUESTION_END
+
+
+def result_text(step: str) -> str:
+    """What stands right of a step's last equals sign, delimiters aside; empty where it has none."""
+    return step.rstrip(" >").rpartition("=")[2].strip() if "=" in step else ""
 
 
 def chain_text(problem: Problem) -> str:

@@ -167,8 +167,8 @@ class RiM:
         Args:
             path: a folder with `memory_layout.json`, or a Hub id of such a repository.
             device: default: the GPU where there is one, else the CPU.
-            dtype: default: `precision.default_dtype`, that is bfloat16 on a GPU and, for larger models, on a CPU that is
-                fast in it; else float32.
+            dtype: default: `precision.default_dtype`, that is bfloat16 on a GPU and, for larger models, on a CPU
+                that is fast in it; else float32.
             attention: transformers attention back end, default `sdpa`.
             trainable: load an adapter so that it can be trained further; otherwise it is merged into its base.
             progress: is told of a known base that has to be fetched, see `bases.Progress`.

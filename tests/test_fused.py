@@ -6,7 +6,7 @@ from conftest import tiny_base, tiny_tokenizer
 from torch.nn.functional import cross_entropy
 
 from rim_probe.model import RiM
-from rim_probe.training import run
+from rim_probe.training import origin
 from rim_probe.training.fused import fuse_adapter, has_frozen_head, head_losses
 from rim_probe.training.recipe import Lora, Recipe, Stage
 
@@ -17,7 +17,7 @@ def adapted(request) -> RiM:
     tokenizer = tiny_tokenizer()
     rim = RiM.attach(tiny_base(request.param, vocab_size=len(tokenizer)), tokenizer)
     recipe = Recipe("o", (Stage("a", "cot", 1, 0.1),), None, base="b", lora=Lora(r=4, alpha=8))
-    rim = run._add_adapter(rim, recipe)
+    rim = origin.add_adapter(rim, recipe)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in rim.model.named_parameters():
         if "lora_B" in name:

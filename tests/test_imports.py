@@ -8,9 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
-    {"errors", "files"},
+    {"errors", "files", "precision"},
     {"memory", "problems"},
-    {"encoding", "equations", "datasets", "gallery", "pictures", "loading"},
+    {"encoding", "equations", "datasets", "gallery", "pictures", "loading", "anatomy"},
     {"bases"},
     {"adapters"},
     {"model", "packing"},

@@ -15,11 +15,12 @@ from rim_probe.model import RiM, load_base
 from rim_probe.packing import cot_row, flex_mask_mod, row_mask, stage1_row, stage2_row
 from rim_probe.precision import matrix_rate
 from rim_probe.problems import write_problems
-from rim_probe.training import backends, profiling, run, train
+from rim_probe.training import backends, origin, profiling, run, stages, train
+from rim_probe.training.callbacks import StopAfter
 from rim_probe.training.recipe import Lora, Recipe, Stage
 from rim_probe.training.rows import Batches
 from rim_probe.training.speed import Meter, Work, count_work
-from rim_probe.training.trainer import RiMTrainer, StopAfter
+from rim_probe.training.trainer import RiMTrainer
 from rim_probe.training.trial import Trial
 
 COT = GROUND | {"name": "chain", "objective": "cot", "rows": 12}
@@ -81,7 +82,7 @@ def test_an_adapter_costs_six_for_its_own_weights_and_four_for_the_base(rim):
     before = tiny_rim()
     for parameter in before.model.parameters():
         parameter.requires_grad_(False)
-    adapted = run._add_adapter(
+    adapted = origin.add_adapter(
         rim, Recipe("out", (Stage("a", "cot", 1, 0.1),), None, base="b", lora=Lora(r=4, alpha=8))
     )
     lora = sum(p.numel() for name, p in adapted.model.named_parameters() if "lora_" in name)
@@ -160,7 +161,7 @@ def test_text_rows_are_not_sent_through_flex(rim, tmp_path, monkeypatch):
     rows = [cot_row(rim.encoder, problem) for problem in bare_problems(2)]
     args = make_trainer(rim, Stage("one", "cot", 1, 0.1), rows, [], tmp_path).args
     batches = Batches(rows, [np.arange(2)], lambda row, _: row)
-    trainer = RiMTrainer(rim, args, batches, [], run._weights(Stage("one", "cot", 1, 0.1)), attention="flex")
+    trainer = RiMTrainer(rim, args, batches, [], stages.readout_weights(Stage("one", "cot", 1, 0.1)), attention="flex")
     assert trainer.attention == "sdpa" == rim.model.config._attn_implementation
 
 
@@ -203,7 +204,7 @@ def test_a_frozen_base_in_bfloat16_trains_float32_weights(tmp_path, adapted, lik
 
 def test_lean_adapters_compute_the_same_bits(adapted):
     rim = RiM.attach(*load_base(adapted["untied"]))
-    rim = run._add_adapter(rim, Recipe("o", (Stage("a", "cot", 1, 0.1),), None, base="b", lora=Lora(r=4, alpha=8)))
+    rim = origin.add_adapter(rim, Recipe("o", (Stage("a", "cot", 1, 0.1),), None, base="b", lora=Lora(r=4, alpha=8)))
     backends.narrow_base(rim.model)
     for name, parameter in rim.model.named_parameters():
         if "lora_B" in name:

@@ -111,6 +111,7 @@ def test_ids_equal_those_made_one_by_one(kind, monkeypatch):
         for row in (cot_row, direct_row, stage1_row):
             assert row(tokens, entry) == row(encoder, problem)
         assert stage1_row(tokens, entry, 4) == stage1_row(encoder, problem, 4)
+        assert stage1_row(tokens, entry, 4, label_slots=True) == stage1_row(encoder, problem, 4, label_slots=True)
         assert stage2_row(tokens, entry, 3) == stage2_row(encoder, problem, 3)
     assert checked > 50
     if kind.endswith("bos") or kind == "pieces":

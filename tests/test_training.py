@@ -25,7 +25,7 @@ from rim_probe.errors import CheckpointError, ProblemError, RecipeError
 from rim_probe.model import RiM
 from rim_probe.packing import IGNORED, cot_row, direct_row, row_mask, stage1_row, stage2_row
 from rim_probe.problems import Problem, is_correct, write_problems
-from rim_probe.training import run, train
+from rim_probe.training import origin, run, stages, train
 from rim_probe.training.recipe import Stage
 from rim_probe.training.rows import Batches
 from rim_probe.training.schedules import ABSOLUTE_STEPS, stage1_weights, stage2_weights
@@ -123,7 +123,11 @@ def in_subprocess(code: str, *arguments: object, launcher: tuple[str, ...] = ())
 def make_trainer(rim: RiM, stage: Stage, train_rows: list, valid_rows: list, folder: Path) -> RiMTrainer:
     args = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, max_steps=10)
     trainer = RiMTrainer(
-        rim, args, Batches(train_rows, [np.arange(len(train_rows))], lambda r, _: r), valid_rows, run._weights(stage)
+        rim,
+        args,
+        Batches(train_rows, [np.arange(len(train_rows))], lambda r, _: r),
+        valid_rows,
+        stages.readout_weights(stage),
     )
     trainer.state.max_steps = 10
     return trainer
@@ -195,7 +199,7 @@ def test_packed_loss_equals_separate_passes(make_rim, family, objective, tmp_pat
     rim = make_rim(family)
     problems = [problem for problem in bare_problems(40) if len(problem.steps) > 1][:4]
     stage = Stage("one", objective, rows=1, learning_rate=0.1, blocks=None if objective == "stage1" else 3)
-    rows = [run.make_row(rim.encoder, stage, seed=0)(problem, 0) for problem in problems]
+    rows = [stages.make_row(rim.encoder, stage, seed=0)(problem, 0) for problem in problems]
     assert len(set(map(len, rows))) > 1  # padding is part of the test
     trainer = make_trainer(rim, stage, rows, [], tmp_path)
     trainer.state.global_step = 4
@@ -364,9 +368,9 @@ def test_all_methods_see_equal_rows(tmp_path, adapted):
         "direct": [stage | {"objective": "direct", "rows": 112}],
     }
     seen, lines = {}, []
-    for method, stages in methods.items():
+    for method, planned in methods.items():
         data = {"files": files, "repeats": [2.0, 0.25]}
-        recipe = write_recipe(tmp_path, name=method, **lora_recipe(adapted, data=data, stages=stages))
+        recipe = write_recipe(tmp_path, name=method, **lora_recipe(adapted, data=data, stages=planned))
         trainers = run.make_trainers(run.load_recipe(recipe), tmp_path / "run", lines.append)
         sets = [trainer.train_dataset for trainer in trainers]
         seen[method] = [int(each.problems[i]) for each in sets for batch in each.batches for i in batch]
@@ -511,7 +515,7 @@ def test_an_adapter_trains_three_rows_and_leaves_the_base_alone(tmp_path, adapte
     finished = train(write_recipe(tmp_path, **recipe), report=lambda line: None)
     trained, loaded = spy[-1].rim, RiM.from_pretrained(finished)
     trained.model.eval()
-    fresh = RiM.attach(*run.load_base(adapted[base]), loaded.layout)
+    fresh = RiM.attach(*origin.load_base(adapted[base]), loaded.layout)
 
     every = torch.arange(len(fresh.tokenizer))
     old, new = fresh.model.get_input_embeddings()(every), trained.model.get_input_embeddings()(every)
@@ -689,7 +693,7 @@ def test_rows_say_what_they_train(rim):
     problem = Problem("q", ("<<1+1=2>>", "<<2+1=3>>"), "3")
 
     def made(place=0, **stage):
-        return run.make_row(rim.encoder, Stage("one", rows=1, learning_rate=0.1, **stage), seed=0)(problem, place)
+        return stages.make_row(rim.encoder, Stage("one", rows=1, learning_rate=0.1, **stage), seed=0)(problem, place)
 
     assert made(objective="cot") == cot_row(rim.encoder, problem)
     assert made(objective="direct") == direct_row(rim.encoder, problem)
@@ -744,3 +748,31 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(tmp_path):
     resumed = train(recipe, resume=True, report=lambda line: None)
     first, second = (load_file(folder / WEIGHTS) for folder in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_model_is_replaced_that_the_run_did_not_make(tmp_path, adapted):
+    """Neither its own base nor any other model's folder."""
+    for name in ("its own base", "another model"):
+        folder = tmp_path / name
+        shutil.copytree(adapted["untied"], folder)
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        recipe = lora_recipe(adapted) | ({"base": str(folder)} if name == "its own base" else {})
+        with pytest.raises(RecipeError, match="did not make"):
+            train(write_recipe(tmp_path, name=name, **recipe), report=lambda line: None)
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    own = write_recipe(tmp_path, name="own", **lora_recipe(adapted, stages=[GROUND | {"rows": 4}]))
+    assert train(own, report=lambda line: None) == train(own, resume=True, report=lambda line: None)
+
+
+def test_two_trainings_do_not_share_a_run(tmp_path, adapted):
+    recipe = write_recipe(tmp_path, **lora_recipe(adapted))
+    found = []
+
+    def report(line: str) -> None:
+        if "stage ground" in line:
+            with pytest.raises(RecipeError, match="Another training is at work"):
+                train(recipe, resume=True, report=found.append)
+            found.append("refused")
+
+    train(recipe, report=report)
+    assert found == ["refused"]

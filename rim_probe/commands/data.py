@@ -78,8 +78,8 @@ def _add_data_everyday(sources: Any) -> None:
         "everyday",
         help="English word problems as people write them, made here",
         description="Write problems of one to four steps and more, filled into frames: buying, sharing, comparing,\n"
-        "ages, distances, pay, time, percentages and others. No two splits share a frame. Files of valid and test\n"
-        "hold no question twice.",
+        "ages, distances, pay, time, percentages and others. No two splits share a frame, and no file holds\n"
+        "a question twice.",
     )
     parser.set_defaults(run=_data_everyday)
     parser.add_argument("--split", choices=SPLITS, required=True)
@@ -158,8 +158,7 @@ def _data_arithmetic(arguments: argparse.Namespace) -> int:
 def _data_everyday(arguments: argparse.Namespace) -> int:
     from rim_probe.problems import write_problems
 
-    split, unique = arguments.split, arguments.split != "train"
-    problems = list(everyday.generate(split, arguments.rows, arguments.seed, arguments.variants, unique=unique))
+    problems = list(everyday.generate(arguments.split, arguments.rows, arguments.seed, arguments.variants))
     write_problems(arguments.output, problems)
     _report_written(arguments, len(problems), "the frames hold")
     return OK

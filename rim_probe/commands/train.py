@@ -13,7 +13,7 @@ def add_train(commands: Any) -> None:
         _train,
         summary="train what a recipe says",
         description="Train a model by a YAML recipe, which names its base, its data and its stages (stage1, stage2,\n"
-        "cot, direct); ready ones lie in rim_probe/training/recipes. The run's own files (checkpoints,\n"
+        "interchange, cot, direct); ready ones lie in rim_probe/training/recipes. The run's own files (checkpoints,\n"
         "TensorBoard logs) go to a folder FOLDER.run beside the finished checkpoint.",
         example="  python -m rim_probe train my-recipe.yaml --profile\n"
         "  python -m rim_probe train my-recipe.yaml --trial --output /tmp/trial\n"

@@ -18,7 +18,7 @@ import math
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rim_probe.errors import RecipeError
@@ -209,7 +209,16 @@ class Chain:
     """A start value and T steps (operation, operand, result)."""
 
     start: int
-    steps: tuple[tuple[str, int, int], ...]
+    steps: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def value(self) -> int:
+        """What has come out so far."""
+        return self.steps[-1][2] if self.steps else self.start
+
+    def then(self, op: str, operand: int) -> "Chain":
+        """This chain and one more step."""
+        return Chain(self.start, (*self.steps, (op, operand, _apply(op, self.value, operand))))
 
     @property
     def split(self) -> str:
@@ -233,6 +242,13 @@ def generate(world: World, split: str, rows: int, seed: int = 0, unique: bool = 
     Raises:
         RecipeError: an unknown split, or a world without chains for it (when the first problem is asked for).
     """
+    return (problem for problem, _, _ in tellings(world, split, rows, seed, unique))
+
+
+def tellings(
+    world: World, split: str, rows: int, seed: int, unique: bool = False
+) -> Iterator[tuple[Problem, Chain, tuple]]:
+    """What `generate` yields, each with its chain and the random state from which it was told."""
     if split not in SPLITS:
         raise RecipeError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
     rng = random.Random(f"{seed}/{split}")
@@ -240,8 +256,9 @@ def generate(world: World, split: str, rows: int, seed: int = 0, unique: bool = 
     repeats = 0
     while rows > 0 and repeats < 10_000:
         chain = _draw_chain(world, split, rng)
-        problem = _tell(chain, world, split, rng)
-        if len(chain.steps) < world.held_out_steps and not _question_allowed(problem.question, split):
+        state = rng.getstate()
+        problem = tell(chain, world, split, rng)
+        if not belongs(chain, problem.question, world, split):
             repeats += 1  # a very small world may have no question for this split
             continue
         if unique:
@@ -251,7 +268,7 @@ def generate(world: World, split: str, rows: int, seed: int = 0, unique: bool = 
             seen.add(problem.question)
         repeats = 0
         rows -= 1
-        yield problem
+        yield problem, chain, state
 
 
 def vocabulary() -> list[str]:
@@ -265,21 +282,21 @@ def vocabulary() -> list[str]:
 
 def _draw_chain(world: World, split: str, rng: random.Random) -> Chain:
     for _ in range(_MAX_DRAWS):
-        steps, value = [], rng.randint(1, world.max_value)
-        start = value
+        chain = Chain(rng.randint(1, world.max_value))
         for _ in range(rng.randint(world.min_steps, world.max_steps)):
-            choices = {op: _operands(op, value, world.max_value) for op in world.operations}
-            choices = {op: operands for op, operands in choices.items() if operands}
+            choices = {op: operands(op, chain.value, world.max_value) for op in world.operations}
+            choices = {op: numbers for op, numbers in choices.items() if numbers}
             if not choices:
                 break
             op = rng.choice(sorted(choices))
-            operand = rng.choice(choices[op])
-            value = _apply(op, value, operand)
-            steps.append((op, operand, value))
-        chain = Chain(start, tuple(steps))
-        if len(steps) < world.min_steps:
+            chain = chain.then(op, rng.choice(choices[op]))
+        if len(chain.steps) < world.min_steps:
             continue
-        if chain.split == split if len(steps) >= world.held_out_steps else rng.random() < _SHARED_ACCEPTANCE[split]:
+        if (
+            chain.split == split
+            if len(chain.steps) >= world.held_out_steps
+            else rng.random() < _SHARED_ACCEPTANCE[split]
+        ):
             return chain
     raise RecipeError(
         f"World: no {split} problem of {world.min_steps} steps or more was found with {world.operations} and "
@@ -287,12 +304,28 @@ def _draw_chain(world: World, split: str, rng: random.Random) -> Chain:
     )
 
 
-def _question_allowed(question: str, split: str) -> bool:
-    """Keeps the questions of a shared chain apart: a tenth is for valid; those of test are phrased like no other."""
+def belongs(chain: Chain, question: str, world: World, split: str) -> bool:
+    """Whether a split may ask this question about this chain.
+
+    A tenth of the questions about a shared chain is for valid; those of test are phrased like no other.
+    """
+    if len(chain.steps) >= world.held_out_steps:
+        return chain.split == split
     return split == "test" or (zlib.crc32(question.encode()) % 10 == 1) == (split == "valid")
 
 
-def _operands(op: str, value: int, limit: int) -> list[int]:
+def follow(start: int, operations: Sequence[tuple[str, int]], world: World) -> Chain | None:
+    """The chain of these operations and operands, or None where it leaves the world."""
+    chain = Chain(start)
+    for op, operand in operations:
+        if operand not in operands(op, chain.value, world.max_value):
+            return None
+        chain = chain.then(op, operand)
+    return chain
+
+
+def operands(op: str, value: int, limit: int) -> list[int]:
+    """What an operator can be followed by, so that all numbers lie in 1..limit."""
     if op == "+":
         return list(range(1, limit - value + 1))
     if op == "-":
@@ -306,13 +339,14 @@ def _apply(op: str, value: int, operand: int) -> int:
     return {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}[op]
 
 
-def _tell(chain: Chain, world: World, split: str, rng: random.Random) -> Problem:
+def tell(chain: Chain, world: World, split: str, rng: random.Random) -> Problem:
+    """The chain as a problem; chains of the same operators get the same words from the same random state."""
     style = rng.choices(("story", "relation", "bare"), (world.story, world.relation, world.bare))[0]
     if style == "bare":
         question = _capitalise(_frame(_BARE, split, rng).format(chain=_sum(chain)))
     else:
         question = (_tell_story if style == "story" else _tell_relation)(chain, world, split, rng)
-    return Problem(question, chain.gold_steps(), str(chain.steps[-1][2]))
+    return Problem(question, chain.gold_steps(), str(chain.value))
 
 
 def _sum(chain: Chain) -> str:

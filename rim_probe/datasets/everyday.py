@@ -18,9 +18,10 @@ from rim_probe.datasets.everyday_frames import PRONOUN_FORMS, SPLITS, Frame, Thi
 from rim_probe.errors import RecipeError
 from rim_probe.problems import Problem
 
+_MAX_RESULT = 9999
 _MAX_DRAWS = 3000
 _MAX_REPEATS = 2000
-_SHARE = {"words": 0.18, "lower": 0.05, "I": 0.15, "relation": 0.2, "currency": 0.08, "equal numbers": 0.1}
+_SHARE = {"words": 0.18, "lower": 0.05, "I": 0.2, "relation": 0.2, "currency": 0.08, "equal numbers": 0.1}
 _NUMBER_WORDS = dict(enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2))
 _FRACTIONS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth", 6: "a sixth", 8: "an eighth", 10: "a tenth"}
 _RELATIONS = {
@@ -38,12 +39,11 @@ _GAP = re.compile(r" +(?=[ .?,]|$)")  # left by an empty alternative
 _SENTENCE = re.compile(r"(^|[.?!] )([a-z])")
 
 
-def generate(split: str, rows: int, seed: int = 0, variants: int = 1, unique: bool = False) -> Iterator[Problem]:
-    """`rows` problems of a split, the same for the same arguments.
+def generate(split: str, rows: int, seed: int = 0, variants: int = 1) -> Iterator[Problem]:
+    """`rows` problems of a split, no question twice, the same for the same arguments; fewer if the frames hold no more.
 
     Args:
         variants: rows that share everything but their numbers, one after another; the last group may be cut short.
-        unique: leave out repeated questions; ends early if the frames hold no more.
 
     Raises:
         RecipeError: an unknown split (when the first problem is asked for).
@@ -56,12 +56,11 @@ def generate(split: str, rows: int, seed: int = 0, variants: int = 1, unique: bo
     repeats = 0
     while rows > 0 and repeats < _MAX_REPEATS:
         group = _fill(rng.choice(chosen), variants, rng)
-        if len(group) < variants or unique and any(problem.question in seen for problem in group):
+        if len(group) < variants or any(problem.question in seen for problem in group):
             repeats += 1
             continue
         repeats = 0
-        if unique:
-            seen.update(problem.question for problem in group)
+        seen.update(problem.question for problem in group)
         yield from group[:rows]
         rows -= len(group)
 
@@ -131,18 +130,18 @@ def _attempt(frame: Frame, things: dict[str, Thing], fixed: dict[str, int], rng:
             high = min(high, things[slot.most_of].most) if slot.most_of else high
             if low > high:
                 return None
-            value = _draw(int(low), int(high), slot.step, rng)
+            value = _draw(int(low), int(high), rng)
         if slot.name:
             values[slot.name] = value
     for i, code in enumerate(frame.codes, start=1):
         value = eval(code, {}, values)
-        if value < 1 or value != int(value):
+        if not 1 <= value <= _MAX_RESULT or value != int(value):
             return None
         values[f"r{i}"] = int(value)
     return values
 
 
-def _draw(low: int, high: int, step: int, rng: random.Random) -> int:
+def _draw(low: int, high: int, rng: random.Random) -> int:
     """A number as people choose one: of wide ranges small ones as often as large, and large ones often round."""
     if high >= 10 * low and rng.random() < 0.5:
         value = int(math.exp(rng.uniform(math.log(low), math.log(high + 1))))
@@ -150,7 +149,7 @@ def _draw(low: int, high: int, step: int, rng: random.Random) -> int:
         value = rng.randint(low, high)
     if value >= 50 and rng.random() < 0.3:
         value -= value % 10
-    return max(value - value % step, low)
+    return max(value, low)
 
 
 def _distinct(frame: Frame, values: dict[str, int]) -> bool:
@@ -158,8 +157,12 @@ def _distinct(frame: Frame, values: dict[str, int]) -> bool:
 
 
 def _wordings(frame: Frame, text: str, values: dict[str, int], rng: random.Random) -> dict[str, str]:
-    """The number slots that are written in words: fractions, twice, and in some rows the small numbers."""
+    """The number slots that are written in words: fractions, twice, and in some rows the small numbers.
+
+    Variants keep these, so none is a slot that follows from others.
+    """
     written = {}
+    derived = {slot.name for slot in frame.slots if slot.formula}
     in_words = rng.random() < _SHARE["words"]
     for sign, name, form, percent in _OPEN.findall(text):
         value = values[name]
@@ -167,7 +170,7 @@ def _wordings(frame: Frame, text: str, values: dict[str, int], rng: random.Rando
             written[name] = _FRACTIONS[value]
         elif form == "times":
             written[name] = "twice" if value == 2 else f"{_NUMBER_WORDS[value] if in_words else value} times"
-        elif in_words and value in _NUMBER_WORDS and not sign and not percent:
+        elif in_words and value in _NUMBER_WORDS and name not in derived and not sign and not percent:
             written[name] = _NUMBER_WORDS[value]
     return written
 
@@ -185,10 +188,11 @@ class _Telling:
 
     def __init__(self, frame: Frame, things: dict[str, Thing], rng: random.Random) -> None:
         self.frame, self.things, self.rng = frame, things, rng
-        self.units = {name: rng.choice(thing.units) for name, thing in things.items() if thing.units}
+        system = rng.randrange(2)  # kilograms and liters, or pounds and gallons, throughout
+        self.units = {name: thing.units[system] for name, thing in things.items() if thing.units}
         self.people: dict[str, tuple[str, str]] = {}  # slot -> name and pronoun
         text = _GAP.sub("", "".join(self._parts(rng.choice(frame.tellings)))).strip()
-        if rng.random() < _SHARE["currency"] and "dollar" not in text and " bill" not in text:
+        if rng.random() < _SHARE["currency"] and not re.search("dollar|cents| bill", text):
             text = text.replace("$", rng.choice("£€"))
         self.text = text
 

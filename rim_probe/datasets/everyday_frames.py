@@ -25,7 +25,6 @@ class Slot:
     name: str
     low: CodeType | None = None
     high: CodeType | None = None
-    step: int = 1
     choices: tuple[int, ...] = ()
     formula: CodeType | None = None
     price_of: str = ""
@@ -168,8 +167,7 @@ def _number_slot(name: str, what: str) -> Slot:
         return Slot(name, choices=tuple(map(int, what.split(","))))
     low, _, high = what.partition("..")
     high, _, thing = high.partition("@")
-    high, _, step = high.partition("~")
-    return Slot(name, low=_code(low), high=_code(high), step=int(step or 1), most_of=thing)
+    return Slot(name, low=_code(low), high=_code(high), most_of=thing)
 
 
 def _code(formula: str) -> CodeType:

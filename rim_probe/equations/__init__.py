@@ -1,13 +1,15 @@
 """Reasoning steps as equations: how a step is read, what it depends on, and what would follow from other numbers.
 
 `reading` reads one step, `chains` finds what each step depends on, `counterfactuals` changes a number of the question,
-`distractors` makes wrong steps that look right. All of it knows arithmetic and text, and nothing of models or tokens.
+`variants` finds problems told alike and interchanges their results, `distractors` makes wrong steps that look right.
+All of it knows arithmetic and text, and nothing of models or tokens.
 """
 
 from rim_probe.equations.chains import Chain, Recomputed, Source, chain, question_numbers
 from rim_probe.equations.counterfactuals import Change, Partner, counterfactual, value_bounds
 from rim_probe.equations.distractors import Distractor, distractors
 from rim_probe.equations.reading import Equation, Number, Operator, number_text, number_value, read_equation
+from rim_probe.equations.variants import Variants
 
 __all__ = [
     "Chain",
@@ -19,6 +21,7 @@ __all__ = [
     "Partner",
     "Recomputed",
     "Source",
+    "Variants",
     "chain",
     "counterfactual",
     "distractors",

@@ -19,12 +19,12 @@ from rim_probe.equations.reading import NUMBER, Equation, Number, number_text, n
 from rim_probe.problems import Problem, extract_answer
 
 _MAX_ASSIGNMENTS = 512
-_IN_QUESTION = re.compile(rf"(?<![\w.])(?P<number>{NUMBER})(?P<percent>%?)(?!\w)")
+NUMBER_IN_QUESTION = re.compile(rf"(?<![\w.])(?P<number>{NUMBER})(?P<percent>%?)(?!\w)")
 _WORDS = {
     **dict(zip("one two three four five six seven eight nine ten eleven twelve".split(), range(1, 13), strict=True)),
     **{"half": Fraction(1, 2), "twice": 2, "double": 2, "triple": 3, "dozen": 12},
 }
-_WORD = re.compile(r"\b(?:" + "|".join(_WORDS) + r")\b", re.IGNORECASE)
+NUMBER_WORD = re.compile(r"\b(?:" + "|".join(_WORDS) + r")\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Recomputed:
 def question_numbers(question: str) -> tuple[Number, ...]:
     """The numbers written in digits, in order; 25% stands as 25, the span without the sign."""
     found = []
-    for match in _IN_QUESTION.finditer(question):
+    for match in NUMBER_IN_QUESTION.finditer(question):
         text = match["number"]
         found.append(Number(number_value(text), text, match.start("number"), match.end("number")))
     return tuple(found)
@@ -129,7 +129,7 @@ def chain(problem: Problem) -> Chain | None:
     if not equations or None in equations:
         return None
     numbers = question_numbers(problem.question)
-    words = {Fraction(_WORDS[match.group().lower()]) for match in _WORD.finditer(problem.question)}
+    words = {Fraction(_WORDS[match.group().lower()]) for match in NUMBER_WORD.finditer(problem.question)}
     results = [equation.result.value for equation in equations]
 
     def candidates(t: int, value: Fraction) -> list[Source]:

@@ -93,10 +93,8 @@ def counterfactual(
         None where no such partner exists, the problem's steps are no unambiguous chain of exact equations, or the
         answer is not the last step's result.
     """
-    steps = chain(problem)
-    if steps is None or steps.ambiguous or steps.answer_step != len(steps.equations):
-        return None
-    if not all(equation.exact for equation in steps.equations):
+    steps = exact_chain(problem)
+    if steps is None:
         return None
     changes = _changes(steps, rng, bounds)
     tried = 0
@@ -147,18 +145,29 @@ def _changes(steps: Chain, rng: np.random.Generator, bounds: tuple[Fraction, Fra
     return found
 
 
-def _valid(steps: Chain, changes: Sequence[Change], bounds: tuple[Fraction, Fraction]) -> Recomputed | None:
-    """The recomputed problem, if every result is of its old kind and within bounds."""
-    new = steps.recomputed(operands={(change.step, change.operand): change.new for change in changes})
-    if new is None:
+def exact_chain(problem: Problem) -> Chain | None:
+    """The chain of a problem if what follows from it is certain: unambiguous, exact, its last result the answer."""
+    steps = chain(problem)
+    if steps is None or steps.ambiguous or steps.answer_step != len(steps.equations):
         return None
+    return steps if all(equation.exact for equation in steps.equations) else None
+
+
+def plausible(steps: Chain, new: Recomputed, bounds: tuple[Fraction, Fraction]) -> bool:
+    """Whether every result is of its old kind (whole, positive, not negative), and within bounds where it is new."""
     for equation, value in zip(steps.equations, new.values, strict=True):
         old = equation.result.value
         if old.denominator == 1 != value.denominator or (old > 0 >= value) or (old == 0 > value):
-            return None
+            return False
         if value != old and not bounds[0] <= value <= bounds[1]:
-            return None
-    return new
+            return False
+    return True
+
+
+def _valid(steps: Chain, changes: Sequence[Change], bounds: tuple[Fraction, Fraction]) -> Recomputed | None:
+    """The recomputed problem, if it is plausible."""
+    new = steps.recomputed(operands={(change.step, change.operand): change.new for change in changes})
+    return new if new is not None and plausible(steps, new, bounds) else None
 
 
 def _changed(steps: Chain, changes: Sequence[Change], new: Recomputed) -> Problem:

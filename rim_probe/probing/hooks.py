@@ -21,41 +21,30 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-from rim_probe.errors import CheckpointError, RiMError
+from rim_probe import anatomy
+from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 
 MOST_LAYERS = 13  # that are searched or swept where every layer costs as much as the first
 
 _NAME = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
 def causal_lm(rim: RiM) -> nn.Module:
     """The transformers model itself, without a PEFT wrapper (whose adapters stay active inside it)."""
-    return rim.model.get_base_model() if hasattr(rim.model, "get_base_model") else rim.model
+    return anatomy.causal_lm(rim.model)
 
 
 def decoder_layers(rim: RiM) -> list[nn.Module]:
     """The L decoder layers in order."""
-    return list(_layer_list(rim)[1])
+    return anatomy.decoder_layers(rim.model)
 
 
 def num_layers(rim: RiM) -> int:
     """L."""
-    return len(_layer_list(rim)[1])
-
-
-def _layer_list(rim: RiM) -> tuple[nn.Module, nn.ModuleList]:
-    """The module that holds the list of decoder layers, and the list."""
-    model = causal_lm(rim)
-    wanted = model.config.num_hidden_layers
-    for module in model.modules():
-        for child in module.children():
-            if isinstance(child, nn.ModuleList) and len(child) == wanted:
-                return module, child
-    raise CheckpointError(f"{rim.name}: no list of {wanted} decoder layers was found in {type(model).__name__}.")
+    return len(decoder_layers(rim))
 
 
 def layer_number(layer: int | str, layers: int) -> int:
@@ -97,11 +86,8 @@ def layers_told(looked_at: Sequence[int], of: Sequence[int]) -> str:
 
 def unembed(rim: RiM, states: torch.Tensor) -> torch.Tensor:
     """Logit lens: residual states [..., d] -> float32 logits [..., V] by the final norm (once) and the head."""
-    holder, _ = _layer_list(rim)
-    norm = next((getattr(holder, name) for name in _NORMS if getattr(holder, name, None) is not None), nn.Identity())
-    project = getattr(holder, "project_out", None) or nn.Identity()  # OPT-350m alone
     head = causal_lm(rim).get_output_embeddings()
-    return head(project(norm(states.to(rim.device, rim.dtype)))).float()
+    return head(anatomy.before_head(rim.model)(states.to(rim.device, rim.dtype))).float()
 
 
 # -------------------------------------------------------------------------------------------------- the residual stream

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 
 from rim_probe.precision import matrix_rate, synchronize
 from rim_probe.training.backends import compile_layers, on_gpu, set_attention, uncompile_layers
@@ -173,7 +174,7 @@ def _step(trainer: RiMTrainer, model, batch: dict, parts: dict[str, float] | Non
     """One step of training; with `parts` each part is waited for and timed."""
     device = trainer.args.device.type
     model.train()
-    inputs = {key: value.to(trainer.args.device) for key, value in batch.items()}
+    inputs = send_to_device(batch, trainer.args.device)
     losses = []
 
     def update() -> None:

@@ -16,7 +16,7 @@ from rim_probe.errors import RecipeError, RiMError
 from rim_probe.memory import MAX_BLOCKS, MemoryLayout
 from rim_probe.training.schedules import LAMBDA_SCHEDULES
 
-OBJECTIVES = ("stage1", "stage2", "cot", "direct")
+OBJECTIVES = ("stage1", "stage2", "interchange", "cot", "direct")
 LR_SCHEDULES = ("constant", "linear", "cosine")
 ATTENTIONS = ("auto", "sdpa", "eager", "flex")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -104,12 +104,18 @@ class Stage:
     """One stage with an optimizer and a scheduler of its own.
 
     Attributes:
-        objective: stage1 (steps, then the answer), stage2 (the answer everywhere), cot, direct.
+        objective: stage1 (steps, then the answer), stage2 (the answer everywhere), interchange (as stage1 with every
+            weight 1, and what follows where a block's slots are another problem's), cot, direct.
         rows: rows seen, over as many passes of the pool as that takes.
         schedule: learning rate after the warm-up.
         lambdas: how stage 1 fades its steps: relative, absolute or constant.
-        blocks: stage 1: at least this many blocks (None: one per step). stage 2: the layout's number if None.
+        blocks: stage 1: at least this many blocks (None: one per step). stage 2 and interchange: the layout's number if
+            None.
         grounded: stage 2: share of rows that keep the targets of stage 1.
+        share: interchange: share of rows that are pairs; the others are those of stage 1.
+        one_number_share: interchange: share of pairs that differ in one number only, where there are such.
+        slot_labels: stage 1 and interchange: after how many layers at most (evenly spaced, the last among them) slots
+            are to name the result of their step; 0: after none.
         dropout: of the adapter in this stage (None: as the recipe says).
         batch_tokens: a batch holds rows of like length of at most so many tokens, padding counted, in the place of
             `batch_size` rows: short rows come in larger batches, so that every batch is as much work.
@@ -129,6 +135,9 @@ class Stage:
     lambdas: str = "relative"
     blocks: int | None = None
     grounded: float = 0.0
+    share: float = 1.0
+    one_number_share: float = 0.3
+    slot_labels: int = 0
     dropout: float | None = None
     validate_every: int = 500
 
@@ -142,11 +151,15 @@ class Stage:
             _positive("batch_tokens", self.batch_tokens)
         if not 0 < self.learning_rate < 1:
             raise RecipeError(f"learning_rate must lie between 0 and 1, not {self.learning_rate}.")
-        for key in ("warmup", "grounded", "dropout"):
+        for key in ("warmup", "grounded", "share", "one_number_share", "dropout"):
             if getattr(self, key) is not None:
                 _share(key, getattr(self, key))
         if not self.weight_decay >= 0:
             raise RecipeError(f"weight_decay must be at least 0, not {self.weight_decay}.")
+        if self.slot_labels < 0:
+            raise RecipeError(f"slot_labels must be at least 0, not {self.slot_labels}.")
+        if self.slot_labels and self.objective not in ("stage1", "interchange"):
+            raise RecipeError(f"slot_labels goes with stage1 and interchange, not with {self.objective}.")
         if self.blocks is not None and not 1 <= self.blocks <= MAX_BLOCKS:
             raise RecipeError(f"blocks must lie between 1 and {MAX_BLOCKS}, not {self.blocks}.")
         if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct", "probes"):
@@ -198,8 +211,9 @@ class Recipe:
             )
         if not self.start and not (self.lora and self.lora.r) and any(s.dropout is not None for s in self.stages):
             raise RecipeError("dropout is that of an adapter; it needs lora with r of at least 1, or start.")
-        if not self.layout.num_blocks and any(s.objective == "stage2" and s.blocks is None for s in self.stages):
-            raise RecipeError("stage2 needs memory blocks; give the layout num_blocks of at least 1.")
+        for stage in self.stages:
+            if stage.objective in ("stage2", "interchange") and stage.blocks is None and not self.layout.num_blocks:
+                raise RecipeError(f"{stage.objective} needs memory blocks; give the layout num_blocks of at least 1.")
         _seed(self.seed)
         if not self.stages:
             raise RecipeError("A recipe needs at least one stage.")

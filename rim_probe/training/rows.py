@@ -182,7 +182,7 @@ def row_sizes(tokens: Tokens, objective: str, blocks: int | None) -> Sizes:
     """The sizes of the rows that `packing` makes of all problems.
 
     Args:
-        objective: stage1, stage2, cot or direct.
+        objective: stage1, stage2, interchange (as stage1: pairs are longer), cot or direct.
         blocks: as in `packing.stage1_row` and `packing.stage2_row`; unused for text rows.
     """
     question = len(tokens.prefix_ids) + tokens.questions.lengths

@@ -6,50 +6,45 @@ history) live in `<output>.run`; the finished checkpoint is written to `<output>
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from transformers import ProgressCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
 
-from rim_probe.adapters import ADAPTER_FILE, finish_checkpoint
+from rim_probe.adapters import finish_checkpoint
 from rim_probe.bases import record_of
-from rim_probe.datasets.arithmetic import generate, vocabulary
-from rim_probe.datasets.sources import load_problems
-from rim_probe.encoding import Encoder
 from rim_probe.errors import RecipeError
-from rim_probe.model import RiM, load_base
-from rim_probe.options import show_progress
-from rim_probe.packing import Row, cot_row, direct_row, stage1_row, stage2_row
+from rim_probe.model import RiM
 from rim_probe.problems import Problem
 from rim_probe.training.backends import chosen_attention, chosen_precision, on_gpu, running_arguments
-from rim_probe.training.recipe import Data, Recipe, Stage, load_recipe
-from rim_probe.training.rows import Batches, draw, padding, row_sizes, sized_batches, token_batches
-from rim_probe.training.schedules import stage1_weights, stage2_weights
-from rim_probe.training.scratch import small_llama, word_tokenizer
-from rim_probe.training.tokens import Entry, Tokens, tokenise
-from rim_probe.training.trainer import Progress, RiMTrainer, StopAfter
+from rim_probe.training.callbacks import Progress, StopAfter
+from rim_probe.training.origin import make_model, reload, set_dropout
+from rim_probe.training.recipe import Recipe, Stage, load_recipe
+from rim_probe.training.stages import (
+    Pool,
+    batches_per_step,
+    make_batches,
+    make_pool,
+    make_problems,
+    make_row,
+    readout_weights,
+    usable_problems,
+)
+from rim_probe.training.trainer import RiMTrainer
 from rim_probe.training.trial import Trial
 
 LOG_EVERY = 50  # steps
+_STEPS_TOLD = ("stage1", "interchange")  # objectives whose rows tell steps; a pair is more than one of them
+_WRITTEN = "written"  # in a run's folder: it has begun to write its output
 _RECIPE = "recipe.json"  # of a run: what it was started with
 _STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint where it cannot be read is half written
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pool:
-    """Problems, how many of them each file holds (they stand in the order of the files), and their ids."""
-
-    problems: list[Problem]
-    sizes: list[int]
-    tokens: Tokens
 
 
 def train(
@@ -76,7 +71,8 @@ def train(
         time ran out before the end.
 
     Raises:
-        RecipeError: an impossible recipe, or an unfinished run in the same output and `resume` not asked for.
+        RecipeError: an impossible recipe, an unfinished run in the same output and `resume` not asked for, an output
+            that holds another model, or another process that trains into it now.
         CheckpointError: a base that cannot be loaded.
     """
     stopper = StopAfter(math.inf if max_minutes is None else max_minutes)
@@ -91,17 +87,36 @@ def train(
     begun = run.exists() and any(path.is_dir() for path in run.iterdir())
     if begun and not resume:
         raise RecipeError(f"{run} holds an earlier run; add --resume to go on with it, or remove the folder.")
+    for place in (folder, *(folder / stage.name for stage in plan.stages[:-1])):
+        _check_free(place, run)
     processes = PartialState(cpu=not on_gpu())
     processes.wait_for_everyone()  # so that nobody mistakes what the first one writes for an earlier run
     if not processes.is_main_process:
-        report = _nothing
+        return _train(plan, folder, run, begun, trial, stopper, processes, _nothing)
     run.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run / ".lock", timeout=0):  # the system frees it when the process ends, however it ends
+            return _train(plan, folder, run, begun, trial, stopper, processes, report)
+    except Timeout:
+        raise RecipeError(f"Another training is at work in {run}; wait for it, or name another output.") from None
+
+
+def _train(
+    plan: Recipe,
+    folder: Path,
+    run: Path,
+    begun: bool,
+    trial: Trial | None,
+    stopper: StopAfter,
+    processes: PartialState,
+    report: Callable[[str], None],
+) -> Path | None:
     set_seed(plan.seed)
-    rim = _make_model(plan)
+    rim = make_model(plan)
     plan = _settled(plan, rim, run / _RECIPE)
-    files, validation = _make_problems(plan.data, report)
+    files, validation = make_problems(plan.data, report)
     with processes.main_process_first():  # the others find in the cache what it made
-        pool, held = _make_pool(rim, files, report), _make_pool(rim, [validation], report)
+        pool, held = make_pool(rim, files, report), make_pool(rim, [validation], report)
     if processes.is_main_process:
         origin = _origin(rim, plan)
         _check_same(run / _RECIPE, plan, pool.problems + held.problems, begun, trial is not None, origin)
@@ -114,7 +129,7 @@ def train(
             report(f"Stopped {stopper.why} before stage {stage.name}; go on with --resume.")
             return None
         if number:
-            rim = _reload(rim, run / plan.stages[number - 1].name / "best")
+            rim = reload(rim, run / plan.stages[number - 1].name / "best")
         weights = sum(map(_trained, rim.model.parameters()))
         report(f"{plan.output}, stage {stage.name}: {stage.rows:,} rows, {weights:,} weights")
         every = trial.log_every if trial else LOG_EVERY
@@ -135,11 +150,22 @@ def train(
         trained += 1
         processes.wait_for_everyone()
     if processes.is_main_process:
+        (run / _WRITTEN).touch()
         finish_checkpoint(run / plan.stages[-1].name / "best", folder)
         for stage in plan.stages[:-1]:  # what the last stage is compared with
             finish_checkpoint(run / stage.name / "best", folder / stage.name)
     report(f"Saved {folder}." if not trial else f"Saved {folder}, which was tried and not trained: {trial}.")
     return folder
+
+
+def _check_free(folder: Path, run: Path) -> None:
+    """Refuses an output folder with a model that another run, or another program, put there: it would be replaced."""
+    if (run / _WRITTEN).exists():
+        return
+    if held := [*folder.glob("*.safetensors*"), *folder.glob("config.json"), *folder.glob("adapter_config.json")]:
+        raise RecipeError(
+            f"{folder} holds a model that this run did not make ({held[0].name}); name another output, or move it away."
+        )
 
 
 def make_trainers(plan: Recipe, folder: Path, report: Callable[[str], None]) -> list[RiMTrainer]:
@@ -149,10 +175,10 @@ def make_trainers(plan: Recipe, folder: Path, report: Callable[[str], None]) -> 
     """
     PartialState(cpu=not on_gpu())
     set_seed(plan.seed)
-    rim = _make_model(plan)
+    rim = make_model(plan)
     plan = _settled(plan, rim, None)
-    files, _ = _make_problems(plan.data, report)
-    pool, held = _make_pool(rim, files, report), _make_pool(rim, [[]], report)
+    files, _ = make_problems(plan.data, report)
+    pool, held = make_pool(rim, files, report), make_pool(rim, [[]], report)
     stages = list(enumerate(plan.stages))
     made = [_make_trainer(rim, plan, stage, i, pool, held, folder, report) for i, stage in reversed(stages)]
     return made[::-1]
@@ -203,155 +229,26 @@ def _check_same(
         )
 
 
-def make_row(encoder: Encoder | Tokens, stage: Stage, seed: int) -> Callable[[Problem | Entry, int], Row]:
-    """The function that turns a problem, and its place among those drawn, into a row of this stage's objective."""
-    blocks = _blocks(encoder, stage)
-
-    def row(problem: Problem | Entry, place: int) -> Row:
-        if stage.objective == "cot":
-            return cot_row(encoder, problem)
-        if stage.objective == "direct":
-            return direct_row(encoder, problem)
-        if stage.objective == "stage1" or _keeps_steps(stage, place, seed):
-            return stage1_row(encoder, problem, blocks)
-        return stage2_row(encoder, problem, blocks)
-
-    return row
-
-
-def _blocks(encoder: Encoder | Tokens, stage: Stage) -> int | None:
-    """See `Stage.blocks`."""
-    return encoder.layout.num_blocks if stage.blocks is None and stage.objective == "stage2" else stage.blocks
-
-
-def _keeps_steps(stage: Stage, place, seed: int):
-    """Whether the row at a place (or at each of an array of them) keeps the targets of stage 1 in stage 2.
-
-    A share of the rows does; which ones depends on the place alone, not on any state.
-    """
-    return (place * 2_654_435_761 + seed) % 2**32 < stage.grounded * 2**32
-
-
-def _make_model(plan: Recipe) -> RiM:
-    if plan.start is not None:
-        return _load_start(plan)
-    if plan.scratch is not None:
-        tokenizer = word_tokenizer(vocabulary())
-        tokenizer.add_special_tokens({"additional_special_tokens": list(plan.layout.tokens)})
-        size = plan.scratch
-        model = small_llama(
-            tokenizer,
-            layers=size.layers,
-            width=size.width,
-            heads=size.heads,
-            inner=size.inner,
-            context=size.context,
-            seed=plan.seed,
-        )
-    else:
-        model, tokenizer = load_base(plan.base, progress=show_progress())
-    rim = RiM.attach(model, tokenizer, plan.layout, name=plan.output)
-    return _add_adapter(rim, plan) if plan.lora else rim
-
-
-def _add_adapter(rim: RiM, plan: Recipe) -> RiM:
-    """LoRA on all linear layers; of the embeddings only the three memory rows are trained."""
-    from peft import LoraConfig, TaskType, TrainableTokensConfig, get_peft_model
-
-    name = next(n for n, m in rim.model.named_modules() if m is rim.model.get_input_embeddings()).rsplit(".", 1)[-1]
-    rows = sorted(rim.memory_ids)
-    if plan.lora.r == 0:
-        config = TrainableTokensConfig(target_modules=[name], token_indices=rows, task_type=TaskType.CAUSAL_LM)
-    else:
-        config = LoraConfig(
-            r=plan.lora.r,
-            lora_alpha=plan.lora.alpha,
-            lora_dropout=plan.lora.dropout,
-            target_modules="all-linear",
-            trainable_token_indices={name: rows},
-            task_type=TaskType.CAUSAL_LM,
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
-        rim.model = get_peft_model(rim.model, config)
-    rim.model.peft_config["default"].base_model_name_or_path = plan.base
-    return rim
-
-
-def _load_start(plan: Recipe) -> RiM:
-    """The adapter of `start`, ready to be trained further."""
-    if not (Path(plan.start) / ADAPTER_FILE).exists():
-        raise RecipeError(
-            f"start: {plan.start} is no adapter folder ({ADAPTER_FILE} is missing); use base for a model."
-        )
-    held = RiM.from_pretrained(plan.start, device="cpu", dtype=torch.float32, trainable=True)
-    if dataclasses.replace(held.layout, num_blocks=plan.layout.num_blocks) != plan.layout:
-        raise RecipeError(
-            f"The memory blocks of start are {held.layout.block_text}, those of the recipe {plan.layout.block_text}; "
-            "give the recipe the layout of start (num_blocks may differ)."
-        )
-    return RiM(held.model, held.tokenizer, plan.layout, name=plan.output)
-
-
-def _reload(rim: RiM, folder: Path) -> RiM:
-    """The best checkpoint of the stage before, ready to be trained further."""
-    adapted = hasattr(rim.model, "peft_config")
-    fresh = RiM.from_pretrained(folder, device="cpu", dtype=torch.float32, trainable=adapted)
-    return RiM(fresh.model, fresh.tokenizer, rim.layout, rim.name)
-
-
-def _make_problems(data: Data, report: Callable[[str], None]) -> tuple[list[list[Problem]], list[Problem]]:
-    """The training problems of each file (a world counts as one), and those for choosing checkpoints."""
-    if data.world is not None:
-        train = list(generate(data.world, "train", data.rows, data.seed))
-        valid = list(generate(data.world, "valid", data.validation_rows, data.seed, unique=True))
-        return [train], valid
-    files = [_read(source, report) for source in data.files]
-    whole = sum(map(len, files))
-    if data.rows is not None and data.rows < whole:
-        drawn = torch.randperm(whole, generator=torch.Generator().manual_seed(data.seed))[: data.rows]
-        drawn, starts = set(drawn.tolist()), itertools.accumulate(map(len, files), initial=0)
-        files = [
-            [p for i, p in enumerate(file, start) if i in drawn] for file, start in zip(files, starts, strict=False)
-        ]
-    valid = _read(data.validation, report)[: data.validation_rows] if data.validation else []
-    return files, valid
-
-
-def _read(source: str, report: Callable[[str], None]) -> list[Problem]:
-    """The problems of a source; lines that were left out are counted aloud."""
-    loaded = load_problems(source)
-    if loaded.rejected:
-        first = loaded.rejected[0]
-        report(f"{source}: {len(loaded.rejected)} lines left out, such as line {first.line_number}: {first.reason}")
-    return loaded.problems
-
-
-def _make_pool(rim: RiM, files: list[list[Problem]], report: Callable[[str], None]) -> _Pool:
-    problems = list(itertools.chain.from_iterable(files))
-    return _Pool(problems, list(map(len, files)), tokenise(rim.encoder, problems, report))
-
-
 def _make_trainer(
     rim: RiM,
     plan: Recipe,
     stage: Stage,
     number: int,
-    pool: _Pool,
-    held: _Pool,
+    pool: Pool,
+    held: Pool,
     folder: Path,
     report: Callable[[str], None],
     log_every: int = LOG_EVERY,
 ) -> RiMTrainer:
-    batches = _make_batches(pool, _usable(pool, "training", rim, stage, report), plan, number, report)
+    batches = make_batches(rim, pool, usable_problems(pool, "training", rim, stage, report), plan, number, report)
     # Validation is about the objective alone: rows that keep the targets of stage 1 say nothing about stage 2.
-    plain = dataclasses.replace(stage, grounded=0.0)
-    valid = np.flatnonzero(_usable(held, "validation", rim, plain, report)).tolist()
+    plain = dataclasses.replace(stage, grounded=0.0, slot_labels=0)
+    valid = np.flatnonzero(usable_problems(held, "validation", rim, plain, report)).tolist()
     valid_row = make_row(held.tokens, plain, plan.seed)
     valid_rows = [valid_row(held.tokens[i], 0) for i in valid]
-    steps = max(1, len(batches) // _at_once(stage))
+    steps = max(1, len(batches) // batches_per_step(stage))
     if stage.dropout is not None:
-        _set_dropout(rim.model, stage.dropout)
+        set_dropout(rim.model, stage.dropout)
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -385,108 +282,15 @@ def _make_trainer(
         args,
         batches,
         valid_rows,
-        _weights(stage),
+        readout_weights(stage),
         asked=[held.problems[i] for i in valid] if stage.objective == "cot" else (),
+        slot_labels=stage.slot_labels,
         attention=plan.attention,
         compile=plan.compile,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress())
     return trainer
-
-
-def _usable(pool: _Pool, purpose: str, rim: RiM, stage: Stage, report: Callable[[str], None]) -> np.ndarray:
-    """Which problems make rows of a stage, bool [n]; what is left out is counted aloud, all of it is refused.
-
-    A problem without steps is left out where the objective needs them. It is also left out where others of its file
-    have them, so that what is compared, memory, chain of thought and direct, sees the same rows of the same files.
-    """
-    tokens = pool.tokens
-    stepped = tokens.step_numbers.lengths > 0
-    file = np.repeat(np.arange(len(pool.sizes)), pool.sizes)
-    needed = (np.bincount(file, stepped, len(pool.sizes))[file] > 0) | (stage.objective in ("stage1", "cot"))
-    blocks = _blocks(tokens, stage)
-    ends = row_sizes(tokens, stage.objective, blocks).ends
-    if stage.grounded:
-        ends = np.maximum(ends, row_sizes(tokens, "stage1", blocks).ends)
-    usable, told = np.ones(len(tokens), dtype=bool), []
-    for fault, sound in (
-        ("have no steps", stepped | ~needed),
-        ("hold words that the tokenizer does not know", tokens.known),
-        ("have a question that is empty, too long or holds a control token", tokens.askable),
-        (f"do not fit into the context of {rim.max_length:,} tokens", ends <= rim.max_length),
-    ):
-        if count := int((usable & ~sound).sum()):
-            told.append(f"{count:,} {fault}")
-        usable &= sound
-    if told and not usable.any():
-        raise RecipeError(
-            f"Stage {stage.name} can use none of the {len(tokens):,} {purpose} problems: {' and '.join(told)}."
-        )
-    if told:
-        report(f"Stage {stage.name} leaves out some of the {len(tokens):,} {purpose} problems: {' and '.join(told)}.")
-    return usable
-
-
-def _at_once(stage: Stage) -> int:
-    """Batches of a step."""
-    return stage.accumulation * PartialState().num_processes
-
-
-def _rows(stage: Stage) -> int:
-    """How many rows a stage draws: batches of a fixed size make whole steps of them."""
-    step = 1 if stage.batch_tokens else stage.batch_size * _at_once(stage)
-    return min(stage.rows, max(1, stage.rows // step) * step)
-
-
-def _make_batches(pool: _Pool, usable: np.ndarray, plan: Recipe, number: int, report: Callable[[str], None]) -> Batches:
-    """The batches of a stage in their order, and a line that says how many rows they hold and how large they are.
-
-    No batch more than the steps need: with batches to spare, a run resumed at its last step would take another one.
-    """
-    stage, tokens = plan.stages[number], pool.tokens
-    # Stages follow one another through the files, as one long stage would go through them.
-    start, rows = sum(map(_rows, plan.stages[:number])), _rows(stage)
-    repeats = plan.data.repeats or (1.0,) * len(pool.sizes)
-    drawn, ends = draw(pool.sizes, repeats, usable, plan.seed, start, rows)
-    blocks = _blocks(tokens, stage)
-    lengths = row_sizes(tokens, stage.objective, blocks).lengths[drawn]
-    if stage.grounded:
-        grounded = row_sizes(tokens, "stage1", blocks).lengths[drawn]
-        lengths = np.where(_keeps_steps(stage, np.arange(rows), plan.seed), grounded, lengths)
-    seed = plan.seed + 1000 * number
-    if stage.batch_tokens:
-        batches = token_batches(lengths, ends, stage.batch_tokens, seed)
-    else:
-        batches = sized_batches(lengths, ends, stage.batch_size, seed)
-    at_once = _at_once(stage)
-    batches = batches[: max(1, len(batches) // at_once) * at_once]
-    told = (
-        f"rows {sum(map(len, batches)):,}, batches {len(batches):,}, tokens {lengths[np.concatenate(batches)].sum():,}"
-    )
-    report(f"Stage {stage.name}: {told}, padding {padding(lengths, batches):.1%}")
-    row = make_row(tokens, stage, plan.seed)
-    return Batches(drawn, batches, lambda problem, place: row(tokens[problem], place))
-
-
-def _weights(stage: Stage):
-    def weights(progress: float, num_grounded: torch.Tensor, num_readouts: torch.Tensor) -> torch.Tensor:
-        if stage.objective == "stage1":
-            return stage1_weights(stage.lambdas, progress, num_grounded, num_readouts)
-        if stage.objective == "stage2":
-            alphas = stage2_weights(num_readouts)
-            # Rows that keep their steps weigh every readout alike: their steps are there to be remembered.
-            return torch.where((num_grounded > 0)[:, None], (alphas > 0) / num_readouts[:, None].float(), alphas)
-        return torch.ones(len(num_readouts), 1, device=num_readouts.device)
-
-    return weights
-
-
-def _set_dropout(model: torch.nn.Module, dropout: float) -> None:
-    for name, module in model.named_modules():
-        if name.endswith("lora_dropout"):
-            for key in module:
-                module[key] = torch.nn.Dropout(dropout)
 
 
 def _last_complete(folder: Path) -> str | None:

@@ -76,12 +76,12 @@ class Meter:
         self._start = time.perf_counter()
 
     def count(self, batch: dict[str, torch.Tensor]) -> None:
-        """Takes note of one batch that is trained: `readouts` [B, L] and `places` [N], the labelled positions."""
+        """Takes note of one batch that is trained: `readouts` [B, L], and what is labelled: `places`, `slot_places`."""
         lengths = (batch["readouts"] != PADDING).sum(1)
         self._counts += torch.stack([lengths.sum(), lengths.square().sum()])
         self._rows += len(lengths)
         self._places += batch["readouts"].numel()
-        self._labels += len(batch["places"])
+        self._labels += len(batch["places"]) + sum(map(len, batch.get("slot_places", ())))
 
     def skip(self, seconds: float) -> None:
         """Leaves out time that was not spent on training."""

@@ -19,12 +19,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from rim_probe.bases import cache_folder
-from rim_probe.encoding import MAX_QUESTION_CHARACTERS, QUESTION_END, STEP_SEPARATOR, Encoder, chain_text, question_text
+from rim_probe.encoding import (
+    MAX_QUESTION_CHARACTERS,
+    QUESTION_END,
+    STEP_SEPARATOR,
+    Encoder,
+    chain_text,
+    question_text,
+    result_text,
+)
 from rim_probe.errors import QuestionError
 from rim_probe.files import write_atomic
 from rim_probe.problems import Problem
 
-_FORMAT = "rim-probe-tokens/1"
+_FORMAT = "rim-probe-tokens/2"
 _WORTH_KEEPING = 20_000  # problems; fewer are tokenised in a second or two
 _AT_ONCE = 10_000  # texts in one call of the tokenizer, which holds a few KB for each
 
@@ -65,6 +73,7 @@ class Tokens(Sequence):
     Attributes:
         questions, chains: one list per problem: `Encoder.text_ids` of the question with its line end, and of the steps.
         steps, answers: one list per different text.
+        results: one list per different step, that of its result.
         step_numbers: the steps of every problem, as numbers of `steps`.
         answer_numbers: the answer of every problem, as a number of `answers`, [n].
         askable: whether `Encoder.question_ids` would take the question, unknown words aside, bool [n].
@@ -74,9 +83,9 @@ class Tokens(Sequence):
     def __init__(self, encoder: Encoder, arrays: dict[str, np.ndarray]):
         self.layout, self.block_ids = encoder.layout, encoder.block_ids
         self.marker_ids, self.prefix_ids, self.eos_id = encoder.marker_ids, encoder.prefix_ids, encoder.eos_id
-        self.questions, self.steps, self.answers, self.chains, self.step_numbers = (
+        self.questions, self.steps, self.results, self.answers, self.chains, self.step_numbers = (
             Ragged(arrays[name], arrays[f"{name}.ends"])
-            for name in ("questions", "steps", "answers", "chains", "step_numbers")
+            for name in ("questions", "steps", "results", "answers", "chains", "step_numbers")
         )
         self.answer_numbers = arrays["answer_numbers"]
         unknown = encoder.tokenizer.unk_token_id  # itself a special token
@@ -97,6 +106,9 @@ class Tokens(Sequence):
 
     def step_ids(self, step: int) -> list[int]:
         return self.steps[step] + [self.eos_id]
+
+    def result_ids(self, step: int) -> list[int]:
+        return self.results[step]
 
     def answer_ids(self, answer: int) -> list[int]:
         return self.answers[answer] + [self.eos_id]
@@ -133,6 +145,7 @@ def _arrays(encoder: Encoder, problems: Sequence[Problem]) -> dict[str, np.ndarr
     tables = {
         "questions": _ids(encoder, map(_askable_text, problems), len(problems)),
         "steps": _ids(encoder, steps, len(steps)),
+        "results": _ids(encoder, map(result_text, steps), len(steps)),
         "answers": _ids(encoder, answers, len(answers)),
         "chains": _ids(encoder, map(chain_text, problems), len(problems)),
         "step_numbers": _flat([[steps[step] for step in p.steps] for p in problems]),

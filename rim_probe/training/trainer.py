@@ -7,17 +7,14 @@ Knows batches, losses and callbacks. Knows nothing about recipes or where proble
 import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils.data import SequentialSampler
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rim_probe.decoding import answer_batch
 from rim_probe.model import RiM
@@ -35,13 +32,13 @@ from rim_probe.training.backends import (
 )
 from rim_probe.training.fused import fuse_adapter, has_frozen_head, head_losses
 from rim_probe.training.rows import Batches
-from rim_probe.training.speed import Meter, told
+from rim_probe.training.slots import SlotReader, slot_targets
+from rim_probe.training.speed import Meter
 
 Weights = Callable[[float, torch.Tensor, torch.Tensor], torch.Tensor]
 """(progress, num_grounded [B], num_readouts [B]) -> weight of every readout [B, R]."""
 
 _LONGEST_CHAIN = 128  # tokens decoded at a validation
-_FIRST_SAVE = 5.0  # seconds that a save is taken to last until one was timed
 _ASKED_AT_ONCE = {"cuda": 512, "cpu": 64}
 
 
@@ -49,10 +46,12 @@ class RiMTrainer(Trainer):
     """Trains the readouts of packed rows.
 
     Loss: the mean over all labelled tokens of a batch, each weighted by its readout's weight (lambda of stage 1, alpha
-    of stage 2, 1 for text rows), in float32. Logits are computed at labelled positions only.
+    of stage 2, 1 for text rows), in float32; with `slot_labels` the loss of what slots name is added, see `slots`.
+    Logits are computed at labelled positions only.
 
     Args:
         asked: the problems of `valid_rows`, where they are to be answered by chain of thought, see `evaluate`.
+        slot_labels: after how many layers at most slots are read; 0 for rows without slot labels.
         attention: `sdpa`, `eager`, or `flex` for packed rows on a GPU; text rows, plain causal, then take sdpa.
         compile: compile the decoder layers.
 
@@ -69,6 +68,7 @@ class RiMTrainer(Trainer):
         weights: Weights,
         *,
         asked: Sequence[Problem] = (),
+        slot_labels: int = 0,
         attention: str = "sdpa",
         compile: bool = False,
     ):
@@ -102,6 +102,7 @@ class RiMTrainer(Trainer):
         self._mask_dtype = torch.bfloat16 if args.bf16 else rim.dtype
         self._multiple = length_multiple(args.device)
         self.meter = Meter(rim.model, args.device, torch.bfloat16 if args.bf16 else torch.float32)
+        self._slots = SlotReader(rim.model, slot_labels) if slot_labels else None
         self._loss_so_far = _LossSoFar(self)
         self.add_callback(self._loss_so_far)
 
@@ -118,8 +119,10 @@ class RiMTrainer(Trainer):
         self.meter.count(inputs)
         weights = self.weights(self.progress, inputs["num_grounded"], inputs["num_readouts"])
         losses, readouts, row_of = self._label_losses(model, inputs)
-        token_weights = weights[row_of, readouts - 1]
-        loss = (losses * token_weights).sum() / token_weights.sum().clamp_min(1e-6)
+        count = len(readouts)
+        loss = _weighted_mean(losses[:count], weights[row_of, readouts - 1])
+        if "slot_places" in inputs:
+            loss = loss + _weighted_mean(losses[count:], inputs["slot_weights"])
         return (loss, losses) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
@@ -205,7 +208,7 @@ class RiMTrainer(Trainer):
         return 0
 
     def _label_losses(self, model, inputs):
-        """Cross entropy [N] in float32, readout numbers [N] and batch rows [N] of the N labelled positions."""
+        """Cross entropy [N + A] in float32, readout numbers [N] and batch rows [N]; see `_label_logits`."""
         head = self.rim.model.get_output_embeddings()
         if self._head_is_fused and not self._head_is_checked:  # some families do more to a logit than the head does
             self._head_is_checked = True
@@ -226,24 +229,34 @@ class RiMTrainer(Trainer):
         return self._label_losses(model, inputs)[0].mean().item()
 
     def _label_logits(self, model, inputs):
-        """Logits [N, vocab], labels [N], readout numbers [N] and batch rows [N] of the N labelled positions."""
-        places = inputs["places"]
-        with _only_at(self.rim.model.get_output_embeddings(), places):
+        """Logits [N + A, vocab] and labels [N + A], readout numbers [N] and batch rows [N] of the N labelled positions.
+
+        The A last are those of slots, where rows have slot labels.
+        """
+        places, slots = inputs["places"], inputs.get("slot_places")
+        with contextlib.ExitStack() as reading:
+            if slots is not None:
+                reading.enter_context(self._slots.reading(slots))
+            also = None if slots is None else self._slots.head_inputs
+            reading.enter_context(_only_at(self.rim.model.get_output_embeddings(), places, also))
             logits = model(
                 input_ids=inputs["input_ids"],
                 position_ids=inputs["position_ids"],
-                attention_mask=self._mask(inputs["readouts"]),
+                attention_mask=self._mask(inputs["readouts"], inputs.get("segments"), inputs.get("audience")),
                 use_cache=False,
             ).logits
         labels, readouts = inputs["labels"].flatten()[places], inputs["label_readouts"].flatten()[places]
+        if slots is not None:
+            labels = torch.cat([labels, inputs["slot_targets"]])
         return logits, labels, readouts, places // inputs["labels"].shape[1]
 
-    def _mask(self, readouts: torch.Tensor):
-        """What the model is given as its mask for rows with these readout numbers, [B, L]."""
+    def _mask(self, readouts: torch.Tensor, *worlds: torch.Tensor | None):
+        """What the model is given as its mask for rows with these readout numbers [B, L], segments and audiences."""
         if self.rim.model.config._attn_implementation == ATTENTIONS["flex"]:
             rows, length = readouts.shape
-            return create_block_mask(flex_mask_mod(readouts), rows, None, length, length, device=readouts.device)
-        mask = row_mask(readouts, self._mask_dtype)
+            rule = flex_mask_mod(readouts, *worlds)
+            return create_block_mask(rule, rows, None, length, length, device=readouts.device)
+        mask = row_mask(readouts, self._mask_dtype, *worlds)
         # Plain causal text: padding stands right of everything and needs no mask.
         return torch.ones_like(readouts) if mask is None else mask
 
@@ -256,10 +269,12 @@ class RiMTrainer(Trainer):
         pad = self.rim.eos_id if pad is None else pad
         batch = pad_rows(rows, pad)
         if missing := -batch["labels"].shape[1] % self._multiple:
-            fill = {"input_ids": pad, "readouts": PADDING, "labels": IGNORED}
+            fill = {"input_ids": pad, "readouts": PADDING, "labels": IGNORED, "slot_labels": IGNORED}
             for key, values in batch.items():
                 if values.dim() == 2:
                     batch[key] = torch.nn.functional.pad(values, (0, missing), value=fill.get(key, 0))
+        if "slot_labels" in batch:
+            batch |= slot_targets(batch.pop("slot_labels"), batch.pop("slot_depths"), self._slots.count)
         return batch | {"places": (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]}
 
     def _get_train_sampler(self, train_dataset=None):
@@ -303,114 +318,8 @@ class _LossSoFar(TrainerCallback):
         return folder / f"loss_so_far_{self._trainer.args.process_index}.json"
 
 
-class StopAfter(TrainerCallback):
-    """Saves and stops all processes in time: before a step that, with what follows it, would end too late.
-
-    It does so, too, after the step in which this process gets SIGTERM or SIGINT; a second SIGINT interrupts at once.
-    At least one step is taken in any case. What follows a step is judged by the longest of its kind so far: a
-    validation where one is due, and a save. The clock of the first process counts; `stopped` says that it stopped.
-
-    Attributes:
-        deadline: in seconds of `time.monotonic`.
-        validation_steps: until one was timed, a validation is taken to last as long as so many steps.
-    """
-
-    def __init__(self, minutes: float = math.inf):
-        self.begun = time.monotonic()
-        self.deadline = self.begun + 60 * minutes
-        self.stopped = self.signalled = False
-        self.validation_steps = 0.0
-        self._save, self._validation, self._starting = _FIRST_SAVE, None, 0.0
-        self._steps: deque[float] = deque(maxlen=20)
-
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Listens for signals inside; only the main thread may, in another one nothing changes."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def note(number, frame) -> None:
-            self.signalled = True
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-        for number in before:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @property
-    def why(self) -> str:
-        return "by a signal" if self.signalled else f"after {(self.deadline - self.begun) / 60:g} minutes"
-
-    def too_late_for_a_stage(self, device: torch.device) -> bool:
-        """Whether loading, compiling and one step, as long as they took before, would not end in time."""
-        late = time.monotonic() + self._starting + self._save >= self.deadline
-        return self._agreed(late or self.signalled, device)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._last, self._fresh = time.monotonic(), True
-        self._steps.clear()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        step = self._passed()
-        if self._fresh:  # with loading and compiling
-            self._fresh, self._starting = False, self._starting or self._last - self.begun
-        else:
-            self._steps.append(step)
-        ahead = max(self._steps, default=step) + self._save
-        if args.eval_strategy != "no" and (state.global_step + 1) % args.eval_steps == 0:
-            guess = self.validation_steps * max(self._steps, default=0.0)
-            # Twice, because it is not asked again before the step after that validation.
-            ahead = 2 * ahead + (guess if self._validation is None else self._validation)
-        over = self._agreed(self.signalled or self._last + ahead >= self.deadline, args.device)
-        if over and state.global_step < state.max_steps:
-            self.stopped = True
-            control.should_save = control.should_training_stop = True
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        self._validation = max(self._validation or 0.0, self._passed())
-
-    def on_save(self, args, state, control, **kwargs):
-        self._save = max(self._save if self._save != _FIRST_SAVE else 0.0, self._passed())
-
-    def _passed(self) -> float:
-        """Seconds since this was asked last."""
-        last, self._last = self._last, time.monotonic()
-        return self._last - last
-
-    @staticmethod
-    def _agreed(over: bool, device: torch.device) -> bool:
-        """What the first process says; each would look at its own clock and stop at a step of its own."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return over
-        said = torch.tensor(over, dtype=torch.int, device=device)
-        torch.distributed.broadcast(said, src=0)
-        return bool(said)
-
-
-class Progress(ProgressCallback):
-    """The Trainer's bar with the loss, the speed since the last log, and the current readout weights."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
-            return
-        if "loss" in logs:
-            weights = " ".join(f"{value:.1f}" for key, value in logs.items() if key.startswith("weight_"))
-            parts = [f"loss {logs['loss']:.3f}", told(logs, args), f"weights {weights}" if weights else ""]
-            self.training_bar.set_postfix_str(", ".join(filter(None, parts)))
-        elif "eval_accuracy" in logs:
-            each = " ".join(f"{value:.3f}" for key, value in logs.items() if "_readout_" in key)
-            if "eval_exact_match" in logs:
-                kind, each = "answers right", f"whole chain as written {logs['eval_exact_match']:.3f}"
-            else:
-                kind = "exact match"
-            line = f"step {state.global_step}: {kind} {logs['eval_accuracy']:.3f} of {logs['eval_n']}"
-            self.training_bar.write(line + (f" ({each})" if each else ""))
+def _weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
 
 
 @contextlib.contextmanager
@@ -424,12 +333,18 @@ def _without(head: torch.nn.Module):
 
 
 @contextlib.contextmanager
-def _only_at(head: torch.nn.Module, places: torch.Tensor):
+def _only_at(head: torch.nn.Module, places: torch.Tensor, also: Callable[[], torch.Tensor] | None):
     """Lets the output head see the hidden states at `places` [N] of [B * L] only: [B, L, d] -> [N, d].
 
-    A hook, because it works for every family, under PEFT, DDP and FSDP, where calling the body alone would not.
+    After them come the states that `also` gives, [A, d]. A hook, because it works for every family, under PEFT, DDP and
+    FSDP, where calling the body alone would not.
     """
-    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].flatten(0, 1)[places],))
+
+    def chosen(module, inputs):
+        states = inputs[0].flatten(0, 1)[places]
+        return (torch.cat([states, also().to(states.dtype)]) if also else states,)
+
+    handle = head.register_forward_pre_hook(chosen)
     try:
         yield
     finally:

@@ -85,7 +85,7 @@ def test_layers_are_sorted_without_repeats(rim):
 
 def test_a_model_without_a_list_of_layers_is_refused_in_one_sentence(rim):
     rim.model.config.num_hidden_layers = 7
-    with pytest.raises(CheckpointError, match="tiny-llama: no list of 7 decoder layers was found"):
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM: no list of 7 decoder layers was found"):
         decoder_layers(rim)
 
 
