@@ -30,7 +30,7 @@ import numpy as np
 
 from rim_probe.errors import RiMError
 from rim_probe.probing.compact import is_large, packed, unpacked
-from rim_probe.probing.hooks import spread_layers
+from rim_probe.probing.hooks import num_layers, spread_layers
 from rim_probe.probing.linear import MOST_FEATURES, Inputs, LinearMap
 from rim_probe.probing.nearest_step.formula import (
     REFERENCES,
@@ -151,8 +151,12 @@ def control_sources(study: Study) -> list[Source]:
 
 
 def _states(study: Study, name: str, rim: RiM, row_of: Callable[[str], Row]) -> Callable[..., np.ndarray]:
-    """States read at all layers once, kept on disk: (part, layer, columns) -> [n, columns * d]."""
+    """States read at all layers once, kept on disk: (part, layer, columns) -> [n, columns * d].
+
+    Of a model of another depth than the memory's the layers are those as deep in proportion.
+    """
     layers = spread_layers(study.layers)
+    own = [round(layer * num_layers(rim) / study.layers[-1]) for layer in layers]
 
     @cache
     def held(part: str) -> np.ndarray:
@@ -160,7 +164,7 @@ def _states(study: Study, name: str, rim: RiM, row_of: Callable[[str], Row]) -> 
         rows = [row_of(problem.question) for problem in problems_of(study, part)]
         file = None
         for start in study.progress(range(0, len(rows), READ_AT_ONCE), f"steps: {name}, {part}"):
-            states = np.stack(read_rows(rim, rows[start : start + READ_AT_ONCE], layers)).transpose(2, 0, 1, 3)
+            states = np.stack(read_rows(rim, rows[start : start + READ_AT_ONCE], own)).transpose(2, 0, 1, 3)
             if file is None:
                 Path(study.folder).mkdir(parents=True, exist_ok=True)
                 shape = (len(layers), len(rows), *states.shape[2:])
@@ -341,22 +345,10 @@ def search(study: Study, source: Source, fit: Fit) -> Searched:
 
 
 def fit_cell(
-    source: Source,
-    layer: int,
-    place: int,
-    inputs: Inputs,
-    states: np.ndarray,
-    task: Task,
-    bank: Bank,
-    targets: np.ndarray | None = None,
+    source: Source, layer: int, place: int, inputs: Inputs, states: np.ndarray, task: Task, bank: Bank
 ) -> Cell:
-    """One cell and task.
-
-    Args:
-        states: of "choose".
-        targets: in the place of the task's own.
-    """
-    mapped, asked = StepMap.fit(inputs, task.rows, task.targets if targets is None else targets), task.asked["choose"]
+    """One cell and task; `inputs` are its states of "fit", `states` those of "choose"."""
+    mapped, asked = StepMap.fit(inputs, task.rows, task.targets), task.asked["choose"]
     hits = asked.ranks(mapped.recalled(states[asked.rows], bank.vectors)) <= 0
     in_bank = bank.ranks(mapped, states[asked.rows], asked.texts)
     known = in_bank[~np.isnan(in_bank)]

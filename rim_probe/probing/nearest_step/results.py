@@ -11,7 +11,7 @@ Knows ranks and how a report is made of them. Knows nothing of how a step is rea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,9 +148,9 @@ def _rows(study: Study, fit: Fit) -> list[Scores]:
     for task in fit.tasks:
         cell = best[task.step]
         inputs = Inputs([cell.source.read("fit", cell.layer, cell.place)], MOST_FEATURES, study.seed)
-        targets = study.rng(f"steps shuffled {task.step}").permutation(task.targets)
+        other = replace(task, targets=study.rng(f"steps shuffled {task.step}").permutation(task.targets))
         states = cell.source.read("choose", cell.layer, cell.place)
-        shuffled[task.step] = fit_cell(cell.source, cell.layer, cell.place, inputs, states, task, fit.bank, targets)
+        shuffled[task.step] = fit_cell(cell.source, cell.layer, cell.place, inputs, states, other, fit.bank)
     rows.append(row("shuffled pairing", fit.memory, shuffled))
     return [*rows, row("another question's memory", fit.memory, best, another=True)]
 
