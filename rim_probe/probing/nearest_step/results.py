@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rim_probe.probing.curves import ratio_estimate
 from rim_probe.probing.hooks import spread_layers
 from rim_probe.probing.linear import MOST_FEATURES, Inputs
 from rim_probe.probing.nearest_step.fit import (
@@ -32,7 +33,7 @@ from rim_probe.probing.nearest_step.fit import (
     search,
 )
 from rim_probe.probing.nearest_step.formula import DIRECTIONS, DISTRACTORS, REFERENCES, RIDGE, SHARPNESS
-from rim_probe.probing.section import Estimate, Figure, Section, Table, Target, bootstrap
+from rim_probe.probing.section import Estimate, Figure, Section, Table, Target
 
 if TYPE_CHECKING:
     from rim_probe.probing.study import Study
@@ -62,9 +63,7 @@ class Scores:
         problems, each with all of its steps."""
         own = self.right[kind] - (less.right[kind] if less else 0)
         own = own if step is None else own[[step - 1]]
-        sums, counts = np.nansum(own, axis=0), (~np.isnan(own)).sum(0)
-        asked = counts > 0
-        return bootstrap((sums[asked], counts[asked]), lambda s, c: s.sum() / c.sum())
+        return ratio_estimate(np.nansum(own, axis=0), (~np.isnan(own)).sum(0))
 
 
 def report(study: Study, decoder: StepDecoder, fit: Fit) -> Section:
