@@ -114,12 +114,17 @@ def read_data(path: str) -> "ProblemFile":
 
 
 def report_rejected(path: str, data: "ProblemFile") -> None:
-    """What had to be left out of a file, on stderr."""
+    """What had to be left out of a file, and how many of its steps cannot be read, on stderr."""
+    from rim_probe.equations import unread_steps
+
     for line in data.rejected[:SHOWN_REJECTIONS]:
         print(line, file=sys.stderr)
     if data.rejected:
         kept = count(len(data.problems), "problem", "problems")
         print(f"{path}: {count(len(data.rejected), 'line', 'lines')} rejected, {kept} kept.", file=sys.stderr)
+    if unread := unread_steps(data.problems):
+        many = count(len(unread), "step is no equation", "steps are no equation")
+        print(f"{path}: {many}, such as {unread[0]}.", file=sys.stderr)
 
 
 def name_files(given: Sequence[str]) -> tuple[dict[str, str], bool]:

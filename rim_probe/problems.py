@@ -1,7 +1,8 @@
-"""Word problems as text: the line format of problem files, and how an answer is read out of a text and graded.
+"""Word problems as text: the line format of problem files.
 
-This module knows the text format every method is trained on (the three constants below), how a file of problems is read
-and written, and when two answers count as the same. It does not know tokens, models or where problems come from.
+This module knows the text format every method is trained on (the three constants below) and how a file of problems is
+read and written; how an answer is read out of a text and graded is `answers`' job. It does not know tokens, models or
+where problems come from.
 
 Line format of `.txt` and `.txt.gz` files, UTF-8, one problem per line, only "\\n" ends a line:
 
@@ -19,18 +20,34 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 
+from rim_probe.answers import ANSWER_MARKER, extract_answer, is_correct
 from rim_probe.errors import ProblemError
+
+__all__ = [
+    "ANSWER_MARKER",
+    "QUESTION_END",
+    "STEP_SEPARATOR",
+    "Problem",
+    "ProblemFile",
+    "RejectedLine",
+    "extract_answer",
+    "format_line",
+    "gather",
+    "is_correct",
+    "iter_problems",
+    "parse_line",
+    "parse_steps",
+    "read_lines",
+    "read_problems",
+    "write_problems",
+]
 
 QUESTION_END = "\n"
 """Ends the question segment of every row, whatever the method."""
 STEP_SEPARATOR = " "
 """Stands between two steps, and between the last step and the answer marker."""
-ANSWER_MARKER = "#### "
-"""Stands before the answer where the text has one (chain of thought and direct)."""
 
 _FIELD_SEPARATOR = "||"
 _MARKER = ANSWER_MARKER.strip()
@@ -208,140 +225,3 @@ def read_lines(name: str) -> Iterator[tuple[int, str]]:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= 60 else text[:60] + "…"
-
-
-# --------------------------------------------------------------------------------------------- reading an answer
-
-# Numbers beyond these bounds are not read as numbers: 1e999999999 or a megabyte of digits must not stop the program.
-_MAX_DIGITS = 100
-_MAX_EXPONENT = 100
-_MAX_WORD_ANSWER = 60
-
-# Every repetition below is bounded or starts only where no digit or letter stands before it, so that the time to search
-# a text grows with its length alone.
-_TOKEN = re.compile(
-    r"""
-      (?P<ratio> (?<![\w:]) [0-9]{1,9} (?: : [0-9]{1,9} ){1,3} (?![\w:]) )                    # 5:45 is not 45
-    | (?P<number>
-        (?P<sign> (?<![\w)\]%.]) [-\u2212\u2013\ufe63\uff0d] )?                              # not the minus of 16-3
-        [$€£¥]? (?P<inner_sign> (?<=[$€£¥]) [-\u2212] )?
-        (?<!\w) (?<![0-9]\.)
-        (?: (?P<whole> [0-9]{1,9} ) [ ] (?= [0-9]{1,9} [ ]? / [ ]? [0-9] ) )?                # 2 of 2 1/2
-        (?P<decimal> (?: [0-9]{1,3} (?: , [0-9]{3} )+ (?![0-9]) | [0-9]+ ) (?: \. [0-9]+ )? | (?<!\.) \. [0-9]+ )
-        (?P<exponent> [eE] [-+]? [0-9]+ (?!\w) )?
-        (?: [ ]? / [ ]? (?P<denominator> [0-9]+ ) )?
-      )
-    | (?P<option> (?<!\w) \( [A-Ea-e] \) | (?<![\w(]) [A-E] \)                               # (b), B)
-        | \A [A-Ea-e] \Z | \A [A-E] (?= [.:] \s ) | (?<![\w'’°]) (?<![0-9]\s) [A-E] \Z )     # b, "B. ", "… is B"
-    | (?P<word> \A (?i: yes | no | true | false ) \b | \b (?i: yes | no | true | false ) \Z )
-    """,
-    re.VERBOSE,
-)
-
-
-def extract_answer(text: str) -> str | None:
-    """The answer a text gives, in canonical form, or None. Never raises, whatever the text.
-
-    Where it looks, first rule that applies: the first answer on the line after the LAST "####"; the right side of the
-    last complete `<<…=x>>`; the last answer in the text. An answer is a number, a ratio or time (`5:45`), an option
-    letter A to E, or yes / no / true / false (as first or last word). A text of one short line with none of these
-    (after "####" or alone) is a word answer.
-
-    Canonical forms: `1,000`, `$1000`, `1000.0` and `1e3` give "1000"; `.50` gives "0.5"; `2/4` gives "1/2"; units and
-    the percent sign are dropped (`12%` gives "12"); `(b)` gives "B"; words are in lower case without outer punctuation.
-    """
-    _, marker, tail = text.rpartition(_MARKER)
-    return _canonical(tail) if marker else _canonical(text, last=True)
-
-
-def _canonical(text: str, last: bool = False) -> str | None:
-    """The first (or last) answer in a text; without `last`, only the first line of the text counts."""
-    text = text.strip()
-    if not last:
-        text = text.partition("\n")[0]
-    text = _last_step_result(text)
-    text = text.strip(" \t\r\n\"'“”‘’`*_").rstrip(".,;:!? \t\r\n\"'“”‘’`*_")
-    found = None
-    for match in _TOKEN.finditer(text):
-        found = _token_value(match) or found
-        if found and not last:
-            break
-    return found or _word_answer(text)
-
-
-def _last_step_result(text: str) -> str:
-    """The right side of the last complete `<<…=x>>` (its whole inside without "="), else the text itself."""
-    end = text.rfind(">>")
-    start = text.rfind("<<", 0, end) if end >= 0 else -1
-    return text[start + 2 : end].rpartition("=")[2] if start >= 0 else text
-
-
-def _token_value(match: re.Match[str]) -> str | None:
-    if match["number"]:
-        return _number_text(match)
-    if match["option"]:
-        return match["option"].strip("()").upper()
-    return match.group().casefold()
-
-
-def _number_text(match: re.Match[str]) -> str | None:
-    """The canonical text of a number token; None where it is out of bounds or divides by zero."""
-    digits, exponent, denominator = match["decimal"].replace(",", ""), match["exponent"] or "", match["denominator"]
-    if len(digits) > _MAX_DIGITS or len(denominator or "") > _MAX_DIGITS or len(exponent) > 5:
-        return None
-    if exponent and abs(int(exponent[1:])) > _MAX_EXPONENT:
-        return None
-    negative = bool(match["sign"]) != bool(match["inner_sign"])
-    plain = format(Decimal(digits + exponent), "f")  # exact: the context's precision rounds arithmetic only
-    if denominator is None:
-        if "." in plain:
-            plain = plain.rstrip("0").rstrip(".")
-        plain = plain.lstrip("0") or "0"
-        plain = "0" + plain if plain.startswith(".") else plain
-        return "-" + plain if negative and plain != "0" else plain
-    if not int(denominator):
-        return None
-    value = Fraction(plain) / int(denominator) + int(match["whole"] or 0)
-    return str(-value if negative else value)
-
-
-def _word_answer(text: str) -> str | None:
-    # "İ" is the one letter whose lower case is two characters, and the second would end the word before it.
-    words = " ".join(text.replace("İ", "i").lower().split())
-    return words if words and "\n" not in text and len(words) <= _MAX_WORD_ANSWER else None
-
-
-# ------------------------------------------------------------------------------------------------------- grading
-
-_RELATIVE_TOLERANCE = Fraction(1, 10**6)
-_LARGEST_TOLERANCE = Fraction(1, 10**3)
-_SMALLEST_TOLERANCE = Fraction(1, 2 * 10**10)
-
-
-def is_correct(prediction: str | None, gold: str) -> bool:
-    """Whether a prediction (what `extract_answer` gave, or an answer by itself) equals the gold answer.
-
-    Both are brought to canonical form first. Two whole numbers must be equal, exactly. Where either has a fractional
-    part they may differ by a millionth of the larger, though by no more than 0.001: gold answers such as 0.3333333
-    stand for 1/3, and GSM-Hard's carry float noise (3244047.0999999996). GSM-Hard rounds to ten decimals, so half a
-    unit of the tenth always passes. Everything else must be the same text.
-
-    A percent sign is a unit: `12%` equals `12` and not `0.12`. Formulas are compared as far as their first number only.
-    """
-    if prediction is None:
-        return False
-    given, wanted = _canonical(prediction), _canonical(gold)
-    if given is None or wanted is None:
-        return False
-    if given == wanted:
-        return True
-    left, right = _as_fraction(given), _as_fraction(wanted)
-    if left is None or right is None or (left.denominator == 1 and right.denominator == 1):
-        return False
-    tolerance = min(_LARGEST_TOLERANCE, _RELATIVE_TOLERANCE * max(abs(left), abs(right)))
-    return abs(left - right) <= max(_SMALLEST_TOLERANCE, tolerance)
-
-
-def _as_fraction(canonical: str) -> Fraction | None:
-    """The exact value of a canonical number; None for letters, words and ratios."""
-    return Fraction(canonical) if re.fullmatch(r"-?[0-9]+(?:[./][0-9]+)?", canonical) else None

@@ -22,7 +22,7 @@ from rim_probe.problems import Problem
 from rim_probe.report import format_share
 from rim_probe.untrained import Endless, gold_first, gold_length, load_methods_or_base, never_ending
 
-QUESTIONS = ["Anna has 3 apples?", "How many apples has she?", "3 + 14?", "more more more 5", "1 + 1?", "Has she 14?"]
+QUESTIONS = ["1 + 1?", "How many apples has she?", "3 + 14?", "more more more 5", "Anna has 3 apples?", "Has she 14?"]
 FAST = ["--max-new-tokens", "4", "--latency-samples", "2", "--device", "cpu"]
 
 

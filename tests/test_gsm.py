@@ -1,4 +1,4 @@
-"""GSM8K, GSM8K-Aug and GSM-Hard: from the files of the Hub to our lines; and training problems found in test files.
+"""GSM8K and its kin, SVAMP and MultiArith: from the Hub's files to our lines; training problems found in test files.
 
 The files are small ones written here in the formats of the Hub; `gsm8k_rows.txt` holds 20 real problems.
 """
@@ -42,6 +42,18 @@ def write_jsonl(path, rows):
     return str(path)
 
 
+def write_json(path, rows):
+    path.write_text(json.dumps(list(rows), indent=2), encoding="utf-8")
+    return str(path)
+
+
+def svamp_row(body, question, equation, answer):
+    return {
+        "ID": "chal-1", "Body": body, "Question": question, "Equation": equation, "Answer": answer,
+        "Type": "Subtraction", "question_concat": f"{body} {question}",
+    }  # fmt: skip
+
+
 def write_parquet(path, rows):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -76,6 +88,53 @@ def test_real_problems_come_out_as_our_own_files_have_them(tmp_path, name, as_ro
     write_problems(tmp_path / "out.txt", found.problems)
     assert (tmp_path / "out.txt").read_bytes() == ROWS.read_bytes()
     assert not found.rejected
+
+
+@pytest.mark.parametrize(
+    ("write", "file"), [(write_parquet, "t.parquet"), (write_jsonl, "t.jsonl"), (write_json, "t.json")]
+)
+def test_svamp_gives_its_equation_as_the_one_step(tmp_path, write, file):
+    rows = [
+        svamp_row("Ann has 8 pens. ", "How many are left if 3 go?", "( 8.0 - 3.0 )", "5"),
+        svamp_row("There are 35 and 49 ants and 2.5 l of tea.", "What is it?", "( ( 35.0 + 49.0 ) - 2.5 )", "81.5"),
+        svamp_row("It has 10 rows of 100.", "How many seats?", "( 10.0 * 100.0 )", "1000.0"),
+        svamp_row("Ann has 8 pens.", "How many?", "( 8.0 - 3.0 )", ""),
+    ]
+    for split in ("train", "test"):
+        found = load_split("svamp", split, write(tmp_path / file, rows))
+        assert [(problem.question, problem.steps, problem.answer) for problem in found.problems] == [
+            ("Ann has 8 pens. How many are left if 3 go?", ("<<8-3=5>>",), "5"),
+            ("There are 35 and 49 ants and 2.5 l of tea. What is it?", ("<<(35+49)-2.5=81.5>>",), "81.5"),
+            ("It has 10 rows of 100. How many seats?", ("<<10*100=1000>>",), "1000"),
+        ]
+        assert all(read_equation(step).holds for problem in found.problems for step in problem.steps)
+        assert [line.line_number for line in found.rejected] == [4]
+
+
+@pytest.mark.parametrize(
+    ("write", "file"), [(write_json, "t.json"), (write_jsonl, "t.json"), (write_parquet, "t.parquet")]
+)
+def test_multiarith_is_a_list_of_questions_and_final_answers(tmp_path, write, file):
+    rows = [
+        {"question": " Ann has 3 pens. How many? ", "final_ans": "3"},
+        {"question": "Q?", "final_ans": "a lot of " * 9},
+    ]
+    found = load_split("multiarith", "test", write(tmp_path / file, rows))
+    assert found.problems == [Problem("Ann has 3 pens. How many?", (), "3")]
+    assert [line.line_number for line in found.rejected] == [2]
+
+
+@pytest.mark.parametrize("text", ["[1]", "[[", "", "3", '{"question": "Q?"}'])
+def test_a_json_file_without_problems_is_one_clear_sentence(tmp_path, text):
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    assert "holds no problem" in complaint("multiarith", "test", str(path))
+
+
+def test_platinum_has_the_rows_of_gsm8k_with_labels_revised(tmp_path):
+    rows = [gsm8k_row(problem) | {"cleaning_status": "consensus"} for problem in read_problems(ROWS).problems]
+    found = load_split("gsm8k-platinum", "test", write_parquet(tmp_path / "t.parquet", rows))
+    assert found.problems == read_problems(ROWS).problems
 
 
 def test_our_own_lines_are_converted_too(tmp_path):
@@ -115,7 +174,7 @@ def test_numbers_of_gsm_hard_are_written_as_in_our_file(tmp_path, target, text):
     ("written", "answer"),
     [
         *(("2,125", "2125"), ("$18", "18"), ("12%", "12"), ("7.50", "7.5"), ("-3", "-3"), ("5 cm", "5")),
-        *(("25 (or 30)", "25"), ("5 to 6", "5"), ("18 dollars and 50 cents", "18")),
+        *(("25 (or 30)", "25"), ("1 234 567", "1234567"), ("3 1/2 feet", "7/2")),
     ],
 )
 def test_answers_are_written_as_the_grader_reads_them(tmp_path, written, answer):
@@ -212,6 +271,10 @@ def hub(tmp_path, monkeypatch):
         folder = tmp_path / "snapshots" / "c0ffee" / Path(file).parent
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / Path(file).name
+        if repo == "ChilleD/SVAMP":
+            return write_parquet(path, [svamp_row(row["question"], "And?", "( 3.0 + 4.0 )", "7") for row in rows])
+        if repo == "ChilleD/MultiArith":
+            return write_json(path, [{"question": row["question"], "final_ans": "7"} for row in rows])
         if repo == "reasoning-machines/gsm-hard":
             return write_jsonl(path, [{"input": row["question"], "target": 7.0} for row in rows])
         if repo == "whynlp/gsm8k-aug":
@@ -300,6 +363,13 @@ def test_data_converts_a_file(capsys, tmp_path):
     assert output.read_bytes() == ROWS.read_bytes()
     assert "20 problems, 4 of them without steps" in told.out and source in told.out
     assert "line 21" in told.err and "1 line rejected, 20 problems kept" in told.err
+
+
+def test_data_counts_the_steps_that_cannot_be_read(capsys, tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("How many?||<<16-3-4=9 eggs>> <<9⋅2=18>> <<2^3=8>> #### 18\n")
+    assert main(["data", "gsm8k", "--split", "test", "--from", str(path), "--output", str(tmp_path / "out.txt")]) == 0
+    assert "2 steps are no equation, such as <<16-3-4=9 eggs>>" in capsys.readouterr().err
 
 
 def test_data_downloads_and_says_which_commit_it_got(capsys, tmp_path, hub):

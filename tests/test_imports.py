@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
-    {"errors", "files", "precision"},
+    {"errors", "files", "precision", "answers"},
     {"memory", "problems"},
     {"encoding", "equations", "datasets", "gallery", "pictures", "loading", "anatomy"},
     {"bases"},

@@ -663,7 +663,7 @@ def test_what_cannot_be_trained_is_a_sentence(tmp_path, adapted):
         train(write_recipe(tmp_path, **lora_recipe(adapted, data={"files": [str(tmp_path / "noise.txt")]})))
     with pytest.raises(CheckpointError, match="nowhere"):
         train(write_recipe(tmp_path, **lora_recipe(adapted) | {"base": str(tmp_path / "nowhere")}))
-    assert not any((tmp_path / "out.run").iterdir())  # nothing to resume, so nothing stands in the way
+    assert not any(path.is_dir() for path in (tmp_path / "out.run").iterdir())  # nothing to resume stands in the way
     (tmp_path / "out").touch()
     with pytest.raises(RecipeError, match="is a file; output must name a folder"):
         train(write_recipe(tmp_path, **lora_recipe(adapted)))
@@ -674,6 +674,8 @@ def test_the_weights_of_an_earlier_run_do_not_stay_in_the_output(tmp_path, adapt
         recipe = lora_recipe(adapted, stages=[GROUND | {"rows": 4}], **changes)
         out = train(write_recipe(tmp_path, **recipe), report=lambda line: None)
         shutil.rmtree(tmp_path / "out.run")
+        (tmp_path / "out.run").mkdir()
+        (tmp_path / "out.run" / "written").touch()  # the output is this run's own
         assert (out / kept).exists() and not (out / gone).exists()
         assert (RiM.from_pretrained(out).adapter is not None) == (kept == ADAPTER)
 

@@ -27,6 +27,10 @@ WORLD_HELP = {
 SET_HELP = {
     "gsm8k": "\n\nGSM8K has no validation split of its own: valid is the 500 training problems that work on implicit\n"
     "chain of thought holds out, train is the rest.",
+    "gsm8k-platinum": "\n\nGSM8K-Platinum is GSM8K's test split with labels revised and ambiguous questions taken out\n"
+    "(1,209 of 1,319).",
+    "svamp": "\n\nThe equation of a problem is its one step.",
+    "multiarith": "\n\nMultiArith has no steps.",
     "gsm-hard": "\n\nGSM-Hard is GSM8K's test split with large numbers; it has no steps.",
 }
 
@@ -112,7 +116,7 @@ def _add_data_set(sources: Any, name: str) -> None:
         "--from",
         dest="source",
         metavar="FILE",
-        help="convert this file of the data set instead of downloading it: .parquet, .jsonl or our lines as .txt",
+        help="convert this file of the data set instead of downloading it: .parquet, .json(l) or our lines as .txt",
     )
     where.add_argument(
         "--revision",

@@ -1,4 +1,4 @@
-"""GSM8K, GSM8K-Aug and GSM-Hard: where they lie on the Hugging Face Hub, and their rows as problems.
+"""GSM8K and its kin, SVAMP and MultiArith: where they lie on the Hugging Face Hub, and their rows as problems.
 
 Knows the repositories, their files and what their fields hold. Knows neither file formats (`records`) nor downloads
 (`sources`).
@@ -123,6 +123,21 @@ def _gsm_hard(row: Mapping[str, Any]) -> Problem:
     return Problem(_text(row, "input"), (), str(int(target)) if target == int(target) else repr(target))
 
 
+def _svamp(row: Mapping[str, Any]) -> Problem:
+    """`Body` and `Question`; `Equation`: `( ( 8.0 + 2.0 ) - 3.0 )`, the one step; `Answer`: a number as text."""
+    answer = _graded(_text(row, "Answer"))
+    left = re.sub(r"(?<=[0-9])\.0+(?![0-9])", "", _text(row, "Equation").replace(" ", ""))
+    if left.startswith("(") and left.endswith(")"):  # every operation has its own parentheses
+        left = left[1:-1]
+    question = " ".join((_text(row, "Body").strip(), _text(row, "Question").strip()))
+    return Problem(question, parse_steps(f"<<{left}={answer}>>"), answer)
+
+
+def _multiarith(row: Mapping[str, Any]) -> Problem:
+    """`question`; `final_ans`: a number as text. There are no steps."""
+    return Problem(_text(row, "question").strip(), (), _graded(_text(row, "final_ans")))
+
+
 def _gsm8k_split(question: str, split: str) -> bool:
     """GSM8K's `train` is the Hub's without the 500 problems of `valid`."""
     return split == "test" or is_held_out(question) == (split == "valid")
@@ -145,6 +160,15 @@ SETS = {
         answer=_graded,
         belongs=_gsm8k_split,
     ),
+    "gsm8k-platinum": HubSet(
+        title="GSM8K-Platinum",
+        repo="madrylab/gsm8k-platinum",
+        revision=None,
+        files={"test": "main/test-00000-of-00001.parquet"},
+        fields=("question", "answer"),
+        convert=_gsm8k,
+        answer=_graded,
+    ),
     "gsm8k-aug": HubSet(
         title="GSM8K-Aug",
         repo="whynlp/gsm8k-aug",
@@ -166,5 +190,23 @@ SETS = {
         fields=("input", "target"),
         convert=_gsm_hard,
         answer=str,
+    ),
+    "svamp": HubSet(
+        title="SVAMP",
+        repo="ChilleD/SVAMP",
+        revision="5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef",
+        files={"train": "data/train-00000-of-00001.parquet", "test": "data/test-00000-of-00001.parquet"},
+        fields=("Body", "Question", "Equation", "Answer"),
+        convert=_svamp,
+        answer=_graded,
+    ),
+    "multiarith": HubSet(
+        title="MultiArith",
+        repo="ChilleD/MultiArith",
+        revision=None,
+        files={"train": "train.json", "test": "test.json"},
+        fields=("question", "final_ans"),
+        convert=_multiarith,
+        answer=_graded,
     ),
 }

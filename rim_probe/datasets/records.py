@@ -1,4 +1,4 @@
-"""Rows of data files: JSON lines and Parquet, one row at a time.
+"""Rows of data files: JSON, JSON lines and Parquet, one row at a time.
 
 Knows file formats. Knows nothing of what the fields mean.
 """
@@ -10,13 +10,13 @@ from typing import Any
 from rim_probe.errors import ProblemError
 from rim_probe.problems import RejectedLine, read_lines
 
-JSON_ENDINGS = (".jsonl", ".jsonl.gz")
+JSON_ENDINGS = (".json", ".jsonl", ".jsonl.gz")
 PARQUET_ENDING = ".parquet"
 _ROWS_AT_ONCE = 4096
 
 
 def iter_rows(path: str, fields: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | RejectedLine]]:
-    """(number from 1, field -> value) of each row of a file; a line that is no JSON object comes as a RejectedLine.
+    """(number from 1, field -> value) of each row of a file; what is no JSON object comes as a RejectedLine.
 
     Raises ProblemError for a file that is missing, damaged or without one of `fields` (Parquet), and where pyarrow,
     which reads Parquet, is missing.
@@ -25,14 +25,24 @@ def iter_rows(path: str, fields: Sequence[str]) -> Iterator[tuple[int, Mapping[s
 
 
 def _json_rows(path: str) -> Iterator[tuple[int, Mapping[str, Any] | RejectedLine]]:
+    """Of a `.json` file that is one list of objects, or of lines."""
+    if path.endswith(".json"):
+        rows = _json("".join(line for _, line in read_lines(path)))
+        if isinstance(rows, list):
+            for number, row in enumerate(rows, start=1):
+                yield number, row if isinstance(row, dict) else RejectedLine(path, number, "This is no JSON object.")
+            return
     for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        yield number, row if isinstance(row, dict) else RejectedLine(path, number, "This line is no JSON object.")
+        if line.strip():
+            row = _json(line)
+            yield number, row if isinstance(row, dict) else RejectedLine(path, number, "This line is no JSON object.")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _parquet_rows(path: str, fields: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:

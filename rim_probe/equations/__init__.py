@@ -8,7 +8,15 @@ All of it knows arithmetic and text, and nothing of models or tokens.
 from rim_probe.equations.chains import Chain, Recomputed, Source, chain, question_numbers
 from rim_probe.equations.counterfactuals import Change, Partner, counterfactual, value_bounds
 from rim_probe.equations.distractors import Distractor, distractors
-from rim_probe.equations.reading import Equation, Number, Operator, number_text, number_value, read_equation
+from rim_probe.equations.reading import (
+    Equation,
+    Number,
+    Operator,
+    number_text,
+    number_value,
+    read_equation,
+    unread_steps,
+)
 from rim_probe.equations.variants import Variants
 
 __all__ = [
@@ -29,5 +37,6 @@ __all__ = [
     "number_value",
     "question_numbers",
     "read_equation",
+    "unread_steps",
     "value_bounds",
 ]

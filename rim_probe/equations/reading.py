@@ -12,11 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from rim_probe.problems import Problem
+
 MAX_STEP_CHARACTERS = 300  # what is longer is no equation to us, and deep parentheses must not stop the program
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-_TOKEN = re.compile(rf"\s*(?:\$?(?P<number>(?:{NUMBER})%?)|(?P<sign>[-+*/()xX×·÷−–]))\s*")
+_TOKEN = re.compile(rf"\s*(?:\$?(?P<number>(?:{NUMBER})%?)|(?P<sign>[-+*/()xX×·⋅∙÷−–]))\s*")
 _RESULT = re.compile(rf"\s*\$?(?P<number>[-−–]?(?:{NUMBER})(?:/\d+)?%?)\s*")
-_SIGNS = {"x": "*", "X": "*", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
+# Nearly all steps of a training file, told fifty times faster than by reading them.
+_PLAIN = re.compile(r"<<\d{1,9}(?:\.\d{1,4})?(?:[-+*/]\d{1,9}(?:\.\d{1,4})?){1,9}=\d{1,9}(?:\.\d{1,4})?>>")
+_SIGNS = {"x": "*", "X": "*", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "−": "-", "–": "-"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def read_equation(step: str) -> Equation | None:
     """A step (with or without `<<` and `>>`) as an equation, or None where it is none.
 
     Read are whole numbers of any length, decimals, thousands' commas, percent, a dollar sign before a number, fractions
-    (as divisions), parentheses, spaces, and x, ×, ÷ for * and /. At least one operator must stand on the left and one
+    (as divisions), parentheses, spaces, and x ×·÷ for * and /. At least one operator must stand on the left and one
     number on the right of a single "=".
     """
     opening = len(step) - len(step.lstrip(" <")) if step.lstrip().startswith("<<") else 0
@@ -183,6 +187,12 @@ def read_equation(step: str) -> Equation | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # what `ast` raises for a text that is no sum
         return None
     return equation
+
+
+def unread_steps(problems: Iterable[Problem]) -> list[str]:
+    """The steps that are no equation to `read_equation`, in order: no chain can be read from them."""
+    steps = (step for problem in problems for step in problem.steps if not _PLAIN.fullmatch(step))
+    return [step for step in steps if read_equation(step) is None]
 
 
 def replace_spans(text: str, changes: Iterable[tuple[int, int, str]]) -> str:

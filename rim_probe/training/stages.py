@@ -15,6 +15,7 @@ from rim_probe.datasets.arithmetic import generate
 from rim_probe.datasets.partners import Partners
 from rim_probe.datasets.sources import load_problems
 from rim_probe.encoding import Encoder
+from rim_probe.equations import unread_steps
 from rim_probe.errors import RecipeError
 from rim_probe.model import RiM
 from rim_probe.packing import Row, cot_row, direct_row, stage1_row, stage2_row
@@ -56,11 +57,13 @@ def make_problems(data: Data, report: Callable[[str], None]) -> tuple[list[list[
 
 
 def _read(source: str, report: Callable[[str], None]) -> list[Problem]:
-    """The problems of a source; lines that were left out are counted aloud."""
+    """The problems of a source; lines that were left out, and steps that can't be read, are counted aloud."""
     loaded = load_problems(source)
     if loaded.rejected:
         first = loaded.rejected[0]
         report(f"{source}: {len(loaded.rejected)} lines left out, such as line {first.line_number}: {first.reason}")
+    if unread := unread_steps(loaded.problems):
+        report(f"{source}: {len(unread):,} steps are no equation, such as {unread[0]}; they are trained on as text")
     return loaded.problems
 
 
