@@ -33,6 +33,7 @@ is a unit, as are “million” and “dozen”: the number is taken as written.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from decimal import Decimal
@@ -141,7 +142,7 @@ _STATED = re.compile(r"(?i)\banswer(?: is\b(?! not\b)|:| =)")
 
 def _place(text: str) -> tuple[str, bool]:
     """Where the answer stands, and whether it is stated as such."""
-    before, marker, tail = text.rpartition(_MARKER)
+    _before, marker, tail = text.rpartition(_MARKER)
     if marker:
         return _line(tail), True
     for match in reversed([*_BOXED.finditer(text)][-1:]):
@@ -223,7 +224,7 @@ def _read(place: str, stated: bool) -> str | None:
     tokens = [*_TOKEN.finditer(place)]
     if not tokens:
         return _word_answer(place)
-    gaps = [place[left.end() : right.start()] for left, right in zip(tokens, tokens[1:], strict=False)]
+    gaps = [place[left.end() : right.start()] for left, right in itertools.pairwise(tokens)]
     gaps = [gap if len(gap) <= _MAX_GAP else "." for gap in gaps]
     sides = [bool(_SIDE.fullmatch(gap)) for gap in gaps] + [False]
     operations = [False, *(bool(_OPERATION.fullmatch(gap)) for gap in gaps), False]  # before and after each
@@ -236,7 +237,7 @@ def _read(place: str, stated: bool) -> str | None:
         chosen = len(tokens) - 1
         rest = place[tokens[chosen].end() :]
         asked = rest.rfind("?")
-        if operations[chosen] or asked >= 0 and _ASKS.search(rest, 0, asked):
+        if operations[chosen] or (asked >= 0 and _ASKS.search(rest, 0, asked)):
             chosen = None
     if chosen is None:
         return None
@@ -354,7 +355,7 @@ def is_correct(prediction: str | None, gold: str) -> bool:
 
 def _same(left: str | None, right: str | None) -> bool:
     """Whether two canonical answers are exactly the same value."""
-    return left == right or None not in (left, right) and None is not _as_fraction(left) == _as_fraction(right)
+    return left == right or (None not in (left, right) and None is not _as_fraction(left) == _as_fraction(right))
 
 
 def _as_fraction(canonical: str) -> Fraction | None:

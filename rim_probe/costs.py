@@ -7,9 +7,7 @@ Method:
    Questions are drawn at random, for a batch with repetition where there are fewer than 32.
 3. Times come from the decoding loop's own clock, read when the tokens of a pass have been copied back from the device,
    which waits for it. Both batch sizes are warmed up.
-4. Untrained weights write exactly as many tokens as the gold text has; their chain of thought shows its answer after
-   the gold steps and marker.
-5. Ratios are formed turn by turn and reported as their median with its distribution-free 95 % interval.
+4. Ratios are formed turn by turn and reported as their median with its distribution-free 95 % interval.
 
 Knows what to time and how to sum it up. Does not know files, nor how a method answers (decoding).
 """
@@ -17,17 +15,16 @@ Knows what to time and how to sum it up. Does not know files, nor how a method a
 import math
 import random
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from scipy.stats import quantile_test
 from tqdm import tqdm
 
 from rim_probe.decoding import time_batch
 from rim_probe.evaluation import can_ask, describe_machine, spread
 from rim_probe.model import RiM
 from rim_probe.problems import Problem
-from rim_probe.untrained import Untrained, gold_first, gold_length, never_ending
 
 BATCH_SIZES = (1, 32)
 SINGLES_PER_BATCH = 8
@@ -35,7 +32,7 @@ WARM_UP_TURNS = 2
 WARM_UP_TOKENS = 16
 RATIOS = (("ttft_ms", "cot", "memory"), ("ttft_ms", "memory", "direct"), ("total_ms", "cot", "memory"))
 
-Turn = dict[str, dict[str, float | None]]  # by method: what one turn of it cost, see `_measure`
+Turn = dict[str, dict[str, Any]]  # by method: what one turn of it cost, see `_measure`
 
 
 def measure_costs(
@@ -56,21 +53,18 @@ def measure_costs(
         problems: what questions are drawn from; those that a method cannot be asked are left out.
         samples: single questions.
         num_blocks: K of memory, None for the layout's own.
-        max_new_tokens: bound on an answer (not for untrained weights, which write the gold number of tokens).
+        max_new_tokens: bound on an answer.
         turns: [batch size][turn], is filled; what it holds of an earlier run with the same arguments is not measured
             again.
         after_turn: called when a turn has been added.
         label: of the progress bar, None for no bar.
     """
-    timed = never_ending(methods)
-    askable = [problem for problem in problems if _can_be_asked(timed, problem, num_blocks)]
+    askable = [problem for problem in problems if _can_be_asked(methods, problem, num_blocks)]
     plan = _plan(askable, samples, seed)
     turns += [[] for _ in range(len(plan) - len(turns))]
 
-    def measure(method: str, asked: Sequence[Problem], bound: int) -> dict[str, float | None]:
-        rim = timed[method]
-        bounds = [gold_length(rim, one, method) if isinstance(rim, Untrained) else max_new_tokens for one in asked]
-        return _measure(rim, method, asked, num_blocks if method == "memory" else None, [min(bound, b) for b in bounds])
+    def measure(method: str, asked: Sequence[Problem], bound: int) -> dict[str, Any]:
+        return _measure(methods[method], method, asked, num_blocks if method == "memory" else None, bound)
 
     interrupted = False
     with tqdm(total=sum(map(len, plan)), desc=label or "", unit="turn", disable=label is None) as bar:
@@ -79,12 +73,12 @@ def measure_costs(
             for place, (wanted, done) in enumerate(zip(plan, turns, strict=True)):
                 if len(done) < len(wanted):
                     for asked in wanted[: WARM_UP_TURNS if place == 0 else 1]:
-                        for method in timed:
-                            measure(method, asked, WARM_UP_TOKENS)
+                        for method in methods:
+                            measure(method, asked, min(WARM_UP_TOKENS, max_new_tokens))
                 for i in range(len(done), len(wanted)):
-                    order = random.Random(f"{seed} {place} {i}").sample(list(timed), len(timed))
-                    turn = {method: measure(method, wanted[i], sys.maxsize) for method in order}
-                    done.append({method: turn[method] for method in timed})
+                    order = random.Random(f"{seed} {place} {i}").sample(list(methods), len(methods))
+                    turn = {method: measure(method, wanted[i], max_new_tokens) for method in order}
+                    done.append({method: turn[method] for method in methods})
                     after_turn()
                     bar.update(1)
         except KeyboardInterrupt:
@@ -96,7 +90,6 @@ def measure_costs(
         "device": str(rim.device),
         "dtype": str(rim.dtype).removeprefix("torch."),
         "machine": describe_machine(rim.device),
-        "gold_tokens": isinstance(rim, Untrained),
         "batches": [_summary(size, done) for size, done in zip(BATCH_SIZES, turns, strict=True) if done],
     }
     return report, interrupted
@@ -122,23 +115,18 @@ def _can_be_asked(methods: Mapping[str, RiM], problem: Problem, num_blocks: int 
     )
 
 
-def _measure(
-    rim: RiM, method: str, problems: Sequence[Problem], num_blocks: int | None, bounds: list[int]
-) -> dict[str, float | None]:
-    """One batch: ms, passes of the model, mean tokens per answer, bytes of the whole batch; TTFT is the median over the
-    rows that show an answer, None where none does; `unanswered` counts the others."""
+def _measure(rim: RiM, method: str, problems: Sequence[Problem], num_blocks: int | None, bound: int) -> dict[str, Any]:
+    """One batch: ms, passes of the model, mean tokens per answer, bytes of the whole batch.
+
+    TTFT is the median over the rows that show an answer, None where none does; `unanswered` counts the others.
+    """
     questions = [problem.question for problem in problems]
-    batch = time_batch(rim, questions, method, num_blocks=num_blocks, max_new_tokens=bounds)
-    firsts = batch.ttft_seconds
-    if isinstance(rim, Untrained):
-        places = [gold_first(rim, problem, method) for problem in problems]
-        firsts = [batch.pass_seconds[place] if place < len(batch.pass_seconds) else None for place in places]
-    known = [seconds for seconds in firsts if seconds is not None]
+    batch = time_batch(rim, questions, method, num_blocks=num_blocks, max_new_tokens=[bound] * len(questions))
+    known = [seconds for seconds in batch.ttft_seconds if seconds is not None]
     return {
         "ttft_ms": 1000 * statistics.median(known) if known else None,
-        "unanswered": len(firsts) - len(known),
+        "unanswered": len(questions) - len(known),
         "total_ms": 1000 * batch.total_seconds,
-        "answers_per_second": len(problems) / batch.total_seconds,
         "forward_passes": len(batch.pass_seconds),
         "generated_tokens": statistics.fmean(given.generated_tokens for given in batch.answers),
         "kv_cache_bytes": batch.kv_cache_bytes,
@@ -158,10 +146,10 @@ def _summary(batch_size: int, turns: Sequence[Turn]) -> dict[str, Any]:
     }
 
 
-def _spreads(costs: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+def _spreads(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Per measure its spread over the turns; TTFT with its own `n`, None where no turn showed an answer."""
     firsts = [cost["ttft_ms"] for cost in costs if cost["ttft_ms"] is not None]
-    others = ("total_ms", "answers_per_second", "forward_passes", "generated_tokens", "kv_cache_bytes")
+    others = ("total_ms", "forward_passes", "generated_tokens", "kv_cache_bytes")
     return {
         "n": len(costs),
         "unanswered": sum(cost["unanswered"] for cost in costs),
@@ -178,14 +166,8 @@ def _ratio(turns: Sequence[Turn], of: str, first: str, second: str) -> dict[str,
 
 
 def median_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The 95 % interval of a median by order statistics (sign test turned round); None, None below 6 values.
-
-    Its level is at least 95 % whatever the distribution.
-    """
-    ordered, n = sorted(values), len(values)
-    below = outside = 0  # outside: chance (in 2**n) that at most `below` values lie under the median
-    total = 2**n
-    while 40 * (outside + math.comb(n, below)) <= total:
-        outside += math.comb(n, below)
-        below += 1
-    return (ordered[below - 1], ordered[n - below]) if below else (None, None)
+    """The distribution-free 95 % interval of a median, by order statistics; None, None below 6 values."""
+    if len(values) < 6:  # not even the whole range reaches that level
+        return None, None
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return float(low), float(high)

@@ -1,43 +1,39 @@
-"""How often each method is right, how sure that figure is, and what an answer costs.
+"""How often each method is right, and how sure that figure is.
 
 The methods memory, cot and direct are asked the same problems; one report (a JSON-ready dict) holds
 
 1. accuracy with a 95 % Wilson interval, over all problems and by number of reasoning steps; for memory every block's
    readout, the final one, and "any block" (at least one readout is right: the ceiling of choosing among the blocks);
 2. paired comparisons of memory with direct and with cot: discordant counts and the exact McNemar test;
-3. the controls: memory blocks removed (K = 0) and K swept at inference;
-4. latency at batch size 1 with the methods interleaved, forward passes, generated tokens and KV-cache size.
+3. the controls: memory blocks removed (K = 0) and K swept at inference.
 
-Knows the statistics and the report. Does not know how a method answers (decoding), how a value is graded (problems), or
-how a report looks (report).
+Knows the statistics and the report of one file. Does not know how a method answers (decoding), how a value is graded
+(problems), what an answer costs (costs), or how a report looks (report).
 """
 
 import datetime
 import hashlib
-import math
 import os
 import platform
 import random
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
+from scipy.stats import binomtest
 from tqdm import tqdm
 
-from rim_probe.decoding import Answer, answer, answer_batch
+from rim_probe.decoding import answer_batch
 from rim_probe.errors import QuestionError
 from rim_probe.model import RiM
 from rim_probe.problems import Problem, ProblemFile, is_correct
+from rim_probe.report import EVALUATION_FORMAT as REPORT_FORMAT
 
-REPORT_FORMAT = "rim-probe-evaluation/1"
 BLOCK_SWEEP = tuple(range(17))
-WARM_UP_QUESTIONS = 3  # before the clock counts: a model's first passes pay for allocation and kernel choice
-Z_95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal
 GPU_BATCH, SMALL_MODEL_BATCH, CPU_BATCH = 128, 64, 16  # problems asked at once, see `usual_batch`
 SMALL_MODEL = 20_000_000  # parameters
 GROUP_BATCHES = 4  # batches sorted by length together; an interrupted run loses at most so many
@@ -45,21 +41,17 @@ SHOWN_REJECTIONS = 20  # rejected data lines listed in a report; all are counted
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion (Wilson 1927), which keeps its level near 0 and 1."""
+    """95 % Wilson score interval of a proportion (Wilson 1927); 0 to 1 where n is 0."""
     if n == 0:
         return 0.0, 1.0
-    share, z2 = right / n, Z_95 * Z_95
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At 0 and at n the formula gives exactly 0 and 1, which rounding would miss by 1e-17.
-    return (centre - half if right else 0.0), (centre + half if right < n else 1.0)
+    interval = binomtest(right, n).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
     """Two-sided exact McNemar p: without a difference a discordant problem falls to either side with chance 1/2."""
     n = only_first + only_second
-    tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(binomtest(only_first, n, 0.5).pvalue) if n else 1.0
 
 
 def proportion(outcomes: Iterable[bool]) -> dict[str, Any]:
@@ -84,12 +76,11 @@ class Arm:
     num_blocks: int | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one problem; `blocks` says of each memory readout whether it is right."""
 
     final: bool = False
-    blocks: tuple[bool, ...] = ()
+    blocks: Sequence[bool] = ()
     truncated: bool = False  # stopped at max_new_tokens before the model ended its answer
     refused: bool = False  # too long for the context or with unknown words: never asked, counted as wrong
 
@@ -112,12 +103,10 @@ class Journal:
 
     Attributes:
         outcomes: by arm and index of the problem, whole groups only.
-        seconds: spent on asking, by arm.
         after_group: called when a group has been added.
     """
 
     outcomes: dict[Arm, dict[int, Outcome]] = field(default_factory=dict)
-    seconds: dict[Arm, float] = field(default_factory=dict)
     after_group: Callable[[], object] = lambda: None
 
 
@@ -128,14 +117,13 @@ def evaluate(
     num_blocks: int | None = None,
     batch_size: int = 64,
     max_new_tokens: int = 256,
-    latency_samples: int = 50,
     block_sweep: Sequence[int] = BLOCK_SWEEP,
     seed: int = 0,
     progress: bool = True,
     label: str = "accuracy",
     journal: Journal | None = None,
 ) -> dict[str, Any]:
-    """Ask every method every problem and report (see the module docstring); the caller adds `report["run"]`.
+    """Asks every method every problem and reports (see the module docstring); the caller adds `report["run"]`.
 
     Ctrl-C ends the measurement, not the report: what is done by then is returned with `interrupted` true and the number
     `done`. All methods have then seen the same problems.
@@ -145,9 +133,8 @@ def evaluate(
         num_blocks: K for memory; None is the layout's own.
         batch_size: problems per batch of the accuracy part.
         max_new_tokens: an answer that is longer is cut and counted as truncated.
-        latency_samples: problems timed one by one; 0 skips the timing.
         block_sweep: the values of K for which the final block's accuracy is reported; empty skips the sweep.
-        seed: of the order of batches and of the choice of timed problems.
+        seed: of the order of batches.
         label: of the progress bar.
         journal: is filled; what it holds of an earlier run with the same arguments is not asked again.
     """
@@ -157,25 +144,22 @@ def evaluate(
         block_sweep = sorted({memory.layout.check_blocks(count) for count in block_sweep})
     else:
         num_blocks, block_sweep = None, []
+    own = num_blocks or 0
     arms = {name: Arm(name, num_blocks if name == "memory" else None) for name in methods}
     # Readout k sees the question and blocks 1..k, whatever K is: a run at K holds the final readout of every smaller K
     # but 0.
-    most = max([num_blocks or 0, *block_sweep])
-    sweep_arms = {k: arms["memory"] if 1 <= k <= num_blocks else Arm("memory", most if k else 0) for k in block_sweep}
+    most = max([own, *block_sweep])
+    sweep_arms = {k: arms["memory"] if 1 <= k <= own else Arm("memory", most if k else 0) for k in block_sweep}
 
     asked = dict.fromkeys([*arms.values(), *sweep_arms.values()])
     journal = journal or Journal()
-    interrupted = _ask_all(methods, problems, asked, batch_size, max_new_tokens, seed, progress and label, journal)
+    interrupted = _ask_all(
+        methods, problems, asked, batch_size, max_new_tokens, seed, label if progress else None, journal
+    )
     results = journal.outcomes
     done = sorted(results[next(iter(arms.values()))])
     steps = [len(problems[i].steps) for i in done]
     outcomes = {name: [results[arm][i] for i in done] for name, arm in arms.items()}
-
-    timed: dict[str, list[Answer]] = {}
-    if not interrupted and latency_samples > 0:
-        askable = [i for place, i in enumerate(done) if not any(outcomes[name][place].refused for name in methods)]
-        chosen = random.Random(seed).sample(askable, min(latency_samples, len(askable)))
-        timed, interrupted = _time_all(methods, [problems[i] for i in chosen], num_blocks, max_new_tokens, progress)
 
     return {
         "format": REPORT_FORMAT,
@@ -186,7 +170,6 @@ def evaluate(
             "num_blocks": num_blocks,
             "batch_size": batch_size,
             "max_new_tokens": max_new_tokens,
-            "latency_samples": latency_samples,
             "block_sweep": list(block_sweep),
             "seed": seed,
         },
@@ -203,7 +186,6 @@ def evaluate(
             _paired("memory", other, outcomes) for other in ("direct", "cot") if {"memory", other} <= set(methods)
         ],
         "sweep": [_sweep_entry(k, [results[arm][i] for i in done]) for k, arm in sweep_arms.items()],
-        "latency": {name: _costs(answers) for name, answers in timed.items() if answers},
     }
 
 
@@ -214,10 +196,10 @@ def _ask_all(
     batch_size: int,
     max_new_tokens: int,
     seed: int,
-    label: str | bool,
+    label: str | None,
     journal: Journal,
 ) -> bool:
-    """Fills the journal with the outcomes of every arm; says whether Ctrl-C came. `label`: of the bar, False for none.
+    """Fills the journal with the outcomes of every arm; says whether Ctrl-C came. `label`: of the bar, None for none.
 
     Problems come in random groups of a few batches, sorted by length inside a group (little padding), and only whole
     groups count: what an interrupted run has done is then a random sample. Single batches would not be one, since
@@ -226,26 +208,20 @@ def _ask_all(
     order = random.Random(seed).sample(range(len(problems)), len(problems))
     for arm in arms:
         journal.outcomes.setdefault(arm, {})
-        journal.seconds.setdefault(arm, 0.0)
     groups = _split(order, GROUP_BATCHES * batch_size)
     missing = [group for group in groups if not all(i in told for told in journal.outcomes.values() for i in group)]
     known = len(order) - sum(map(len, missing))
-    with tqdm(total=len(order), initial=known, desc=label or "", unit="problem", disable=not label) as bar:
+    with tqdm(total=len(order), initial=known, desc=label, unit="problem", disable=label is None) as bar:
         try:
             for group in missing:
                 found: dict[Arm, dict[int, Outcome]] = {arm: {} for arm in journal.outcomes}
-                seconds = dict.fromkeys(found, 0.0)
                 for batch in _split(sorted(group, key=lambda i: len(problems[i].question)), batch_size):
                     chosen = [problems[i] for i in batch]
                     for arm, outcomes in found.items():
-                        start = time.perf_counter()
-                        answered = _ask(methods[arm.method], arm, chosen, max_new_tokens)
-                        seconds[arm] += time.perf_counter() - start
-                        outcomes.update(zip(batch, answered, strict=True))
+                        outcomes.update(zip(batch, _ask(methods[arm.method], arm, chosen, max_new_tokens), strict=True))
                     bar.update(len(batch))
                 for arm, outcomes in found.items():
                     journal.outcomes[arm] |= outcomes
-                    journal.seconds[arm] += seconds[arm]
                 journal.after_group()
         except KeyboardInterrupt:
             return True
@@ -280,39 +256,6 @@ def can_ask(rim: RiM, question: str, method: str, num_blocks: int | None = None)
     except QuestionError:
         return False
     return True
-
-
-def _time_all(
-    methods: Mapping[str, RiM], problems: Sequence[Problem], num_blocks: int | None, max_new_tokens: int, progress: bool
-) -> tuple[dict[str, list[Answer]], bool]:
-    """Answers with times by method, and whether Ctrl-C came.
-
-    Every problem is answered by every method in an order drawn anew each time, so that neither drift of the machine nor
-    a neighbour that leaves the caches warm favours anybody. Memory decodes its final readout alone, as somebody who
-    only wants the answer would.
-    """
-    names, rng = list(methods), random.Random(0)
-    answers: dict[str, list[Answer]] = {name: [] for name in names}
-
-    def ask(name: str, problem: Problem) -> Answer:
-        blocks = num_blocks if name == "memory" else None
-        return answer(
-            methods[name], problem.question, name, num_blocks=blocks, max_new_tokens=max_new_tokens, readouts="final"
-        )
-
-    with tqdm(total=len(problems), desc="latency", unit="problem", disable=not progress) as bar:
-        try:
-            for problem in problems[:WARM_UP_QUESTIONS]:
-                for name in names:
-                    ask(name, problem)
-            for problem in problems:
-                given = {name: ask(name, problem) for name in rng.sample(names, len(names))}
-                for name in names:
-                    answers[name].append(given[name])
-                bar.update(1)
-        except KeyboardInterrupt:
-            return answers, True
-    return answers, False
 
 
 def _accuracy(outcomes: Sequence[Outcome], steps: Sequence[int]) -> dict[str, Any]:
@@ -361,19 +304,6 @@ def _paired(first: str, second: str, outcomes: Mapping[str, Sequence[Outcome]]) 
         "only_second": only_second,
         "both_wrong": pairs.count((False, False)),
         "p_value": mcnemar_p(only_first, only_second),
-    }
-
-
-def _costs(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Milliseconds, counts and bytes per answer; TTFT over the answers that have one."""
-    first_tokens = [1000 * given.ttft_seconds for given in answers if given.ttft_seconds is not None]
-    return {
-        "n": len(answers),
-        "ttft_ms": {"n": len(first_tokens), **spread(first_tokens)} if first_tokens else None,
-        "total_ms": spread([1000 * given.total_seconds for given in answers]),
-        "forward_passes": spread([given.forward_passes for given in answers]),
-        "generated_tokens": spread([given.generated_tokens for given in answers]),
-        "kv_cache_bytes": spread([given.kv_cache_bytes for given in answers]),
     }
 
 

@@ -6,18 +6,29 @@ This module knows the file `examples.json` in a checkpoint folder. It does not k
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 
 from rim_probe.errors import CheckpointError
 from rim_probe.problems import Problem
 
 EXAMPLES_FILE = "examples.json"
 
+_Text = Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class _Example(BaseModel):
+    question: _Text
+    steps: list[str]
+    answer: _Text
+
+
+_EXAMPLES = TypeAdapter(list[_Example])
 _COMPARED_WORDS = 200  # bounds the time for a question of any length; example questions are far shorter
 
 
@@ -29,16 +40,16 @@ def load_examples(checkpoint_folder: str | os.PathLike[str]) -> list[Problem]:
     """
     path = Path(checkpoint_folder) / EXAMPLES_FILE
     try:
-        entries = json.loads(path.read_bytes().decode("utf-8"))
+        entries = _EXAMPLES.validate_json(path.read_bytes())
     except FileNotFoundError:
         return []
     except OSError as error:
         raise CheckpointError(f"“{path}” cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number of absurd length
-        raise CheckpointError(f"“{path}” is not valid JSON ({error}); write it again or delete it.") from None
-    if not isinstance(entries, list):
-        raise CheckpointError(f"“{path}” should hold a list of examples, but holds {_kind(entries)}.")
-    return [_example(path, number, entry) for number, entry in enumerate(entries, start=1)]
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f", {key}" if isinstance(key, str) else f", number {key + 1}" for key in first["loc"])
+        raise CheckpointError(f"“{path}”{place}: {first['msg']}; write it again or delete it.") from None
+    return [Problem(entry.question, tuple(entry.steps), entry.answer) for entry in entries]
 
 
 def nearest_example(question: str, examples: Sequence[Problem]) -> Problem:
@@ -59,33 +70,3 @@ def nearest_example(question: str, examples: Sequence[Problem]) -> Problem:
 
 def _words(text: str) -> list[str]:
     return ["0" if word[0].isdigit() else word for word in re.findall(r"[0-9]+|\w+", text.lower())[:_COMPARED_WORDS]]
-
-
-def _example(path: Path, number: int, entry: Any) -> Problem:
-    """One checked example; `number` counts from 1."""
-    where = f"Example {number} of “{path}”"
-    if not isinstance(entry, dict):
-        raise CheckpointError(f"{where} should be an object with question, steps and answer, but is {_kind(entry)}.")
-    for key in ("question", "steps", "answer"):
-        if key not in entry:
-            raise CheckpointError(f"{where} has no “{key}”.")
-    for key in ("question", "answer"):
-        if not isinstance(entry[key], str):
-            raise CheckpointError(f"{where}: “{key}” should be text, but is {_kind(entry[key])}.")
-        if not entry[key].strip():
-            raise CheckpointError(f"{where}: “{key}” is empty.")
-    steps = entry["steps"]
-    if not isinstance(steps, list):
-        raise CheckpointError(f"{where}: “steps” should be a list of texts, but is {_kind(steps)}.")
-    for step in steps:
-        if not isinstance(step, str):
-            raise CheckpointError(f"{where}: each of “steps” should be text, but one is {_kind(step)}.")
-    return Problem(entry["question"], tuple(steps), entry["answer"])
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    if value is None:
-        return "null"
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return kinds[type(value)]

@@ -11,7 +11,15 @@ import threading
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from rim_probe.errors import CheckpointError
 
@@ -96,7 +104,7 @@ def shards_of(index: Path) -> dict[str, str]:
     return places
 
 
-def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """The model in another precision, as if loaded in it: `model.to` would round the rotary frequencies as well."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -119,6 +127,28 @@ def stored_dtype(path: str | Path) -> torch.dtype:
         raise CheckpointError(
             f"The configuration in {path} cannot be read ({first_line(error)}); restore its config.json."
         ) from error
+
+
+def byte_level_tokenizer(read, config) -> PreTrainedTokenizerFast:
+    """SmolLM2's tokenizer from the vocabulary, merges and control tokens that transformers read from a GGUF file.
+
+    The file does not hold the rest: the rule by which text is cut before BPE (every digit stands alone), and the
+    decoder, which versions of transformers guess differently. 5.17 also takes the BOS for the EOS, so these come from
+    the model's configuration.
+    """
+    held = json.loads(read.backend_tokenizer.to_str())
+    bpe = Tokenizer(models.BPE(held["model"]["vocab"], [tuple(pair) for pair in held["model"]["merges"]]))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    control = [token["content"] for token in held["added_tokens"] if token["special"]]
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    ids = {role: getattr(config, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "unk")}
+    roles = {f"{role}_token": bpe.id_to_token(id) for role, id in ids.items() if id is not None}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, clean_up_tokenization_spaces=False, chat_template=read.chat_template, **roles
+    )
 
 
 def first_line(error: Exception) -> str:

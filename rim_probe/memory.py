@@ -110,6 +110,7 @@ class MemoryLayout:
         return [question_length + (k + 1) * self.block_length - 1 for k in range(self.check_blocks(num_blocks))]
 
     def to_dict(self) -> dict:
+        """The fields by name, as `memory_layout.json` holds them."""
         return asdict(self)
 
     @classmethod

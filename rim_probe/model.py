@@ -7,7 +7,6 @@ when it is loaded, unless it shall be trained further: what is asked and probed 
 """
 
 import inspect
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -57,10 +56,12 @@ class RiM:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
         return self.model.dtype  # not that of an embedding's weight, which an adapter would copy as a whole to tell
 
     @property
@@ -72,10 +73,12 @@ class RiM:
     def max_length(self) -> int:
         """Context in tokens; of a model with a sliding window the window, since the masks of readouts do not slide."""
         config = self.model.config
-        return min(config.max_position_embeddings, getattr(config, "sliding_window", None) or math.inf)
+        window = getattr(config, "sliding_window", None)
+        return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
     @property
     def eos_id(self) -> int:
+        """The token that ends an answer."""
         return self.encoder.eos_id
 
     @property
@@ -167,8 +170,8 @@ class RiM:
         Args:
             path: a folder with `memory_layout.json`, or a Hub id of such a repository.
             device: default: the GPU where there is one, else the CPU.
-            dtype: default: `precision.default_dtype`, that is bfloat16 on a GPU and, for larger models, on a CPU
-                that is fast in it; else float32.
+            dtype: default: `precision.default_dtype`, that is bfloat16 on a GPU and, for larger models, on a CPU that
+                is fast in it; else float32.
             attention: transformers attention back end, default `sdpa`.
             trainable: load an adapter so that it can be trained further; otherwise it is merged into its base.
             progress: is told of a known base that has to be fetched, see `bases.Progress`.
@@ -187,7 +190,8 @@ class RiM:
             model, adapter = load_weights(folder, dtype, attention), None
         if dtype is None and not trainable:
             cast_weights(model, default_dtype(device, sum(p.numel() for p in model.parameters())))
-        rim = cls(model.to(device).eval(), tokenizer, layout, name=str(path))
+        rim = cls(model.eval(), tokenizer, layout, name=str(path))
+        rim.model.to(device)
         rim._merged = adapter
         return rim
 
@@ -314,9 +318,10 @@ def _load_adapted(
         source=source_of(folder),
         progress=progress,
     )
-    if record is not None and record.sha256 != record_of(base).sha256:
+    found = record_of(base)
+    if record is not None and (found is None or record.sha256 != found.sha256):
         raise CheckpointError(
-            f"The adapter in {folder} was trained on {record}, but what is found is {record_of(base)}; give it the "
+            f"The adapter in {folder} was trained on {record}, but what is found is {found}; give it the "
             "base it was trained on."
         )
     if has_tokenizer(folder) or name not in KNOWN:

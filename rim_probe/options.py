@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        """Ends the program with the mistake in one sentence."""
         self.exit(USER_ERROR, f"{message[:1].upper()}{message[1:]}; `{self.prog} --help` explains.\n")
 
 
@@ -70,10 +71,12 @@ def add_number(parser: Any, flag: str, text: str, *, low: int, default: int | No
 
 
 def add_seed(parser: Any, text: str) -> None:
+    """An option for a random seed."""
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{text} (default: 0)")
 
 
 def add_device(parser: Any) -> None:
+    """An option for where a model runs."""
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU where there is one)")
 
 
@@ -127,29 +130,24 @@ def report_rejected(path: str, data: "ProblemFile") -> None:
         print(f"{path}: {many}, such as {unread[0]}.", file=sys.stderr)
 
 
-def name_files(given: Sequence[str]) -> tuple[dict[str, str], bool]:
-    """Paths by name of arguments `FILE` or `NAME=FILE`, and whether any name was given.
-
-    A file without a name is called as it is, without its ending.
+def name_files(given: Sequence[str]) -> dict[str, str]:
+    """Paths by name of arguments `FILE` or `NAME=FILE`; a file without a name is called as it is, without its ending.
 
     Raises:
         RiMError: two files of one name, or an impossible one.
     """
     files: dict[str, str] = {}
-    named = False
     for one in given:
         name, sign, path = one.partition("=")
         if not sign or Path(one).exists():
             name, path = Path(one).name.removesuffix(".gz").removesuffix(".txt"), one
         elif not name.strip() or not path:
             raise RiMError(f"{one!r} is no NAME=FILE; write for example GSM8K=data/gsm/test.txt.")
-        else:
-            named = True
         name = name.strip()
         if name in files:
             raise RiMError(f"Two files are called {name}; give each a name of its own, as NAME=FILE.")
         files[name] = path
-    return files, named
+    return files
 
 
 def draw(problems: "list[Problem]", limit: int | None, seed: int) -> "list[Problem]":
@@ -170,6 +168,7 @@ def writable(path: str | None) -> Path | None:
 
 
 def add_card(parser: Any, mark: str) -> None:
+    """An option for Markdown files that get the tables, between marks of this name."""
     places = f"<!-- {mark} --> and <!-- /{mark} -->"
     parser.add_argument(
         "--card", metavar="FILE", nargs="+", default=[], help=f"put the tables between {places} of Markdown files"

@@ -254,7 +254,7 @@ def visible(query_readouts: torch.Tensor, key_readouts: torch.Tensor) -> torch.T
 
 
 def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """bool [B, Q, S] -> float [B, 1, Q, S] with 0 where allowed and the lowest finite number elsewhere.
+    """Bool [B, Q, S] -> float [B, 1, Q, S] with 0 where allowed and the lowest finite number elsewhere.
 
     Never boolean: `eager` attention adds a mask to the scores, where True and False would count as 1 and 0. Never
     minus infinity: a row without any allowed key would become NaN.
@@ -279,7 +279,7 @@ def row_mask(
     length = readouts.shape[1]
     allowed = visible(readouts, readouts)
     allowed &= torch.ones(length, length, dtype=torch.bool, device=readouts.device).tril()
-    if segments is not None:
+    if segments is not None and audience is not None:
         allowed &= _addressed(segments.unsqueeze(-1), audience.unsqueeze(-2))
     return additive_mask(allowed, dtype)
 
@@ -292,7 +292,9 @@ def flex_mask_mod(
     def mask_mod(batch, head, query, key):
         key_readout = readouts[batch, key]
         seen = (query >= key) & ((key_readout == 0) | (key_readout == readouts[batch, query]))
-        return seen if segments is None else seen & _addressed(segments[batch, query], audience[batch, key])
+        if segments is None or audience is None:
+            return seen
+        return seen & _addressed(segments[batch, query], audience[batch, key])
 
     return mask_mod
 

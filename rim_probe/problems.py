@@ -1,10 +1,10 @@
-"""Word problems as text: the line format of problem files.
+r"""Word problems as text: the line format of problem files.
 
 This module knows the text format every method is trained on (the three constants below) and how a file of problems is
 read and written; how an answer is read out of a text and graded is `answers`' job. It does not know tokens, models or
 where problems come from.
 
-Line format of `.txt` and `.txt.gz` files, UTF-8, one problem per line, only "\\n" ends a line:
+Line format of `.txt` and `.txt.gz` files, UTF-8, one problem per line, only "\n" ends a line:
 
     question||<<16-3-4=9>> <<9*2=18>> #### 18
 
@@ -118,9 +118,9 @@ def parse_steps(chain: str) -> tuple[str, ...]:
 
 
 def format_line(problem: Problem) -> str:
-    """The line of a problem, without a newline; `parse_line` gives the same problem back.
+    r"""The line of a problem, without a newline; `parse_line` gives the same problem back.
 
-    One exception: a line cannot hold a newline, so each "\\n" in the question becomes one space. Steps and answers
+    One exception: a line cannot hold a newline, so each "\n" in the question becomes one space. Steps and answers
     are never changed. Raises ProblemError for a problem that no line can hold.
     """
     question = problem.question.replace("\n", " ")
@@ -158,8 +158,10 @@ def read_problems(path: str | os.PathLike[str]) -> ProblemFile:
 
 
 def iter_problems(path: str | os.PathLike[str]) -> Iterator[Problem | RejectedLine]:
-    """What `read_problems` gathers, line by line: for files too large to be held in memory. Raises as it does, but
-    not where there is no problem."""
+    """What `read_problems` gathers, line by line: for files too large to be held in memory.
+
+    Raises as it does, but not where there is no problem.
+    """
     name = os.fspath(path)
     for number, line in read_lines(name):
         if not line.strip():
@@ -174,7 +176,10 @@ def gather(lines: Iterable[Problem | RejectedLine]) -> ProblemFile:
     """Problems and rejected lines, each in their order."""
     found = ProblemFile([], [])
     for line in lines:
-        (found.problems if isinstance(line, Problem) else found.rejected).append(line)
+        if isinstance(line, Problem):
+            found.problems.append(line)
+        else:
+            found.rejected.append(line)
     return found
 
 
@@ -201,7 +206,7 @@ def write_problems(path: str | os.PathLike[str], problems: Iterable[Problem]) ->
 
 
 def read_lines(name: str) -> Iterator[tuple[int, str]]:
-    """(line number, text) of each line, split in bytes: text mode would also split at "\\r" and its relatives.
+    r"""(line number, text) of each line, split in bytes: text mode would also split at "\r" and its relatives.
 
     Names that end in `.gz` are unpacked. Raises ProblemError for a file that cannot be read or is not UTF-8.
     """

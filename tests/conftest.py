@@ -162,3 +162,10 @@ def small_checkpoint(tmp_path_factory):
     examples = [{"question": p.question, "steps": list(p.steps), "answer": p.answer} for p in problems]
     (folder / "examples.json").write_text(json.dumps(examples), encoding="utf-8")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """Whatever drives a browser is slow."""
+    for item in items:
+        if item.path.parent.name == "browser":
+            item.add_marker(pytest.mark.slow)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rim_probe import bench, evaluation
-from rim_probe.bench import load_bench_models, run_bench
+from rim_probe import bench
+from rim_probe.bench import run_bench
 from rim_probe.cli import main
 from rim_probe.datasets.arithmetic import vocabulary
 from rim_probe.memory import MemoryLayout
@@ -100,13 +100,13 @@ def test_missing_files_are_named(capsys, tmp_path, checkpoint, data_file):
     assert "no-such-folder" in fails(capsys, "ask", "1 + 1?", "--model", tmp_path / "no-such-folder")
     assert "none.txt" in fails(capsys, "eval", checkpoint, "--data", tmp_path / "none.txt")
     assert "none.yaml" in fails(capsys, "train", tmp_path / "none.yaml")
-    assert "none.gguf" in fails(capsys, "bench", tmp_path / "none.gguf")
+    assert "none" in fails(capsys, "bench", tmp_path / "none")
     world = ("data", "arithmetic", "--split", "test")
     assert "nowhere" in fails(capsys, *world, "--output", tmp_path / "nowhere" / "x.txt")
 
 
 def test_an_output_is_checked_before_the_work(capsys, tmp_path, checkpoint, data_file, monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **o: pytest.fail("the work was begun"))
+    monkeypatch.setattr("rim_probe.comparison.compare", lambda *a, **o: pytest.fail("the work was begun"))
     asked = ("eval", checkpoint, "--data", data_file, "--output")
     assert "does not exist" in fails(capsys, *asked, tmp_path / "nowhere" / "report.json")
     assert "is a folder" in fails(capsys, *asked, tmp_path)
@@ -119,9 +119,9 @@ def test_questions_that_cannot_be_asked(capsys, checkpoint):
     assert "blocks" in fails(capsys, "ask", QUESTION, "--model", checkpoint, "--num-blocks", "65")
 
 
-def test_an_unknown_device_is_named(capsys, checkpoint, tmp_path):
+def test_an_unknown_device_and_a_folder_without_a_model_are_named(capsys, checkpoint, tmp_path):
     assert "'nonsense'" in fails(capsys, "ask", QUESTION, "--model", checkpoint, "--device", "nonsense")
-    assert "'nonsense'" in fails(capsys, "bench", tmp_path, "--device", "nonsense")  # a folder without a layout
+    assert "memory_layout.json" in fails(capsys, "bench", tmp_path)
 
 
 def test_unknown_words_are_named_with_the_nearest_example(capsys, checkpoint):
@@ -200,9 +200,10 @@ def test_eval_writes_and_prints_a_report(capsys, checkpoint, data_file, tmp_path
     captured = capsys.readouterr()
     assert "line 7" in captured.err and "1 line rejected, 6 problems kept" in captured.err
     report = json.loads(output.read_text(encoding="utf-8"))
-    assert (report["done"], report["run"]["data"]["rejected"], report["run"]["limit"]) == (4, 1, 4)
+    [told] = [entry["report"] for entry in report["files"]]
+    assert (told["done"], told["run"]["data"]["rejected"], told["run"]["limit"]) == (4, 1, 4)
     assert report["run"]["command"].startswith("python -m rim_probe eval ")
-    assert [entry["num_blocks"] for entry in report["sweep"]] == list(range(17))
+    assert [entry["num_blocks"] for entry in told["sweep"]] == list(range(17))
     assert "| RiM, final block" in captured.out and "K" in captured.out
 
 
@@ -211,24 +212,6 @@ def test_eval_of_one_method(capsys, checkpoint, data_file):
     assert main(["eval", str(checkpoint), "--data", str(data_file), *options]) == 0
     out = capsys.readouterr().out
     assert "chain of thought" in out and "RiM" not in out
-
-
-def test_eval_interrupted_reports_what_is_done(capsys, checkpoint, data_file, tmp_path, monkeypatch):
-    real, calls = evaluation.answer_batch, []
-
-    def breaks(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 23:  # a group is 4 batches, a batch 5 runs: memory at K, 16 and 0 blocks, cot, direct
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(evaluation, "answer_batch", breaks)
-    output = tmp_path / "report.json"
-    options = ["--batch-size", "1", "--max-new-tokens", "2", "--output", str(output)]
-    assert main(["eval", str(checkpoint), "--data", str(data_file), *options]) == 130
-    report = json.loads(output.read_text(encoding="utf-8"))
-    assert report["interrupted"] and (report["done"], report["requested"]) == (4, 6)
-    assert "Interrupted: 4 of 6" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------- data, train
@@ -285,22 +268,15 @@ def test_bench_on_a_checkpoint(capsys, checkpoint, tmp_path):
     assert out.count("\n| ") == 6 and "<= 1.15" in out
 
 
-def test_a_base_model_generates_as_many_tokens_as_the_gold_text(make_rim, tmp_path):
-    rim = make_rim()
-    rim.save_pretrained(tmp_path)
-    (tmp_path / "memory_layout.json").unlink()  # what is left is a plain base model
-    methods = load_bench_models(str(tmp_path), "cpu")
+def test_bench_leaves_the_weights_as_they_are_and_stops_at_the_gold_length(rim):
     problem = Problem("Anna has 3 apples?", ("<<3+14=17>>",), "17")
-    before = {name: tensor.clone() for name, tensor in methods["memory"].model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in rim.model.state_dict().items()}
+    methods = dict.fromkeys(("memory", "cot", "direct"), rim)
     report = run_bench(methods, [problem, problem], num_blocks=2, train_batch=1, train_steps=1, progress=False)
-    by_name = {entry["what"].split(":")[0]: entry for entry in report["ratios"]}
-    encoder = methods["cot"].encoder
-    same = by_name["same tokens"]
-    assert same["n"] == report["generate_same_tokens"] == 2
-    assert same["first"]["tokens"]["median"] == same["second"]["tokens"]["median"] == len(encoder.chain_ids(problem))
-    assert by_name["first token"]["first"]["tokens"]["median"] == len(encoder.answer_ids(problem.answer))
-    after = methods["memory"].model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    sides = {side["name"]: side["tokens"] for entry in report["ratios"] for side in (entry["first"], entry["second"])}
+    assert 0 < sides["cot"]["median"] <= len(rim.encoder.chain_ids(problem))
+    assert 0 < sides["memory"]["median"] <= len(rim.encoder.answer_ids(problem.answer))
+    assert all(torch.equal(before[name], tensor) for name, tensor in rim.model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def drawn_by(monkeypatch, load_once):
         monkeypatch.chdir(CHECKPOINTS.parent)
         monkeypatch.setattr(study, "load_models", load_once)
         monkeypatch.setattr(reading, "load_models", load_once)
-        exec(compile(lines, "copied", "exec"), {})  # noqa: S102
+        exec(compile(lines, "copied", "exec"), {})
         ((path, figure),) = saved.items()
         assert path == re.search(r'data-panel="(\w+)"', html)[1] + ".html"
         return figure

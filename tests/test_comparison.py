@@ -1,26 +1,22 @@
-"""A comparison of several files: the report, going on after a break, costs, tables and figures made from JSON alone."""
+"""An evaluation of several files: report, going on after a break, costs, tables and figures made from JSON alone."""
 
 import json
 import re
 import shutil
-from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from rim_probe import comparison, costs, evaluation, untrained
+from rim_probe import comparison, costs, evaluation
 from rim_probe.cli import main
-from rim_probe.comparison_report import format_comparison, relative_accuracy
 from rim_probe.costs import BATCH_SIZES, median_interval
 from rim_probe.decoding import answer, answer_batch, time_batch
-from rim_probe.model import METHODS
+from rim_probe.model import METHODS, load_methods
 from rim_probe.options import name_files
 from rim_probe.pictures import measures
 from rim_probe.pictures.measures import draw_measures
 from rim_probe.probing.evidence import load_evidence
-from rim_probe.problems import Problem
-from rim_probe.report import format_share
-from rim_probe.untrained import Endless, gold_first, gold_length, load_methods_or_base, never_ending
+from rim_probe.report import format_report, format_share, relative_accuracy
 
 QUESTIONS = ["1 + 1?", "How many apples has she?", "3 + 14?", "more more more 5", "Anna has 3 apples?", "Has she 14?"]
 FAST = ["--max-new-tokens", "4", "--latency-samples", "2", "--device", "cpu"]
@@ -41,7 +37,7 @@ def checkpoint(tmp_path_factory):
 def data(checkpoint, tmp_path_factory):
     """Two files; random models are never right, so the gold answer is what one of them says."""
     folder = tmp_path_factory.mktemp("data")
-    models = load_methods_or_base(str(checkpoint), "cpu")
+    models = load_methods(checkpoint, "cpu")
     lines = []
     for i, question in enumerate(QUESTIONS):
         method = ("memory", "direct", "cot")[i % 3]
@@ -69,11 +65,11 @@ def report(checkpoint, data, tmp_path_factory):
     return report
 
 
-def accuracies(report):
+def told(report):
     return [{key: entry["report"][key] for key in ("accuracy", "paired", "sweep")} for entry in report["files"]]
 
 
-# ---------------------------------------------------------------------------------------------------------- the report
+# ----------------------------------------------------------------------------------------------------------- the report
 
 
 def test_each_file_has_the_report_it_would_have_alone(report, checkpoint, data, tmp_path):
@@ -81,17 +77,13 @@ def test_each_file_has_the_report_it_would_have_alone(report, checkpoint, data, 
     single = tmp_path / "single.json"
     assert main(["eval", str(checkpoint), "--data", data[0].partition("=")[2], "--output", str(single), *FAST]) == 0
     alone = json.loads(single.read_text())
-    first = report["files"][0]["report"]
-    assert alone["format"] == first["format"] == evaluation.REPORT_FORMAT
-    for key in ("accuracy", "paired", "sweep", "models", "done"):
-        assert alone[key] == first[key]
-    assert alone["accuracy"]["memory"]["all"]["final"]["right"] > 0
-    assert {one["method"] for one in report["files"][0]["seconds"]} == set(METHODS)
-    assert report["run"]["untrained"] is False and set(report["run"]["fingerprints"]) == set(METHODS)
+    assert alone["files"][0]["name"] == "steps" and told(alone) == told(report)[:1]
+    assert report["files"][0]["report"]["accuracy"]["memory"]["all"]["final"]["right"] > 0
+    assert set(report["run"]["fingerprints"]) == set(METHODS)
 
 
-def test_every_number_of_the_tables_stands_in_the_json(report, data):
-    text = format_comparison(report)
+def test_every_number_of_the_tables_stands_in_the_json(report):
+    text = format_report(report)
     for entry in report["files"]:
         for figures in entry["report"]["accuracy"].values():
             cell = figures["all"]["final"]
@@ -100,50 +92,25 @@ def test_every_number_of_the_tables_stands_in_the_json(report, data):
             row = next(line for line in text.splitlines() if re.match(rf"\| {one['num_blocks']}\b", line))
             assert format_share(one) in row
         assert entry["report"]["run"]["data"]["sha256"][:12] in text
-    for batch in report["costs"][0]["batches"]:
-        for measured in batch["methods"].values():
-            assert f"{measured['kv_cache_bytes']['median'] / 2**20:,.1f} |" in text
-    assert "| 2 (used above)" in text and "| 0 (blocks removed)" in text
-    assert "GSM8K, 2 steps" in text and "GSM-Hard, 1 step" not in text
-    row = next(line for line in text.splitlines() if "Llama-3.2-1B, Coconut: published, other model" in line)
+    row = next(line for line in text.splitlines() if "Llama-3.2-1B, Coconut: published" in line)
     assert [cell.strip() for cell in row.split("|")[2:6]] == ["36.9", "8.5", "108.3", "304.7"]
 
 
 def test_a_report_alone_makes_the_same_tables_and_figures(report, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(untrained, "load_methods_or_base", lambda *a, **o: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("rim_probe.model.load_methods", lambda *a, **o: pytest.fail("a model was loaded"))
     stored, card, figures = tmp_path / "m.json", tmp_path / "docs" / "CARD.md", tmp_path / "figures"
     stored.write_text(json.dumps(report))
     card.parent.mkdir()
-    card.write_text("above\n<!-- comparison -->\nold\n<!-- /comparison -->\nbelow\n")
+    card.write_text("above\n<!-- eval -->\nold\n<!-- /eval -->\nbelow\n")
     assert main(["eval", "--from", str(stored), "--card", str(card), "--figures", str(figures)]) == 0
-    printed, told = capsys.readouterr().out, card.read_text()
-    assert printed == format_comparison(report)
-    assert told.startswith("above\n<!-- comparison -->\n") and told.endswith("<!-- /comparison -->\nbelow\n")
-    assert "![What an answer costs](../figures/costs.svg)" in told
-    assert re.sub(r"!\[.*\n\n", "", told).count(printed) == 1
-    assert {path.name: path.read_text() for path in figures.iterdir()} == {
-        name: text for name, (_, text) in draw_measures(report).items()
-    }
+    printed, written = capsys.readouterr().out, card.read_text()
+    assert printed == format_report(report)
+    assert written.startswith("above\n<!-- eval -->\n") and written.endswith("<!-- /eval -->\nbelow\n")
+    for name in draw_measures(report):
+        assert (figures / f"{name}.html").exists() and f"(../figures/{name}.html)" in written
 
 
-def test_a_report_made_before_costs_had_a_dtype_is_drawn(report, tmp_path, capsys):
-    older = json.loads(json.dumps(report))
-    for place in older["costs"]:
-        del place["dtype"]
-    (tmp_path / "m.json").write_text(json.dumps(older))
-    assert main(["eval", "--from", str(tmp_path / "m.json"), "--figures", str(tmp_path / "figures")]) == 0
-    assert "first answer token" in capsys.readouterr().out and (tmp_path / "figures" / "costs.svg").exists()
-
-
-def test_a_report_of_one_file_is_told_again_too(checkpoint, data, tmp_path, capsys):
-    stored = tmp_path / "one.json"
-    assert main(["eval", str(checkpoint), "--data", data[0].partition("=")[2], "--output", str(stored), *FAST]) == 0
-    printed = capsys.readouterr().out
-    assert main(["eval", "--from", str(stored)]) == 0
-    assert capsys.readouterr().out == printed
-
-
-# ------------------------------------------------------------------------------------------------------------ going on
+# ------------------------------------------------------------------------------------------------------------- going on
 
 
 def test_a_broken_run_goes_on_where_it_was(report, checkpoint, data, tmp_path, monkeypatch, capsys):
@@ -171,7 +138,7 @@ def test_a_broken_run_goes_on_where_it_was(report, checkpoint, data, tmp_path, m
         return compare(checkpoint, data, tmp_path, *one_by_one)
 
     code, whole = asked_again()
-    assert code == 0 and accuracies(whole) == accuracies(report)
+    assert code == 0 and told(whole) == told(report)
     assert len(calls) == 5 * (6 + 4) - 25 and not partial.exists()
     partial.write_text(kept[:-40])  # cut off
     assert asked_again()[0] == 0 and len(calls) == 5 * (6 + 4)
@@ -221,7 +188,7 @@ def test_another_order_of_files_or_another_machine_is_asked_anew(checkpoint, dat
 
 def test_a_break_before_the_report_loses_no_card_and_no_figure(checkpoint, data, tmp_path, monkeypatch):
     card = tmp_path / "CARD.md"
-    card.write_text("<!-- comparison -->\n<!-- /comparison -->\n")
+    card.write_text("<!-- eval -->\n<!-- /eval -->\n")
     wanted = ("--card", card, "--figures", tmp_path / "figures")
 
     def breaks(report):
@@ -233,7 +200,7 @@ def test_a_break_before_the_report_loses_no_card_and_no_figure(checkpoint, data,
     monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: pytest.fail("asked again"))
     code, report = compare(checkpoint, data, tmp_path, *wanted)
     assert code == 0 and report and "| RiM, final block" in card.read_text()
-    assert (tmp_path / "figures" / "costs.svg").exists() and not (tmp_path / "metrics.json.partial").exists()
+    assert (tmp_path / "figures" / "costs.html").exists() and not (tmp_path / "metrics.json.partial").exists()
 
 
 def test_costs_go_on_too(checkpoint, data, tmp_path, monkeypatch):
@@ -255,17 +222,17 @@ def test_costs_go_on_too(checkpoint, data, tmp_path, monkeypatch):
     assert code == 0 and [batch["n"] for batch in whole["costs"][0]["batches"]] == [2, 1]
 
 
-# --------------------------------------------------------------------------------------------------------------- costs
+# ---------------------------------------------------------------------------------------------------------------- costs
 
 
 def test_costs_of_both_batch_sizes(report):
     [place] = report["costs"]
-    assert place["device"] == "cpu" and place["machine"]["cpu"] and place["gold_tokens"] is False
+    assert place["device"] == "cpu" and place["machine"]["cpu"]
     assert [batch["batch_size"] for batch in place["batches"]] == list(BATCH_SIZES)
     one, many = (batch["methods"] for batch in place["batches"])
     for method in METHODS:
         for batch in (one, many):
-            assert batch[method]["total_ms"]["median"] > 0 and batch[method]["answers_per_second"]["median"] > 0
+            assert batch[method]["total_ms"]["median"] > 0
             assert 1 <= batch[method]["forward_passes"]["median"] <= 4
         assert many[method]["kv_cache_bytes"]["median"] > one[method]["kv_cache_bytes"]["median"]
         if many[method]["ttft_ms"]:
@@ -327,199 +294,59 @@ def test_the_interval_of_a_median_is_that_of_the_sign_test(n, ranks):
     assert median_interval([float(i) for i in range(n, 0, -1)]) == (ranks or (None, None))
 
 
-# ------------------------------------------------------------------------------------------------------ untrained bases
-
-
-@pytest.fixture
-def base(make_rim, tmp_path):
-    """A folder with a plain base model."""
-    folder = tmp_path / "base"
-    make_rim().save_pretrained(folder)
-    (folder / "memory_layout.json").unlink()
-    return folder
-
-
-def test_a_base_is_measured_with_the_tokens_of_the_gold_text(base, data, tmp_path, capsys):
-    code, report = compare(base, data[:1], tmp_path, "--latency-samples", "6")
-    assert code == 0 and report["run"]["untrained"] is True
-    [place] = report["costs"]
-    rim = load_methods_or_base(str(base), "cpu")["cot"]
-    lines = [line.rstrip("\n") for line in open(data[0].partition("=")[2])]
-    problems = [Problem(q, tuple(re.findall("<<.*?>>", s)), v) for q, _, s, v in (_parts(line) for line in lines)]
-    for method in METHODS:
-        mean = sum(gold_length(rim, problem, method) for problem in problems) / len(problems)
-        single = place["batches"][0]["methods"][method]
-        assert single["generated_tokens"]["mean"] == pytest.approx(mean)
-        assert single["unanswered"] == 0 and single["ttft_ms"]["n"] == 6
-    assert place["gold_tokens"] is True
-    text = capsys.readouterr().out
-    assert "exactly as many tokens as the gold text has" in text and "nobody trained" in text
-    assert "its answers are cut at 4 tokens, so the accuracies say nothing. The times are real." in text
-
-
-def _parts(line):
-    question, _, rest = line.partition("||")
-    steps, _, value = rest.partition("#### ")
-    return question, "", steps, value
-
-
-def test_gold_first_is_the_token_after_steps_and_marker(rim):
-    problem = Problem("Anna has 3 apples?", ("<<3+14=17>>",), "17")
-    chain = rim.encoder.chain_ids(problem)
-    first = gold_first(rim, problem, "cot")
-    assert chain[first:] == rim.encoder.answer_ids("17")
-    assert chain[first - len(rim.encoder.marker_ids) : first] == rim.encoder.marker_ids
-    assert gold_first(rim, problem, "memory") == gold_first(rim, problem, "direct") == 0
-
-
-@pytest.mark.parametrize("name", ["smollm2-135m", "some.gguf"])
-def test_known_names_and_gguf_files_are_bases(name, monkeypatch, make_rim):
-    from conftest import tiny_base, tiny_tokenizer
-
-    asked = []
-
-    def load_base(path, dtype, progress=None):
-        asked.append(path)
-        tokenizer = tiny_tokenizer()
-        return tiny_base(vocab_size=len(tokenizer)), tokenizer
-
-    monkeypatch.setattr(untrained, "load_base", load_base)
-    methods = load_methods_or_base(name, "cpu")
-    assert asked == [name] and set(methods) == set(METHODS)
-    timed = never_ending(methods)
-    assert isinstance(timed["cot"], Endless) and timed["cot"] is timed["memory"]
-    given = time_batch(timed["cot"], ["3 + 14?", "How many apples?"], "cot", max_new_tokens=[3, 7])
-    assert [len(one.token_ids) for one in given.answers] == [3, 7]
-
-
-def test_trained_models_may_end_by_themselves(rim):
-    assert never_ending({"memory": rim})["memory"] is rim
-
-
 # --------------------------------------------------------------------------------------------------- what is said of it
 
 
-def pair(second, both, first, other, neither):
-    counts = dict(
-        zip(("both_right", "only_first", "only_second", "both_wrong"), (both, first, other, neither), strict=True)
-    )
+def pair(both, first, other, neither):
     p_value = evaluation.mcnemar_p(first, other)
-    return {"first": "memory", "second": second, "n": both + first + other + neither, "p_value": p_value, **counts}
+    counts = {"both_right": both, "only_first": first, "only_second": other, "both_wrong": neither}
+    return {"first": "memory", "second": "cot", "n": sum(counts.values()), "p_value": p_value, **counts}
 
 
 @pytest.mark.parametrize(
-    ("direct", "cot", "said", "goal"),
+    ("counts", "ratio"),
     [
-        ((50, 40, 10, 100), (60, 10, 60, 70), "is reproduced", "is missed."),
-        ((50, 40, 10, 100), (80, 10, 12, 98), "is neither reproduced nor refuted", "is not decided: the interval"),
-        (
-            (50, 40, 10, 100),
-            (80, 2, 3, 115),
-            "is neither reproduced nor refuted",
-            "no interval: in 5 problems only one",
-        ),
-        (
-            (50, 40, 10, 100),
-            (90, 0, 0, 110),
-            "is neither reproduced nor refuted",
-            "goal, at least 95 %, is not decided.",
-        ),
-        (
-            (0, 0, 60, 140),
-            (0, 0, 60, 140),
-            "is refuted in part",
-            "never right) of chain of thought's accuracy; the goal",
-        ),
-        ((0, 0, 60, 140), (0, 0, 60, 140), "is refuted in part", "is missed."),
-        ((50, 10, 40, 100), (55, 5, 60, 80), "is refuted in part", "is missed."),
-        ((40, 50, 10, 100), (60, 30, 5, 105), "is refuted in part", "is met."),
-        ((50, 10, 40, 100), (60, 30, 5, 105), "is refuted (Coconut", "is met."),
-        ((0, 0, 0, 200), (0, 0, 0, 200), "is neither reproduced nor refuted", "never right"),
+        # 4 of 42 against 16 of 42, two in both: 0.25 times or divided by exp(1.96 * sqrt(16 / (4 * 16))).
+        ((2, 2, 14, 24), (0.250, 0.0938, 0.6661)),
+        ((80, 2, 3, 115), (82 / 83, None, None)),  # too few discordant problems
+        ((0, 0, 60, 140), (0.0, None, None)),
+        ((0, 0, 0, 200), (None, None, None)),
     ],
 )
-def test_the_published_order_is_judged_by_the_paired_tests(report, direct, cot, said, goal):
-    edited = judged("GSM8K", report, direct, cot)
-    text = format_comparison(edited)
-    assert f"The published order direct < RiM < CoT {said}" in text
-    assert goal in text
-
-
-def judged(name, report, direct=(50, 40, 10, 100), cot=(60, 10, 60, 70)):
-    """The report of one file with these pairs."""
+def test_relative_accuracy_has_the_interval_of_paired_proportions(counts, ratio, report):
+    assert relative_accuracy(pair(*counts)) == pytest.approx(ratio, abs=1e-3)
     edited = json.loads(json.dumps(report))
-    edited["files"] = edited["files"][:1]
-    edited["files"][0]["name"] = name
-    edited["files"][0]["report"]["paired"] = [pair("direct", *direct), pair("cot", *cot)]
-    return edited
+    edited["files"][0]["report"]["paired"] = [pair(*counts)]
+    assert "McNemar" in format_report(edited)
 
 
-def test_the_order_on_other_files_is_not_called_published(report):
-    text = format_comparison(judged("test", report))
-    assert "The order direct < RiM < CoT is shown." in text and "published" not in text.lower()
-
-
-@pytest.mark.parametrize("name", ["valid", "validation-500"])
-def test_what_chose_the_checkpoints_gets_figures_and_no_verdict(report, name):
-    edited = judged(name, report)
-    text = format_comparison(edited)
-    assert f"{name}: chose the checkpoints" in text
-    assert not any(words in text for words in ("McNemar", "the goal", "direct < RiM"))
-    cell = edited["files"][0]["report"]["accuracy"]["memory"]["all"]["final"]
-    assert f"{format_share(cell)}, n = {cell['n']}" in text
-    edited["run"]["untrained"] = True
-    assert "chose the checkpoints" not in format_comparison(edited)
-
-
-def test_a_first_token_of_fewer_questions_has_its_own_n(report):
+def test_what_chose_the_checkpoints_and_borrowed_weights_are_named(report, checkpoint, data, tmp_path):
     edited = json.loads(json.dumps(report))
-    single = edited["costs"][0]["batches"][0]["methods"]
-    single["cot"]["ttft_ms"] = {**single["cot"]["total_ms"], "median": 123.0, "n": 1}
-    single["memory"]["ttft_ms"] = {**single["memory"]["total_ms"], "median": 45.0, "n": 2}
-    rows = format_comparison(edited).splitlines()
-    assert re.search(r"\| +123(\.0)?, n = 1 \|", next(row for row in rows if row.startswith("| chain of thought")))
-    assert re.search(r"\| +45(\.0)? \|", next(row for row in rows if row.startswith("| RiM, final block")))
+    assert "chose the checkpoints" not in format_report(edited) and "no matched control" not in format_report(edited)
+    edited["files"][0]["name"] = "valid-500"
+    edited["files"][0]["report"]["models"]["cot"]["shares_memory_weights"] = True
+    text = format_report(edited)
+    assert "valid-500: chose the checkpoints" in text and "chain of thought: answered by the weights of RiM" in text
 
 
-def test_relative_accuracy_has_the_interval_of_paired_proportions():
-    # 4 of 42 against 16 of 42, two in both: 0.25 times or divided by exp(1.96 * sqrt(16 / (4 * 16))).
-    ratio, low, high = relative_accuracy(pair("cot", 2, 2, 14, 24))
-    assert (ratio, low, high) == pytest.approx((0.250, 0.0938, 0.6661), abs=1e-3)
+# -------------------------------------------------------------------------------------------------------------- figures
 
 
-# ------------------------------------------------------------------------------------------------------------- figures
-
-
-def test_figures_are_xml_with_the_numbers_as_titles(report):
+def test_figures_hold_the_numbers_of_the_report(report):
     drawn = draw_measures(report)
-    assert set(drawn) == {"accuracy-by-blocks.svg", "accuracy-by-steps.svg", "costs.svg"}
-    titles = {
-        name: [node.text for node in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}title")]
-        for name, (_, text) in drawn.items()
-    }
-    for entry in report["files"]:
-        for one in entry["report"]["sweep"]:
-            wanted = (
-                f"{100 * one['accuracy']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f}), n = {one['n']}"
-            )
-            assert any(entry["name"] in t and t.endswith(wanted) for t in titles["accuracy-by-blocks.svg"])
-    assert any("chain of thought, 2 steps" in title for title in titles["accuracy-by-steps.svg"])
-    assert not any("GSM-Hard" in title for title in titles["accuracy-by-steps.svg"])  # it states no steps
-    assert any("RiM, full answer, batch 32" in title for title in titles["costs.svg"])
-    for _, text in drawn.values():
-        assert "prefers-color-scheme: dark" in text and "<script" not in text
+    assert list(drawn) == ["accuracy-by-blocks", "accuracy-by-steps", "costs"]
+    blocks = [line for line in drawn["accuracy-by-blocks"][1].data if line.name == "RiM"]
+    for line, entry in zip(blocks, report["files"], strict=True):
+        sweep = entry["report"]["sweep"]
+        assert list(line.y) == [one["accuracy"] for one in sweep]
+        assert list(line.error_y.array) == pytest.approx([one["high"] - one["accuracy"] for one in sweep])
+    assert len(drawn["accuracy-by-steps"][1].data) == 3  # one of the two files states no steps
+    assert {line.name for line in drawn["costs"][1].data} == {"RiM", "direct", "chain of thought"}
 
 
-def test_names_are_escaped_in_figures(report):
-    edited = json.loads(json.dumps(report))
-    edited["files"][0]["name"] = 'a<b>&"'
-    for _, text in draw_measures(edited).values():
-        ElementTree.fromstring(text)
-
-
-def test_one_method_alone_has_the_figures_there_are(checkpoint, data, tmp_path, capsys):
+def test_one_method_alone_has_the_figures_there_are(checkpoint, data, tmp_path):
     code, report = compare(checkpoint, data[:1], tmp_path, "--method", "cot", "--latency-samples", "0")
-    assert code == 0 and set(draw_measures(report)) == {"accuracy-by-steps.svg"}
-    assert "published order" not in capsys.readouterr().out
+    assert code == 0 and set(draw_measures(report)) == {"accuracy-by-steps"}
 
 
 # --------------------------------------------------------------------------------------------------- mistakes, evidence
@@ -528,11 +355,8 @@ def test_one_method_alone_has_the_figures_there_are(checkpoint, data, tmp_path, 
 def test_files_are_named_by_their_stem_or_as_asked(tmp_path):
     odd = tmp_path / "a=b.txt"
     odd.touch()
-    assert name_files(["x/test.txt.gz", "GSM-Hard=y/hard.txt"]) == (
-        {"test": "x/test.txt.gz", "GSM-Hard": "y/hard.txt"},
-        True,
-    )
-    assert name_files([str(odd)]) == ({"a=b": str(odd)}, False)
+    assert name_files(["x/test.txt.gz", "GSM-Hard=y/hard.txt"]) == {"test": "x/test.txt.gz", "GSM-Hard": "y/hard.txt"}
+    assert name_files([str(odd)]) == {"a=b": str(odd)}
 
 
 @pytest.mark.parametrize(
@@ -540,7 +364,6 @@ def test_files_are_named_by_their_stem_or_as_asked(tmp_path):
     [
         (["{box}", "--data", "A={file}", "A={file}"], "Two files are called A"),
         (["{box}", "--data", "={file}"], "is no NAME=FILE"),
-        (["{box}", "--data", "{file}", "--figures", "x"], "belong to a comparison"),
         (["{box}", "--data", "A={file}", "--cost-devices", "nonsense"], "'nonsense' cannot be used here"),
         (["--data", "A={file}"], "Give a CHECKPOINT and --data"),
         (["{box}"], "--data"),
@@ -548,12 +371,12 @@ def test_files_are_named_by_their_stem_or_as_asked(tmp_path):
         (["--from", "{file}"], "is no JSON"),
         (["--from", "{box}/config.json"], "is no report of an evaluation"),
         (["--from", "{box}/none.json"], "cannot be read"),
-        (["{box}", "--data", "A={file}", "--card", "{card}"], "lacks the lines <!-- comparison -->"),
+        (["{box}", "--data", "A={file}", "--card", "{card}"], "lacks the lines <!-- eval -->"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(arguments, told, checkpoint, data, tmp_path, capsys):
     card = tmp_path / "README.md"
-    card.write_text("<!-- eval -->\n<!-- /eval -->\n")
+    card.write_text("<!-- bench -->\n<!-- /bench -->\n")
     places = {"box": checkpoint, "file": data[0].partition("=")[2], "card": card}
     assert main(["eval", *(word.format(**places) for word in arguments)]) == 2
     captured = capsys.readouterr()
@@ -563,7 +386,7 @@ def test_mistakes_are_told_in_one_sentence(arguments, told, checkpoint, data, tm
 def test_a_report_edited_by_hand_is_told_in_one_sentence(report, tmp_path, capsys):
     (tmp_path / "m.json").write_text(json.dumps({**report, "files": [{"name": "GSM8K"}]}))
     assert main(["eval", "--from", str(tmp_path / "m.json")]) == 2
-    assert capsys.readouterr().err.strip().endswith("lacks parts of a comparison; have it measured anew.")
+    assert capsys.readouterr().err.strip().endswith("lacks parts of a report; have it measured anew.")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from rim_probe import decoding
+from rim_probe import greedy
 from rim_probe.decoding import answer, answer_batch, stream
 from rim_probe.errors import QuestionError, RiMError
 
@@ -401,7 +401,7 @@ def test_answer_as_json(rim):
 
 def test_a_model_that_cannot_choose_positions(rim, monkeypatch):
     expected = answer(rim, QUESTION, "memory", max_new_tokens=5)
-    monkeypatch.setattr(decoding, "keeps_logits", lambda model: False)
+    monkeypatch.setattr(greedy, "keeps_logits", lambda model: False)
     assert answer(rim, QUESTION, "memory", max_new_tokens=5).readouts == expected.readouts
 
 
@@ -410,7 +410,7 @@ def test_an_adapter_around_the_model(rim):
 
     expected = answer(rim, QUESTION, "memory", max_new_tokens=5)
     rim.model = get_peft_model(rim.model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=True)).eval()
-    assert decoding.keeps_logits(rim.model)
+    assert greedy.keeps_logits(rim.model)
     assert answer(rim, QUESTION, "memory", max_new_tokens=5).token_ids == expected.token_ids
 
 

@@ -251,6 +251,6 @@ def test_distractors_are_drawn_by_seed_and_stay_in_bounds():
     draw = [distractors("<<3+4=7>>", 30, np.random.default_rng(5), low=1, high=9) for _ in range(2)]
     assert draw[0] == draw[1]
     numbers = [n.value for text in draw[0] for e in [read_equation(text)] for n in (*e.operands, e.result)]
-    assert 1 <= min(numbers) and max(numbers) <= 9
+    assert min(numbers) >= 1 and max(numbers) <= 9
     assert "<<4+3=7>>" not in distractors("<<3+3=6>>", 99, np.random.default_rng(0), own=["<<3+4=7>>"])
     assert distractors("<<so 7>>", 5, np.random.default_rng(0)) == []

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from rim_probe.model import RiM
 from rim_probe.training import origin
 from rim_probe.training.fused import fuse_adapter, has_frozen_head, head_losses
-from rim_probe.training.recipe import Lora, Recipe, Stage
+from rim_probe.training.recipe import Data, Lora, Recipe, Stage
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -16,7 +16,7 @@ def adapted(request) -> RiM:
     """A LoRA model in float32 whose adapter does something; llama with an untied head, gpt2 with a tied one."""
     tokenizer = tiny_tokenizer()
     rim = RiM.attach(tiny_base(request.param, vocab_size=len(tokenizer)), tokenizer)
-    recipe = Recipe("o", (Stage("a", "cot", 1, 0.1),), None, base="b", lora=Lora(r=4, alpha=8))
+    recipe = Recipe("o", (Stage("a", "cot", 1, 0.1),), Data(files=("a.txt",)), base="b", lora=Lora(r=4, alpha=8))
     rim = origin.add_adapter(rim, recipe)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in rim.model.named_parameters():
@@ -32,10 +32,7 @@ def losses_and_gradients(rim: RiM, fused_head: bool) -> tuple[torch.Tensor, dict
     body = rim.model.get_base_model()
     hidden = body.base_model(input_ids=ids).last_hidden_state.flatten(0, 1)
     head = rim.model.get_output_embeddings()
-    if fused_head:
-        losses = head_losses(head, hidden, labels)
-    else:
-        losses = cross_entropy(head(hidden), labels, reduction="none")
+    losses = head_losses(head, hidden, labels) if fused_head else cross_entropy(head(hidden), labels, reduction="none")
     (losses * weights).sum().backward()
     return losses.detach(), {n: p.grad.clone() for n, p in rim.model.named_parameters() if p.grad is not None}
 

@@ -41,6 +41,7 @@ def test_what_is_shipped_is_what_the_library_writes(models, role, trained):
     assert same_weights(models[role], glassbox(trained=trained).rim)
 
 
+@pytest.mark.slow
 def test_building_it_anew_gives_what_is_shipped(tmp_path):
     build(tmp_path / "box", tmp_path / "work")
     for weights in ("model.safetensors", "base/model.safetensors"):
@@ -97,6 +98,7 @@ def test_more_blocks_than_its_context_holds_are_refused_in_a_sentence(models):
         answer(models["memory"], problem.question, "memory", num_blocks=40)
 
 
+@pytest.mark.slow
 def test_every_block_of_its_examples_can_be_tried_and_the_predicted_answer_comes(models):
     examples = load_examples(FOLDER)
     assert len(set(examples)) == 9 and set(examples) <= set(all_problems()["report"])

@@ -106,6 +106,7 @@ def test_without_slot_labels_the_rows_hold_none(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- stages
 
 
+@pytest.mark.slow
 def test_stages_in_any_order_resume_to_the_same_bits(tmp_path):
     stages = [
         SWAP | {"rows": 8},
@@ -158,6 +159,7 @@ def test_bfloat16_and_its_fused_head_have_nearly_the_same_loss(tmp_path, adapted
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_compiled_layers_have_the_same_loss(deep, tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "_COMPILER", "eager")
     rows = pair_rows(deep)[:3]
@@ -189,6 +191,7 @@ def swapped(rim: RiM, base: str, source: str, block: int) -> str:
             return rim.decode([rim.model(base_ids).logits[0, -1].argmax().item()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.0])
 def test_interchange_training_makes_the_slots_carry_the_answer(tmp_path, share):
     """A tiny model learns sums by heart; with pairs a swap of block 1's slots swaps the answer, without it does not."""

@@ -160,7 +160,7 @@ def rule(rim, row, base: Problem) -> torch.Tensor:
 
     def sees(i: int, j: int) -> bool:
         (segment, readout, _, _), (other, other_readout, k, place) = tokens[i], tokens[j]
-        if j > i or other_readout and (other, other_readout) != (segment, readout):
+        if j > i or (other_readout and (other, other_readout) != (segment, readout)):
             return False
         if other == segment or segment < 2:
             return other == segment

@@ -140,7 +140,7 @@ def test_padding_never_gives_nan(attention, dtype):
     long = stage2_row(rim.encoder, THREE_STEPS, 4)
     short = stage1_row(rim.encoder, Problem("1", (), "1"))
     assert len(long) > 3 * len(short)
-    logits, batch = packed_logits(rim, [short, long])
+    logits, _ = packed_logits(rim, [short, long])
     assert logits.isfinite().all()
     # The loss of every position, padding too: no gradient may be NaN whatever stands in its place.
     found = gradients(rim, logits.float().square().mean())

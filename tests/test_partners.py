@@ -3,7 +3,7 @@
 import random
 import re
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def words_of(question: str) -> str:
 
 def in_chain(problem: Problem) -> bool:
     equations = [read_equation(step) for step in problem.steps]
-    links = zip(equations, equations[1:], strict=False)
+    links = pairwise(equations)
     return all(e.exact for e in equations) and all(b.operands[0].value == a.result.value for a, b in links)
 
 

@@ -332,7 +332,8 @@ def test_finished_checkpoint_holds_a_rim_and_nothing_pickled(uninterrupted):
     assert {WEIGHTS, "memory_layout.json", "config.json", "tokenizer.json"} <= names
     assert not [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert RiM.from_pretrained(uninterrupted).layout.num_blocks == 3
-    history = [json.loads(line) for line in open(uninterrupted.with_name("out.run") / "refine" / "history.jsonl")]
+    log = uninterrupted.with_name("out.run") / "refine" / "history.jsonl"
+    history = [json.loads(line) for line in log.read_text().splitlines()]
     assert [entry["step"] for entry in history if "eval_accuracy" in entry] == [2, 4, 6]
     assert all("eval_readout_3" in entry for entry in history if "eval_accuracy" in entry)
 
@@ -353,6 +354,7 @@ def test_validation_of_stage_2_is_not_mixed_with_stage_1(tmp_path, spy):
     assert any(mixed) and not all(mixed)
 
 
+@pytest.mark.slow
 def test_all_methods_see_equal_rows(tmp_path, adapted):
     """Stages go on in the files where the one before ended, so two stages see what one long one sees."""
     write_problems(tmp_path / "real.txt", [*bare_problems(12), Problem("No steps?", (), "1")])
@@ -426,6 +428,7 @@ train(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, spy):
     recipe = write_recipe(tmp_path, **SCRATCH)
     killed = in_subprocess(KILLED_WHILE_SAVING, recipe)
@@ -454,6 +457,7 @@ def test_a_run_killed_after_its_last_step_does_not_take_another(tmp_path, monkey
     assert (stage / "done").exists() and (finished / WEIGHTS).read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_max_minutes_stops_and_resuming_equals_one_go(tmp_path, adapted):
     """Adapters with dropout, for these have random states to restore."""
     whole = train(write_recipe(tmp_path, name="whole", **lora_recipe(adapted)), report=lambda line: None)
@@ -571,6 +575,7 @@ Path(sys.argv[1]).with_name(f"rows-{rank}").write_text(" ".join(map(str, seen)))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rows(tmp_path):
     stage = GROUND | {"rows": 34, "batch_size": 4}
     recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [stage]})
@@ -599,6 +604,7 @@ sys.exit(main(["train", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 def test_training_from_files_needs_the_core_packages_only(tmp_path, adapted):
     recipe = write_recipe(tmp_path, **lora_recipe(adapted, stages=[GROUND | {"rows": 8}]))
     done = in_subprocess(NOTHING_ELSE, recipe)
@@ -730,6 +736,7 @@ def test_start_goes_on_with_an_adapter(tmp_path, adapted):
         train(fifth, resume=True, report=lambda line: None)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(tmp_path):
     recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [GROUND]})
     whole = train(recipe, output=str(tmp_path / "whole"), report=lambda line: None)

@@ -8,6 +8,7 @@ chains of a file of problems (`chains`). It takes a minute or two and needs math
 
 import argparse
 import collections
+import itertools
 import logging
 import random
 import re
@@ -120,7 +121,7 @@ def made() -> Iterator[Text]:
 def chains(problems: Iterable[Problem]) -> Iterator[Text]:
     """Chains of real problems: with their answer, without, cut off, and running on into the next problem."""
     problems = [problem for problem in problems if problem.steps and extract_answer(problem.answer) is not None]
-    for problem, following in zip(problems, problems[1:], strict=False):
+    for problem, following in itertools.pairwise(problems):
         chain, value = " ".join(problem.steps), Fraction(extract_answer(problem.answer))
         after = f"\nQuestion: {following.question}\n{' '.join(following.steps)} #### {following.answer}"
         yield Text("chains of a file, with ####", f"{chain} #### {problem.answer}", value)

@@ -6,6 +6,7 @@ once, after its race; every panel is drawn from it, so switching computes nothin
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -241,10 +242,8 @@ class Inspector:
         if run is not None and run.reading is None and run.status == "done":
             looking.views.pop("surgery", None)  # what was done to another question's memory
             yield [self.panel(session, looking, name), shell.history(session, looking), gr.skip(), gr.skip()]
-            try:
+            with contextlib.suppress(RiMError):  # the panel says it
                 self.read_memory(run, looking)
-            except RiMError:
-                pass  # the panel says it
         yield [self.panel(session, looking, name), shell.history(session, looking), session, looking]
 
     def read_memory(self, run: Run, looking: Looking) -> None:

@@ -9,6 +9,7 @@ from rim_probe.options import EXAMPLE_QUESTION, METHOD_CHOICES, OK, add_command,
 
 
 def add_base(commands: Any) -> None:
+    """Adds `base` to the command line."""
     parser = add_command(
         commands,
         _base,
@@ -59,6 +60,7 @@ def _base(arguments: argparse.Namespace) -> int:
 
 
 def add_export(commands: Any) -> None:
+    """Adds `export` to the command line."""
     parser = add_command(
         commands,
         _export,

@@ -36,6 +36,7 @@ SET_HELP = {
 
 
 def add_data(commands: Any) -> None:
+    """Adds `data` to the command line."""
     parser = commands.add_parser(
         "data",
         help="write problems to a file, or compare files",
@@ -110,7 +111,9 @@ def _add_data_set(sources: Any, name: str) -> None:
         + SET_HELP.get(name, ""),
     )
     parser.set_defaults(run=_data_set, dataset=name)
-    parser.add_argument("--split", choices=tuple(known.files), required=len(known.files) > 1, default=[*known.files][0])
+    parser.add_argument(
+        "--split", choices=tuple(known.files), required=len(known.files) > 1, default=next(iter(known.files))
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--from",

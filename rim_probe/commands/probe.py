@@ -40,6 +40,7 @@ probes:
 
 
 def add_probe(commands: Any) -> None:
+    """Adds `probe` to the command line."""
     parser = add_command(
         commands,
         _probe,

@@ -8,6 +8,7 @@ from rim_probe.options import OK, TIME_OVER, add_command, add_number, silence_tr
 
 
 def add_train(commands: Any) -> None:
+    """Adds `train` to the command line."""
     parser = add_command(
         commands,
         _train,

@@ -47,6 +47,7 @@ class Verb:
 
     @property
     def bare(self) -> str:
+        """The verb as it stands after "to"."""
         if self.word.endswith("ies"):
             return self.word[:-3] + "y"
         return _BARE_VERBS.get(self.word) or re.sub(r"(?<=ss|sh|ch)es$|s$", "", self.word)

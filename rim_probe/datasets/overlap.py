@@ -31,6 +31,7 @@ class Overlap:
 
     @property
     def shared(self) -> int:
+        """Test questions that are in the training set, as they stand or with other numbers."""
         return self.same + self.renumbered
 
 

@@ -28,6 +28,7 @@ class Distractor(str):
     kind: str
 
     def __new__(cls, text: str, kind: str) -> Distractor:
+        """The text, with its kind."""
         made = super().__new__(cls, text)
         made.kind = kind
         return made

@@ -117,7 +117,7 @@ class Equation:
         value = self.value()
         places = len(self.result.text.rstrip("%").partition(".")[2]) + 2 * self.result.text.endswith("%")
         return value is not None and (
-            value == self.result.value or places > 0 and abs(value - self.result.value) <= Fraction(1, 2 * 10**places)
+            value == self.result.value or (places > 0 and abs(value - self.result.value) <= Fraction(1, 2 * 10**places))
         )
 
     def rewritten(

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rim_probe.comparison_report import COMPARISON_FORMAT
 from rim_probe.errors import ArtifactError
 from rim_probe.evaluation import REPORT_FORMAT
 from rim_probe.probing.artifacts import FOLDER, REPORT_FILE, load_report
@@ -37,7 +36,7 @@ from rim_probe.probing.text import (
     format_verdict,
     says_percent,
 )
-from rim_probe.report import METHOD_NAMES, format_machine
+from rim_probe.report import COMPARISON_FORMAT, METHOD_NAMES, format_machine
 
 FORMAT = "rim-probe-evidence/1"
 METRICS_FILE = "metrics.json"

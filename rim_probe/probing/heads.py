@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from rim_probe.decoding import check_attention
 from rim_probe.errors import CheckpointError, QuestionError, RiMError
+from rim_probe.greedy import check_attention
 from rim_probe.model import RiM
 from rim_probe.packing import additive_mask
 from rim_probe.probing.hooks import causal_lm, decoder_layers

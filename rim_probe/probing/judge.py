@@ -142,7 +142,7 @@ class Judge:
         Raises:
             RiMError: a capture with another number of blocks than the judge was fitted on.
         """
-        if capture.K != self.num_blocks:
+        if self.num_blocks != capture.K:
             raise RiMError(
                 f"This judge was fitted on {self.num_blocks} memory blocks, not {capture.K}; "
                 "ask with as many, or fit it anew."

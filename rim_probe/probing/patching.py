@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from rim_probe.decoding import check_attention, keeps_logits
 from rim_probe.errors import RiMError
+from rim_probe.greedy import check_attention, keeps_logits
 from rim_probe.model import RiM
 from rim_probe.packing import additive_mask
 from rim_probe.probing.hooks import edit_residual, num_layers

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rim_probe.decoding import Answer, Readout, answer, answer_batch, keeps_logits
+from rim_probe.decoding import Answer, Readout, answer, answer_batch
 from rim_probe.errors import RiMError
+from rim_probe.greedy import keeps_logits
 from rim_probe.model import RiM
 from rim_probe.probing.hooks import edit_residual, num_layers
 from rim_probe.probing.interventions import Donors, Variant

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rim_probe.decoding import keeps_logits
 from rim_probe.errors import RiMError
+from rim_probe.greedy import keeps_logits
 from rim_probe.model import RiM
 from rim_probe.probing.hooks import edit_residual
 from rim_probe.probing.interventions import Donors, Variant, resolve

@@ -134,7 +134,7 @@ def carried_answers(
         RiMError: a question that this model cannot be asked, or slots of another shape than its own.
     """
     held = observation.capture
-    if held.M != rim.layout.slots_per_block or held.slots.shape[-1] != causal_lm(rim).config.hidden_size:
+    if rim.layout.slots_per_block != held.M or held.slots.shape[-1] != causal_lm(rim).config.hidden_size:
         raise RiMError(f"The slots do not fit into {rim.name}, which has others; take them from a model of its shape.")
     columns = [
         column - held.K * rim.layout.block_length for block in rim.layout.slot_positions(0, held.K) for column in block

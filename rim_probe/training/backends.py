@@ -19,6 +19,7 @@ _ALIGNED = 8  # bfloat16 values in 16 bytes: kernels copy nothing to align lengt
 
 
 def on_gpu() -> bool:
+    """Whether training runs on a GPU."""
     return torch.cuda.is_available()
 
 
@@ -112,12 +113,14 @@ def compile_layers(model) -> None:
 
 
 def uncompile_layers(model) -> None:
+    """Takes back what `compile_layers` did."""
     for layer in decoder_layers(model):
         layer._compiled_call_impl = None
     torch._dynamo.reset()
 
 
 def decoder_layers(model) -> list[torch.nn.Module]:
+    """The layers of a model of any family, wrapped by PEFT or not."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 

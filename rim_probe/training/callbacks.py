@@ -61,6 +61,7 @@ class StopAfter(TrainerCallback):
 
     @property
     def why(self) -> str:
+        """Why the run stopped, as a sentence says it."""
         return "by a signal" if self.signalled else f"after {(self.deadline - self.begun) / 60:g} minutes"
 
     def too_late_for_a_stage(self, device: torch.device) -> bool:
@@ -69,10 +70,12 @@ class StopAfter(TrainerCallback):
         return self._agreed(late or self.signalled, device)
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Starts the clock."""
         self._last, self._fresh = time.monotonic(), True
         self._steps.clear()
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Stops where the next steps would come too late."""
         step = self._passed()
         if self._fresh:  # with loading and compiling
             self._fresh, self._starting = False, self._starting or self._last - self.begun
@@ -89,9 +92,11 @@ class StopAfter(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, **kwargs):
+        """Takes the time of a validation."""
         self._validation = max(self._validation or 0.0, self._passed())
 
     def on_save(self, args, state, control, **kwargs):
+        """Takes the time of a save."""
         self._save = max(self._save if self._save != _FIRST_SAVE else 0.0, self._passed())
 
     def _passed(self) -> float:
@@ -113,6 +118,7 @@ class Progress(ProgressCallback):
     """The Trainer's bar with the loss, the speed since the last log, and the current readout weights."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Shows what was logged."""
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         if "loss" in logs:

@@ -22,7 +22,7 @@ _SLICE = 128  # labelled positions whose logits exist at the same time
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, rows, row_ids, labels):
-        """hidden [N, d], weight [V, d] frozen, rows [R, d] trained in the place of weight[row_ids] -> losses [N]."""
+        """Hidden [N, d], weight [V, d] frozen, rows [R, d] trained in the place of weight[row_ids] -> losses [N]."""
         wanted = any(ctx.needs_input_grad)
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         to_hidden, of_rows = torch.empty_like(hidden), hidden.new_empty(len(hidden), len(row_ids))
@@ -77,7 +77,7 @@ def has_frozen_head(head: torch.nn.Module) -> bool:
 class _LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, down, up, scale):
-        """x [N, in], frozen weight [out, in] and bias, down [r, in], up [out, r] -> [N, out]."""
+        """X [N, in], frozen weight [out, in] and bias, down [r, in], up [out, r] -> [N, out]."""
         down, up = down.to(x.dtype), (scale * up).to(x.dtype)
         low = x @ down.T
         ctx.save_for_backward(x, low, weight, down, up)

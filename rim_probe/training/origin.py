@@ -19,6 +19,7 @@ from rim_probe.training.scratch import small_llama, word_tokenizer
 
 
 def make_model(plan: Recipe) -> RiM:
+    """The model that a recipe begins with: of `start`, from nothing, or a base with memory tokens and an adapter."""
     if plan.start is not None:
         return _load_start(plan)
     if plan.scratch is not None:
@@ -87,6 +88,7 @@ def reload(rim: RiM, folder: Path) -> RiM:
 
 
 def set_dropout(model: torch.nn.Module, dropout: float) -> None:
+    """Gives every LoRA layer a dropout of its own."""
     for name, module in model.named_modules():
         if name.endswith("lora_dropout"):
             for key in module:

@@ -26,9 +26,13 @@ _TRIED = 20  # partners, for a step
 class Alike(Protocol):
     """Where partners come from: `datasets.partners.Partners` or `equations.Variants`."""
 
-    def each(self, numbers: Set[int]) -> Iterator[tuple[int, Callable[[random.Random, bool], Iterator[Problem]]]]: ...
+    def each(self, numbers: Set[int]) -> Iterator[tuple[int, Callable[[random.Random, bool], Iterator[Problem]]]]:
+        """For every problem that has partners its number, and what draws them."""
+        ...
 
-    def interchanged(self, base: Problem, source: Problem, step: int) -> Problem | None: ...
+    def interchanged(self, base: Problem, source: Problem, step: int) -> Problem | None:
+        """The problem whose answer follows when `base` goes on with the source's result of a step."""
+        ...
 
 
 class Pair(NamedTuple):

@@ -1,46 +1,45 @@
 """Training recipes: a YAML file that says what is trained, on which rows, in which stages.
 
-Knows names, types and defaults; every key that is not known is refused by name. Knows nothing about how training runs.
+Knows names, types and defaults; pydantic refuses whatever is not known, by name. Knows nothing about how training runs.
 """
 
-import dataclasses
-import types
-import typing
-from dataclasses import dataclass
+import json
+import re
+import reprlib
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from rim_probe.datasets.arithmetic import World
-from rim_probe.errors import RecipeError, RiMError
+from rim_probe.errors import RecipeError
 from rim_probe.memory import MAX_BLOCKS, MemoryLayout
-from rim_probe.training.schedules import LAMBDA_SCHEDULES
 
-OBJECTIVES = ("stage1", "stage2", "interchange", "cot", "direct")
-LR_SCHEDULES = ("constant", "linear", "cosine")
-ATTENTIONS = ("auto", "sdpa", "eager", "flex")
-PRECISIONS = ("auto", "float32", "bfloat16")
-MAX_REPEAT = 1000
+_CHECKED = ConfigDict(strict=True, extra="forbid")
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class Scratch:
     """A small Llama trained from nothing with the vocabulary of the procedural world."""
 
-    layers: int = 8
-    width: int = 128
-    heads: int = 4
-    inner: int = 384
-    context: int = 512
+    layers: Count = 8
+    width: Count = 128
+    heads: Count = 4
+    inner: Count = 384
+    context: Count = 512
 
     def __post_init__(self) -> None:
-        for key in ("layers", "width", "heads", "inner", "context"):
-            _positive(key, getattr(self, key))
         if self.width % (2 * self.heads):
             raise RecipeError(f"width must be an even number for each of the {self.heads} heads, not {self.width}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class Data:
     """Where rows come from: a procedural `world`, or problem `files` (paths, or `hub:owner/name/file`).
 
@@ -55,60 +54,45 @@ class Data:
 
     world: World | None = None
     files: tuple[str, ...] = ()
-    repeats: tuple[float, ...] = ()
-    rows: int | None = None
-    seed: int = 1
+    repeats: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = ()
+    rows: Count | None = None
+    seed: Seed = 1
     validation: str | None = None
-    validation_rows: int = 500
+    validation_rows: Annotated[int, Field(ge=0)] = 500
 
     def __post_init__(self) -> None:
         if (self.world is None) == (not self.files):
             raise RecipeError("Exactly one of world (procedural problems) and files (problem files) is needed.")
         if self.world is not None and self.rows is None:
             raise RecipeError("rows must say how many problems of the world make the pool.")
-        if self.world is not None and self.validation is not None:
-            raise RecipeError("validation goes with files; a world has problems of its own for that.")
-        if self.world is not None and self.repeats:
-            raise RecipeError("repeats goes with files; of a world, rows says how many problems there are.")
+        if self.world is not None and (self.validation is not None or self.repeats):
+            raise RecipeError("validation and repeats go with files; a world has problems of its own.")
         if self.repeats and len(self.repeats) != len(self.files):
             raise RecipeError(
                 f"repeats must hold one number for each of the {len(self.files)} files, not {len(self.repeats)}."
             )
-        for repeat in self.repeats:
-            if not 0 < repeat <= MAX_REPEAT:
-                raise RecipeError(f"repeats must be above 0 and at most {MAX_REPEAT}, not {repeat:g}.")
-        if self.rows is not None:
-            _positive("rows", self.rows)
-        if self.validation_rows < 0:
-            raise RecipeError(f"validation_rows must be at least 0, not {self.validation_rows}.")
-        _seed(self.seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class Lora:
     """A low-rank adapter on every linear layer, plus the three memory-token rows; r = 0 trains those rows alone."""
 
-    r: int = 128
-    alpha: int = 256
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.r < 0:
-            raise RecipeError(f"r must be at least 0, not {self.r}.")
-        _positive("alpha", self.alpha)
-        _share("dropout", self.dropout)
+    r: Annotated[int, Field(ge=0)] = 128
+    alpha: Count = 256
+    dropout: Share = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class Stage:
     """One stage with an optimizer and a scheduler of its own.
 
     Attributes:
+        name: of its folder in the run.
         objective: stage1 (steps, then the answer), stage2 (the answer everywhere), interchange (as stage1 with every
             weight 1, and what follows where a block's slots are another problem's), cot, direct.
         rows: rows seen, over as many passes of the pool as that takes.
         schedule: learning rate after the warm-up.
-        lambdas: how stage 1 fades its steps: relative, absolute or constant.
+        lambdas: how stage 1 fades its steps.
         blocks: stage 1: at least this many blocks (None: one per step). stage 2 and interchange: the layout's number if
             None.
         grounded: stage 2: share of rows that keep the targets of stage 1.
@@ -123,50 +107,32 @@ class Stage:
     """
 
     name: str
-    objective: str
-    rows: int
-    learning_rate: float
-    batch_size: int = 32
-    batch_tokens: int | None = None
-    accumulation: int = 1
-    schedule: str = "constant"
-    warmup: float = 0.04
-    weight_decay: float = 0.0
-    lambdas: str = "relative"
-    blocks: int | None = None
-    grounded: float = 0.0
-    share: float = 1.0
-    one_number_share: float = 0.3
-    slot_labels: int = 0
-    dropout: float | None = None
-    validate_every: int = 500
+    objective: Literal["stage1", "stage2", "interchange", "cot", "direct"]
+    rows: Count
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    batch_size: Count = 32
+    batch_tokens: Count | None = None
+    accumulation: Count = 1
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Share = 0.04
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lambdas: Literal["relative", "absolute", "constant"] = "relative"
+    blocks: Annotated[int, Field(ge=1, le=MAX_BLOCKS)] | None = None
+    grounded: Share = 0.0
+    share: Share = 1.0
+    one_number_share: Share = 0.3
+    slot_labels: Annotated[int, Field(ge=0)] = 0
+    dropout: Share | None = None
+    validate_every: Count = 500
 
     def __post_init__(self) -> None:
-        _choice("objective", self.objective, OBJECTIVES)
-        _choice("schedule", self.schedule, LR_SCHEDULES)
-        _choice("lambdas", self.lambdas, LAMBDA_SCHEDULES)
-        for key in ("rows", "batch_size", "accumulation", "validate_every"):
-            _positive(key, getattr(self, key))
-        if self.batch_tokens is not None:
-            _positive("batch_tokens", self.batch_tokens)
-        if not 0 < self.learning_rate < 1:
-            raise RecipeError(f"learning_rate must lie between 0 and 1, not {self.learning_rate}.")
-        for key in ("warmup", "grounded", "share", "one_number_share", "dropout"):
-            if getattr(self, key) is not None:
-                _share(key, getattr(self, key))
-        if not self.weight_decay >= 0:
-            raise RecipeError(f"weight_decay must be at least 0, not {self.weight_decay}.")
-        if self.slot_labels < 0:
-            raise RecipeError(f"slot_labels must be at least 0, not {self.slot_labels}.")
+        if not self.name or set(self.name) & set("/\\ ."):
+            raise RecipeError(f"name must be a plain word for a folder of its own, not {self.name!r}.")
         if self.slot_labels and self.objective not in ("stage1", "interchange"):
             raise RecipeError(f"slot_labels goes with stage1 and interchange, not with {self.objective}.")
-        if self.blocks is not None and not 1 <= self.blocks <= MAX_BLOCKS:
-            raise RecipeError(f"blocks must lie between 1 and {MAX_BLOCKS}, not {self.blocks}.")
-        if not self.name or set(self.name) & set("/\\ .") or self.name in ("cot", "direct", "probes"):
-            raise RecipeError(f"A stage name must be a plain word for a folder, not {self.name!r}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class Recipe:
     """What `python -m rim_probe train` reads.
 
@@ -182,25 +148,23 @@ class Recipe:
     """
 
     output: str
-    stages: tuple[Stage, ...]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     data: Data
     base: str | None = None
     scratch: Scratch | None = None
     start: str | None = None
     layout: MemoryLayout = MemoryLayout()
     lora: Lora | None = None
-    seed: int = 0
-    precision: str = "auto"
-    attention: str = "auto"
+    seed: Seed = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["auto", "sdpa", "eager", "flex"] = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _choice("attention", self.attention, ATTENTIONS)
-        _choice("precision", self.precision, PRECISIONS)
         if sum(origin is not None for origin in (self.base, self.scratch, self.start)) != 1:
             raise RecipeError(
-                "A recipe needs exactly one of base (a model to begin with), scratch (a new model) and start (an "
-                "adapter to go on from)."
+                "Exactly one of base (a model to begin with), scratch (a new model) and start (an adapter to go on "
+                "from) is needed."
             )
         if Path(self.output).name in ("", ".."):
             raise RecipeError(f"output must name a folder for the finished checkpoint, not {self.output!r}.")
@@ -214,89 +178,67 @@ class Recipe:
         for stage in self.stages:
             if stage.objective in ("stage2", "interchange") and stage.blocks is None and not self.layout.num_blocks:
                 raise RecipeError(f"{stage.objective} needs memory blocks; give the layout num_blocks of at least 1.")
-        _seed(self.seed)
-        if not self.stages:
-            raise RecipeError("A recipe needs at least one stage.")
         if len({stage.name for stage in self.stages}) < len(self.stages):
             raise RecipeError("Every stage needs a name of its own.")
+        if taken := {stage.name for stage in self.stages[:-1]} & {"cot", "direct", "probes"}:
+            raise RecipeError(
+                f"A stage before the last must not be called {taken.pop()!r}: that is another folder's name."
+            )
 
 
-def load_recipe(path: str | Path, **overrides) -> Recipe:
+_RECIPE = TypeAdapter(Recipe)
+_PARTS = {"stages": Stage, "data": Data, "world": World, "scratch": Scratch, "layout": MemoryLayout, "lora": Lora}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers may be written as 1e-3, which YAML 1.1 reads as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_recipe(path: str | Path, **overrides: object) -> Recipe:
     """Reads a YAML recipe; `overrides` replace its top-level values (None is ignored).
 
     Raises:
         RecipeError: no such file, not YAML, an unknown key, a wrong type or an impossible value.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        if isinstance(data, dict):
+            data |= {key: value for key, value in overrides.items() if value is not None}
+        text = json.dumps(data, default=str)  # as JSON, lists and mappings are taken where types are strict
     except OSError as error:
         raise RecipeError(f"The recipe {path} cannot be read ({error.strerror}).") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # what its constructors raise besides YAMLError
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        said = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]
+        said = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error).splitlines()[0]
         raise RecipeError(f"The recipe {path} is not YAML ({said}).") from None
-    if isinstance(data, dict):
-        data |= {key: value for key, value in overrides.items() if value is not None}
     try:
-        return _build(Recipe, data, "recipe")
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from None
+        return _RECIPE.validate_json(text)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_sentence(error)}") from None
 
 
-def _build(kind: type, data: object, where: str):
-    """A dataclass from plain YAML values, checked key by key."""
-    if not isinstance(data, dict):
-        raise RecipeError(f"{where} must be a mapping of names to values, not {type(data).__name__}.")
-    hints, known = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
-    unknown = [str(key) for key in data if key not in known]
-    if unknown:
-        raise RecipeError(f"{where} has an unknown key {unknown[0]!r}; known keys are {', '.join(known)}.")
-    required = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in data]
-    if required:
-        raise RecipeError(f"{where} lacks {required[0]!r}.")
-    values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()}
-    try:
-        return kind(**values)
-    except RiMError as error:
-        raise RecipeError(f"{where}: {error}") from None
+def _sentence(error: ValidationError) -> str:
+    """The first of pydantic's complaints, with the place as it is written in the recipe."""
+    first = error.errors()[0]
+    *outer, last = first["loc"] or ("",)
+    kind, place, inside = first["type"], _place(first["loc"]), _place(outer)
+    if kind == "value_error":
+        return f"{place}: {first.get('ctx', {}).get('error')}"
+    if kind == "missing":
+        return f"{inside} lacks {last!r}."
+    if kind == "unexpected_keyword_argument":
+        part = next((_PARTS[key] for key in reversed(outer) if key in _PARTS), Recipe)
+        return f"{inside} has an unknown key {last!r}; known keys are {', '.join(part.__dataclass_fields__)}."
+    if kind == "dataclass_type":
+        return f"{place} must be a mapping of names to values, not {first['input']!r}."
+    said = re.sub(r"^\w+ should", "should", first["msg"]).replace("array", "list")
+    return f"{place} {said}, not {reprlib.repr(first['input'])}."
 
 
-def _convert(hint, value, where: str):
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list):
-            raise RecipeError(f"{where} must be a list, not {value!r}.")
-        return tuple(_convert(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:  # YAML 1.1 reads 1e-3 as text
-            return float(value)
-        except (ValueError, OverflowError):
-            pass
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise RecipeError(f"{where} must be of type {hint.__name__}, not {value!r}.")
-    return value
-
-
-def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise RecipeError(f"{key} must be one of {', '.join(choices)}, not {value!r}.")
-
-
-def _positive(key: str, value: int) -> None:
-    if value < 1:
-        raise RecipeError(f"{key} must be at least 1, not {value}.")
-
-
-def _share(key: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise RecipeError(f"{key} must lie between 0 and 1, not {value}.")
-
-
-def _seed(value: int) -> None:
-    if not 0 <= value < 2**31:
-        raise RecipeError(f"seed must lie between 0 and 2**31 - 1, not {value}.")
+def _place(location: tuple | list) -> str:
+    return "recipe" + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in location)

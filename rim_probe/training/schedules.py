@@ -5,7 +5,6 @@ Knows formulas only. `progress` s runs from 0 (start of the stage) to 1 (its end
 
 import torch
 
-LAMBDA_SCHEDULES = ("relative", "absolute", "constant")
 ABSOLUTE_STEPS = 13  # the longest problem of the paper's main experiment (T <= 13)
 
 

@@ -68,6 +68,7 @@ def _read(source: str, report: Callable[[str], None]) -> list[Problem]:
 
 
 def make_pool(rim: RiM, files: list[list[Problem]], report: Callable[[str], None]) -> Pool:
+    """The problems of all files with their ids."""
     problems = list(itertools.chain.from_iterable(files))
     return Pool(problems, list(map(len, files)), tokenise(rim.encoder, problems, report))
 
@@ -186,6 +187,8 @@ def make_batches(
 
 
 def readout_weights(stage: Stage):
+    """The weights of a row's readouts at a point of the stage, by its objective (see `schedules`)."""
+
     def weights(progress: float, num_grounded: torch.Tensor, num_readouts: torch.Tensor) -> torch.Tensor:
         if stage.objective == "stage1":
             return stage1_weights(stage.lambdas, progress, num_grounded, num_readouts)

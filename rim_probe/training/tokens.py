@@ -102,18 +102,23 @@ class Tokens(Sequence):
         return Entry(number, tuple(self.step_numbers[number]), int(self.answer_numbers[number]))
 
     def question_ids(self, question: int) -> list[int]:
+        """See `Encoder.question_ids`."""
         return self.prefix_ids + self.questions[question]
 
     def step_ids(self, step: int) -> list[int]:
+        """See `Encoder.step_ids`."""
         return self.steps[step] + [self.eos_id]
 
     def result_ids(self, step: int) -> list[int]:
+        """See `Encoder.result_ids`."""
         return self.results[step]
 
     def answer_ids(self, answer: int) -> list[int]:
+        """See `Encoder.answer_ids`."""
         return self.answers[answer] + [self.eos_id]
 
     def chain_ids(self, entry: Entry) -> list[int]:
+        """See `Encoder.chain_ids`."""
         return self.chains[entry.question] + self.marker_ids + self.answer_ids(entry.answer)
 
 

@@ -108,14 +108,16 @@ class RiMTrainer(Trainer):
 
     @property
     def rows_per_batch(self) -> float:
+        """Mean over the stage."""
         return sum(map(len, self.train_dataset.batches)) / len(self.train_dataset)
 
     @property
     def progress(self) -> float:
-        """s of the schedules: 0 at the start of the stage, 1 at its end."""
+        """The s of the schedules: 0 at the start of the stage, 1 at its end."""
         return self.state.global_step / max(1, self.state.max_steps)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The weighted loss of a batch, and the losses of its labels [N] on request."""
         self.meter.count(inputs)
         weights = self.weights(self.progress, inputs["num_grounded"], inputs["num_readouts"])
         losses, readouts, row_of = self._label_losses(model, inputs)

@@ -23,6 +23,7 @@ class Trial:
 
     @property
     def log_every(self) -> int:
+        """Steps between two logs."""
         return min(_SHOWN, self.steps)
 
     def of(self, plan: Recipe) -> Recipe:

@@ -81,7 +81,7 @@ def test_strongest_heads_are_ranked_by_their_mass_on_memory_and_set_layer_and_he
     found = reading()["probes"]["attention"]
     assert [(layer, head) for layer, head, _ in strongest_heads(found)] == [(1, 2), (2, 2), (1, 1), (2, 1)]
     controls = draw(reading(), "attention", layer="2", head="2").controls
-    assert [json.loads(unescape(one)) for one in re.findall(r'data-view="([^"]*)"[^>]*data-tip', controls)][0] == {
+    assert json.loads(unescape(re.findall(r'data-view="([^"]*)"[^>]*data-tip', controls)[0])) == {
         "layer": "1",
         "head": "2",
     }
@@ -158,6 +158,6 @@ def test_a_reading_without_attention_says_so(probes):
 def test_a_run_without_memory_says_so():
     data = copy.deepcopy(reading())
     found = data["probes"]["attention"]
-    found["slots_to_tokens"] = dict.fromkeys(found["slots_to_tokens"], [[], []])
+    found["slots_to_tokens"] = {key: [[], []] for key in found["slots_to_tokens"]}
     found["answer_to_blocks"] = [[[], []], [[], []]]
     assert "no memory blocks" in draw(data, "attention").lead

@@ -257,7 +257,7 @@ def test_streamed_captures_read_like_those_in_memory(rim, tmp_path, pairs, metho
         np.testing.assert_allclose(stored.answer_cell(layer), held.answer_cell(layer), atol=0.1)
     shards = list(stored)
     assert [shard.num_questions for shard in shards] == [2, 2, 1]
-    assert sum((shard.question_ids for shard in shards), []) == held.question_ids
+    assert [one for shard in shards for one in shard.question_ids] == held.question_ids
     assert np.array_equal(np.concatenate([s.question_cell(1) for s in shards]), stored.question_cell(1))
     with pytest.raises(RiMError, match="Layer 9 was not captured"):
         stored.question_cell(9)
