@@ -12,12 +12,11 @@ from sklearn.linear_model import Ridge
 from rim_probe.probing.linear import Inputs
 from rim_probe.probing.nearest_step import fit as fitting
 from rim_probe.probing.nearest_step.formula import StepMap, StepSpace, read_steps, step_space
-from rim_probe.probing.study import Study, load_models
+from rim_probe.probing.study import HELD_OUT, SPLITS, Study, load_models
 from rim_probe.problems import read_problems
 
 checkpoint, *files = sys.argv[1:]
-names = ("fit", "choose", "fit-heldout", "choose-heldout")
-splits = {name: read_problems(file).problems for name, file in zip(names, files, strict=True)}
+splits = {name: read_problems(file).problems for name, file in zip((*SPLITS[:2], *HELD_OUT), files, strict=True)}
 models = {"memory": load_models(checkpoint)["memory"]}
 study = Study(models, splits | {"report": splits["choose"][:1]}, folder="runs/ablate-nearest-step")  # unused
 source, layers = fitting.memory_source(study), study.layers[::-2][::-1]
@@ -31,13 +30,12 @@ def plain(rim, problems, places, references, layer) -> list[np.ndarray]:
 
 def unwhitened(places, read) -> StepSpace:
     """In the place of `step_space`: centred alone."""
-    space = step_space(places, read)
-    back = np.linalg.inv(space.whitening)
+    back = np.linalg.inv((space := step_space(places, read)).whitening)
     vectors = {text: vector @ back for text, vector in space.vectors.items()}
     return replace(space, whitening=np.eye(len(back), dtype=np.float32), vectors=vectors)
 
 
-def ridge(inputs: Inputs, task: fitting.Task, strength: float = 1e-3) -> StepMap:
+def _ridge(inputs: Inputs, task: fitting.Task, strength: float = 1e-3) -> StepMap:
     mapped = inputs.fit(Ridge(alpha=strength * len(task.rows)), task.targets, task.rows)
     return StepMap(mapped, np.eye(task.targets.shape[1], dtype=np.float32))
 
@@ -53,13 +51,13 @@ def searched(retrievals) -> dict[str, np.ndarray]:
             for name, (fitted, recall) in retrievals.items():
                 mapped, own = fitted(inputs, task), states[asked.rows]
                 said = mapped.recalled(own, fit.bank.vectors) if recall else mapped.to_directions(own)
-                in_bank = fit.bank.ranks(mapped, own, asked.texts)
-                found[name][i, k, t] = (asked.ranks(said) <= 0).mean(), (in_bank[in_bank >= 0] <= 0).mean()
+                ranks = asked.ranks(said), fit.bank.ranks(mapped, own, asked.texts)
+                found[name][i, k, t] = [(rank[rank >= 0] <= 0).mean() for rank in ranks]
     counts[:] = [len(task.asked["choose"].rows) for task in fit.tasks]
     return found
 
 
-def told(name: str, top1: np.ndarray) -> None:
+def _told(name: str, top1: np.ndarray) -> None:
     best = [own[own[:, 0].argmax()] for own in (top1[..., t, :].reshape(-1, 2) for t in range(len(counts)))]
     print(f"| {name} | " + " | ".join(f"{100 * value:.1f}" for value in np.average(best, 0, counts)) + " |", flush=True)
 
@@ -67,16 +65,20 @@ def told(name: str, top1: np.ndarray) -> None:
 counts: list[int] = []
 print("| on “choose” | own + 20 distractors: top-1, % | bank: top-1, % |\n|---|---:|---:|")
 whole = (lambda inputs, task: StepMap.fit(inputs, task.rows, task.targets), True)
-parts = {"the formula": whole, "no D: cos(y, v)": (ridge, True), "no D, ridge 0.1": (lambda *at: ridge(*at, 0.1), True)}
-found = searched(parts | {"no D, no recall: cos(y, candidate)": (ridge, False)})
+parts = {
+    "the formula": whole,
+    "no D: cos(y, v)": (_ridge, True),
+    "no D, ridge 0.1": (lambda *at: _ridge(*at, 0.1), True),
+}
+found = searched(parts | {"no D, no recall: cos(y, candidate)": (_ridge, False)})
 found["no search over layers: the last one"] = found["the formula"][-1:]
 found["no search over blocks: the last one"] = found["the formula"][:, -1:]
 for name, top1 in found.items():
-    told(name, top1)
+    _told(name, top1)
 changes = {"no whitening": ("step_space", unwhitened), "no references": ("read_places", plain)}
 depths = {f"steps read at {depth:g} of the depth": ("READING_DEPTH", depth) for depth in (0.5, 1.0)}
 for name, (what, value) in (changes | depths).items():
     kept = getattr(fitting, what)
     setattr(fitting, what, value)
-    told(name, searched({name: whole})[name])
+    _told(name, searched({name: whole})[name])
     setattr(fitting, what, kept)
