@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+ROUNDING = 1e-5
 MOST_FEATURES = 256  # that a probe sees of one cell; the same for a memory and for its controls
 
 
@@ -47,28 +48,35 @@ class Inputs:
 
     def __init__(self, parts: Sequence[np.ndarray], features: int = MOST_FEATURES, seed: int = 0):
         from sklearn.decomposition import PCA
-        from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        self._pipelines, fitted = [], []
+        self._steps: list[list[Any]] = []  # of every part: a scaler, and components where it is wide
         for part in parts:
-            steps = [StandardScaler()]
+            scaler = StandardScaler().fit(part)
+            # What varies no more than float32 rounds is the same for every question and must not be blown up.
+            scaler.scale_[np.sqrt(scaler.var_) < ROUNDING * (1 + np.abs(scaler.mean_))] = 1
+            steps = [scaler]
             if part.shape[1] > features:
                 count = min(features, len(part) - 1)
-                steps.append(PCA(count, svd_solver="randomized", iterated_power=2, random_state=seed))
-            self._pipelines.append(make_pipeline(*steps))
-            with np.errstate(invalid="ignore"):  # states that are the same for every question have no variance
-                fitted.append(self._pipelines[-1].fit_transform(part))
-        self.fitted = np.concatenate(fitted, axis=1) if fitted else np.empty((0, 0))
+                components = PCA(count, svd_solver="randomized", iterated_power=2, random_state=seed)
+                with np.errstate(invalid="ignore"):  # of states that are all the same
+                    steps.append(components.fit(scaler.transform(part)))
+            self._steps.append(steps)
+        self.fitted = self(parts) if parts else np.empty((0, 0))
 
     def __call__(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Other states as inputs."""
-        return np.concatenate([one.transform(part) for one, part in zip(self._pipelines, parts, strict=True)], axis=1)
+        """States as inputs, float [n, components of all parts]."""
+        found = []
+        for steps, part in zip(self._steps, parts, strict=True):
+            for step in steps:
+                part = step.transform(part)
+            found.append(part)
+        return np.concatenate(found, axis=1)
 
     def beside(self, other: Inputs) -> Inputs:
         """Both, side by side: for parts that several fits share."""
         both = Inputs((), 0)
-        both._pipelines = self._pipelines + other._pipelines
+        both._steps = self._steps + other._steps
         both.fitted = np.concatenate([self.fitted, other.fitted], axis=1)
         return both
 
@@ -85,8 +93,7 @@ class Inputs:
     def folded(self, coefficients: np.ndarray, bias: np.ndarray) -> LinearMap:
         """`inputs @ coefficients + bias` as a map of untouched states."""
         weights, start = [], 0
-        for pipeline in self._pipelines:
-            scaler, *reduced = (step for _, step in pipeline.steps)
+        for scaler, *reduced in self._steps:
             size = reduced[0].n_components_ if reduced else len(scaler.mean_)
             own = coefficients[start : start + size]
             if reduced:
