@@ -24,16 +24,16 @@ def main() -> int:
     if not port.isdecimal():
         parser.error(f"GRADIO_SERVER_PORT must be a number, not {port[:40]!r}")
 
-    from app import gpu
-    from app.models import needs_hub
+    if flags.model and (flags.model[0] in "./~" or flags.model.count("/") > 1) and not os.path.isdir(flags.model):
+        parser.error(f"there is no checkpoint folder {flags.model[:200]!r}")
+
+    from app.models import needs_hub  # with `app.gpu`, before torch is imported
 
     # Before gradio and huggingface_hub are imported: the page makes no calls of its own.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not needs_hub(flags.model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-    gpu.prepare()  # before torch is imported
 
     from app.demo import build_demo
     from app.models import ModelShelf

@@ -16,7 +16,7 @@ import gradio as gr
 from app import api, recorded, shell
 from app.models import ModelShelf
 from app.panels import inspect, race, tour
-from app.panels.race import PRIVATE
+from app.panels.race import PRIVATE, SOME
 from app.session import Session
 from app.view import Looking
 
@@ -39,7 +39,7 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Bloc
     name = next(iter(shelf.names), None)
     first, looked = Session(), Looking()
     opening, opening_run = asking.opening(name, session=first)
-    with gr.Blocks(title="RiM Probe", analytics_enabled=False) as demo:
+    with gr.Blocks(title="RiM Probe", analytics_enabled=False, delete_cache=(600, 600)) as demo:
         api.register(asking)
         session, looking = gr.State(first), gr.State(looked)
         gr.HTML(HEADER, **PARTED)
@@ -68,9 +68,8 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Bloc
 
         shown = [panel, history, session, looking]
         after = {"fn": looker.read, "inputs": [session, looking, parts.model], "outputs": shown}
-        after |= {"concurrency_limit": None, **PRIVATE}
-        race.wire(asking, parts, stage, session, demo, after)
-        changed = {"fn": looker.change, "inputs": [session, looking, parts.model], "concurrency_limit": None, **PRIVATE}
+        after |= SOME | PRIVATE
+        changed = {"fn": looker.change, "inputs": [session, looking, parts.model], **SOME, **PRIVATE}
         shows = [panel, history, stage, session, looking, parts.question, parts.gold, parts.blocks, parts.model]
         for chooser in (tabs, panel, history):
             chooser.select(outputs=shows, trigger_mode="multiple", **changed)
@@ -81,9 +80,10 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER) -> gr.Bloc
         named = {"stage": stage, "panel": panel, "history": history, "session": session, "looking": looking}
         named |= {key: getattr(parts, key) for key in ("question", "gold", "blocks", "direct", "model", "examples")}
         named |= {"notice": parts.notice, "stop": parts.stop, "tour": tour_card}
-        together = {"outputs": list(named.values()), "concurrency_limit": None, **PRIVATE}
+        together = {"outputs": list(named.values()), **SOME, **PRIVATE}
         tour_card.select(_by_name(guide.step, named), [session, looking], **together)
-        demo.load(_by_name(looker.arrive, named), [session, looking, parts.model], **together)
+        arrived = demo.load(_by_name(looker.arrive, named), [session, looking, parts.model], **together)
+        race.wire(asking, parts, stage, session, demo, after, [arrived])
     return demo
 
 

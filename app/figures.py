@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 from app.axis import REPLAY_SECONDS, axis, axis_end, longest
 from app.gallery import example_button, gallery
 from app.parts import at, shorten
-from app.words import LONG_TEXT, NAMES, amount, comparison_of, count, facts, format_time, settled_at, verdict, why
+from app.words import LONG_TEXT, NAMES, comparison_of, count, facts, format_time, settled_at, verdict, why
 from rim_probe.pictures.parts import Table, data_table, toolbar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from app.models import Stage
     from app.runs import Run
     from rim_probe.problems import Problem
 
@@ -76,7 +75,6 @@ def _provenance(run: Run, recorded: bool) -> str:
     else:
         words = f"{run.checkpoint} on {run.machine}" if run.machine else run.checkpoint
         badge = {
-            "waiting": f"Waiting for {count(run.ahead, 'other run')}",
             "running": "Running",
             "stopped": "Stopped",
             "done": "Live",
@@ -99,11 +97,8 @@ def _verdict_html(run: Run) -> str:
             + ".</span>"
         )
     if not parts:
-        line = {
-            "waiting": "Another run is using the model; yours starts by itself.",
-            "running": "The clocks are at zero.",
-        }
-        return f'<p class="verdict pending">{line.get(run.status, "Stopped before an answer.")}</p>'
+        line = "The clocks are at zero." if run.status == "running" else "Stopped before an answer."
+        return f'<p class="verdict pending">{line}</p>'
     return f'<p class="verdict">{" ".join(parts)}</p>'
 
 
@@ -301,32 +296,11 @@ def notice(sentence: str, example: Problem | None = None) -> str:
     return f'<div class="notice" role="alert"><p>{escape(sentence)}</p>{offer}</div>'
 
 
-def model_state(sentence: str, state: str, stage: Stage | None = None) -> str:
-    """The line under the model picker; `state` is "loading", "ready" or "failed".
-
-    Args:
-        stage: of fetching the base, drawn as a bar. Its figures, which change all the time, are no live region.
-    """
+def model_state(sentence: str, state: str) -> str:
+    """The line under the model picker; `state` is "ready" or "failed"."""
     role = "alert" if state == "failed" else "status"
     again = ' <button type="button" class="again" data-again>Try again</button>' if state == "failed" else ""
-    bar = "" if stage is None else _bar(stage)
-    return f'<p class="model-state {state}" role="{role}">{escape(sentence)}{again}</p>{bar}'
-
-
-def _bar(stage: Stage) -> str:
-    """How far something is that is fetched; a bar without an end where that cannot be told."""
-    what, done = escape(stage.what, quote=True), amount(stage)
-    if stage.total and stage.done:  # some work is told when it begins and when it is done, and not between
-        percent = 100 * stage.done / stage.total
-        state = f'aria-valuenow="{percent:.0f}" aria-valuetext="{done}"'
-        fill, kind = f'<i style="width:{percent:.1f}%"></i>', "bar"
-    else:
-        state, fill, kind = f'aria-valuetext="{done or "under way"}"', "<i></i>", "bar endless"
-    return (
-        f'<div class="stage-bar"><div class="{kind}" role="progressbar" aria-label="{what}" aria-valuemin="0" '
-        f'aria-valuemax="100" {state}>{fill}</div>'
-        f'<p aria-hidden="true">{what}{f": {done}" if done else " …"}</p></div>'
-    )
+    return f'<p class="model-state {state}" role="{role}">{escape(sentence)}{again}</p>'
 
 
 def _bytes(number: int) -> str:

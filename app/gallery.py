@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from app.outcomes import Outcomes
+    from rim_probe.outcomes import Outcomes
     from rim_probe.problems import Problem
 
 

@@ -1,22 +1,25 @@
 """The checkpoints the page can use: which there are, what can be read without their weights, and loading one.
 
-Method: a thread loads what a race needs and says so; then it goes on to what only a reading needs, the control models
-(stage 1, untrained base) and the fitted probes. A race never waits for those, and damage in them costs no more than a
-note. A checkpoint whose base has to be fetched first says how far that is. However many visitors wait for a checkpoint,
-it is loaded, and its base fetched, once; after a failure, the next one who asks begins anew.
+Method: a thread loads what a race needs, and then what only a reading needs: the control models (stage 1, untrained
+base) and the fitted probes. A race never waits for those, and damage in them costs no more than a note. However many
+visitors wait for a checkpoint, it is loaded, and its base fetched, once; after a failure, the next one who asks begins
+anew.
 
-Knows folders and threads. Does not know Gradio. Models are loaded in the background and nothing heavy is imported
-before, so the page is up before torch is.
+Does not know Gradio. Nothing heavy is imported before a model is loaded, so the page is up before torch is.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import threading
 import time
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,18 +38,74 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 GREETING = "rim-tiny"  # comes first where it is there: trained, and its questions are those of the page
 KEPT = 3  # as many as are shipped, so that visitors do not throw out each other's; 3.4 GB, most of it SmolLM2's
-_IMPORTING = threading.Lock()  # transformers imports its parts when they are asked for, and fails if two threads do
+SMALL_MODEL = 20_000_000  # parameters; it gains nothing from more threads, and waits for them where cores are shared
 WARM_UPS = 3  # the first passes pay for allocation and the choice of kernels; no visitor should
 WARM_UP_SECONDS = 2.0  # after which no further one begins: a large model would keep its first visitor waiting
+LOOK_SECONDS = 0.5  # between two looks at a model that is being loaded
+_IMPORTING = threading.Lock()  # transformers imports its parts when they are asked for, and fails if two threads do
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What is being done to get a base: in words, bytes done, and bytes in all (None: nobody knows)."""
+@dataclass(eq=False)
+class Loaded:
+    """A checkpoint in memory. Pickled, it is no more than its name for a process forked from this one.
 
-    what: str
-    done: int
-    total: int | None
+    Attributes:
+        models: by method; a method without weights of its own has the memory model's.
+        note: what a visitor should know, for example that the GPU was not usable.
+        roles: `models` with weights of their own and the controls (`rim_probe.probing.study.load_models`).
+        readers: the fitted probes; None as long as they, and the controls, are being loaded.
+    """
+
+    models: dict[str, RiM]
+    note: str = ""
+    roles: dict[str, RiM] = field(default_factory=dict)
+    readers: Readers | None = None
+
+    def __post_init__(self) -> None:
+        _loaded[id(self)] = self
+
+    def __reduce__(self) -> tuple[Callable[[int], Loaded], tuple[int]]:
+        return _find, (id(self),)
+
+    def set_threads(self) -> None:
+        """As many CPU threads as the model can use, for the calling thread."""
+        import torch
+
+        global _cores
+        _cores = _cores or torch.get_num_threads()
+        torch.set_num_threads(1 if self._is_small else _cores)
+
+    @functools.cached_property
+    def _is_small(self) -> bool:
+        return sum(parameter.numel() for parameter in self.models["memory"].model.parameters()) < SMALL_MODEL
+
+    @property
+    def has_own_cot(self) -> bool:
+        """Whether chain of thought is answered by weights trained for it."""
+        return self.models["cot"] is not self.models["memory"]
+
+    @property
+    def machine(self) -> str:
+        """What the times of a run depend on, such as "Intel Xeon 2.20GHz, 2 cores, CPU, float32"."""
+        rim = self.models["memory"]
+        dtype = str(rim.dtype).removeprefix("torch.")
+        if gpu.LENT:
+            return f"a GPU lent by ZeroGPU, {dtype}"
+        if rim.device.type == "cuda":
+            import torch
+
+            return f"{torch.cuda.get_device_name(rim.device)}, {dtype}"
+        from rim_probe.evaluation import cpu_name
+
+        return f"{cpu_name()}, {os.cpu_count()} core{'s' if os.cpu_count() != 1 else ''}, CPU, {dtype}"
+
+
+_loaded: weakref.WeakValueDictionary[int, Loaded] = weakref.WeakValueDictionary()
+_cores: int | None = None  # torch's own choice of threads
+
+
+def _find(number: int) -> Loaded:
+    return _loaded[number]
 
 
 @dataclass
@@ -54,24 +113,18 @@ class Loading:
     """How far a checkpoint is.
 
     Attributes:
-        models: by method, when it is ready for a race; a method without weights of its own has the memory model's.
-        error: why it failed; neither this nor `models` while it is being loaded.
-        roles: `models` with weights of their own and the controls (`rim_probe.probing.study.load_models`), later.
-        readers: the fitted probes, at the same time as `roles`.
-        note: what a visitor should know, for example that the GPU was not usable.
-        stage: of fetching its base; None before, after, and for a checkpoint that needs none.
+        ready: for a race.
+        readable: the same, with the controls and probes that a reading needs.
+        stage: of fetching its base: what is done, bytes done, bytes in all (None: nobody knows).
     """
 
-    models: dict[str, RiM] | None = None
-    error: RiMError | None = None
-    roles: dict[str, RiM] | None = None
-    readers: Readers | None = None
-    note: str = ""
-    stage: Stage | None = None
+    ready: Future[Loaded] = field(default_factory=Future)
+    readable: Future[Loaded] = field(default_factory=Future)
+    stage: tuple[str, int, int | None] | None = None
 
     def tell(self, what: str, done: int, total: int | None) -> None:
         """Takes progress as `rim_probe.bases` gives it."""
-        self.stage = None if total is not None and done >= total else Stage(what, done, total)
+        self.stage = None if total is not None and done >= total else (what, done, total)
 
 
 class ModelShelf:
@@ -93,7 +146,6 @@ class ModelShelf:
                     self._paths.setdefault(path.name, str(path))
         self._device = device
         self._lock = threading.Lock()
-        self._ready = threading.Condition(self._lock)
         self._loadings: dict[str, Loading] = {}
 
     @property
@@ -110,7 +162,7 @@ class ModelShelf:
             raise CheckpointError(
                 "There is no checkpoint to ask; train one (`python -m rim_probe train`) or start with --model FOLDER."
             )
-        if name not in self._paths:
+        if not isinstance(name, str) or name not in self._paths:
             raise CheckpointError(
                 f"There is no checkpoint {str(name)[:60]!r} here; choose one of {', '.join(self._paths)}."
             )
@@ -123,9 +175,8 @@ class ModelShelf:
             LayoutError: a damaged layout file. CheckpointError: no such checkpoint.
         """
         path = Path(self.path(name))
-        loading = self.loading(name)
-        if loading is not None and loading.models is not None:
-            return loading.models["memory"].layout
+        if self.is_ready(name):
+            return self._loadings[name].ready.result().models["memory"].layout
         return MemoryLayout.load(path) if path.is_dir() else MemoryLayout()
 
     def examples(self, name: str) -> list[Problem]:
@@ -136,106 +187,93 @@ class ModelShelf:
         """
         from rim_probe.gallery import load_examples
 
-        path = Path(self.path(name))
-        return load_examples(path)
-
-    def loading(self, name: str | None) -> Loading | None:
-        """How far a checkpoint is; None where nobody asked for it yet, or it had to make room."""
-        with self._lock:
-            return self._loadings.get(name)
-
-    def start(self, name: str) -> Loading:
-        """Begins to load a checkpoint in the background, unless that is done or under way; after a failure, again."""
-        path = self.path(name)
-        with self._lock:
-            loading = self._loadings.get(name)
-            if loading is not None:
-                self._loadings[name] = self._loadings.pop(name)  # used last
-            if loading is None or (loading.error is not None and not gpu.is_lent()):
-                ready = [other for other, value in self._loadings.items() if value.models is not None]
-                for other in ready[: len(ready) + 1 - KEPT]:
-                    del self._loadings[other]
-                loading = self._loadings[name] = Loading()
-                threading.Thread(
-                    target=self._load, args=(name, path, loading), name=f"load {name}", daemon=True
-                ).start()
-        return loading
-
-    def place(self) -> None:
-        """On ZeroGPU, loads every checkpoint in this thread and keeps them all (see `app.gpu`); elsewhere nothing."""
-        if not gpu.is_lent():
-            return
-        for name, path in self._paths.items():
-            loading = self._loadings[name] = Loading()
-            self._load(name, path, loading)
-            gpu.stay(loading.models, loading.roles, loading.readers)
-
-    def wait(self, name: str | Loading, cancel: threading.Event, seconds: float = 0.2) -> dict[str, RiM] | None:
-        """The loaded models by method, or None if that takes longer than `seconds` (ask again) or `cancel` is set.
-
-        Args:
-            name: of a checkpoint; or what `start` gave, so that who asks again and again does not, after a failure,
-                begin anew without having been told of it.
-
-        Raises:
-            RiMError: loading failed.
-        """
-        loading = name if isinstance(name, Loading) else self.start(name)
-        with self._ready:
-            self._ready.wait_for(lambda: loading.models or loading.error or cancel.is_set(), timeout=seconds)
-        if loading.error is not None:
-            raise loading.error
-        return None if cancel.is_set() else loading.models
-
-    def wait_readers(
-        self, name: str | Loading, cancel: threading.Event, seconds: float = 0.2
-    ) -> tuple[dict[str, RiM], Readers] | None:
-        """Models by role and fitted probes, for `rim_probe.probing.reading.read`; the rest as for `wait`."""
-        loading = name if isinstance(name, Loading) else self.start(name)
-        with self._ready:
-            self._ready.wait_for(lambda: loading.readers or loading.error or cancel.is_set(), timeout=seconds)
-        if loading.error is not None:
-            raise loading.error
-        return None if cancel.is_set() or loading.readers is None else (loading.roles, loading.readers)
+        return load_examples(Path(self.path(name)))
 
     def has(self, name: str | None, method: str) -> bool:
         """Whether a checkpoint has a model of its own for a method, as far as can be told without its weights."""
-        path = Path(self._paths.get(name, ""))
-        return name in self._paths and (path / method).is_dir()
+        return name in self._paths and (Path(self._paths[name]) / method).is_dir()
+
+    def is_ready(self, name: str | None) -> bool:
+        """Whether a race with it can begin at once."""
+        loading = self._loadings.get(name)
+        return loading is not None and loading.ready.done() and loading.ready.exception() is None
+
+    def load(
+        self, name: str | None, readable: bool = False, tell: Callable[[tuple | None], object] = lambda stage: None
+    ) -> Loaded:
+        """The checkpoint, as soon as it is there.
+
+        Args:
+            readable: with all that a reading needs.
+            tell: called now and then with the `Loading.stage`.
+
+        Raises:
+            RiMError: there is none, or loading failed.
+        """
+        loading = self.start(name)
+        future = loading.readable if readable else loading.ready
+        while not wait([future], LOOK_SECONDS).done:
+            tell(loading.stage)
+        return future.result()
+
+    def start(self, name: str | None) -> Loading:
+        """Begins to load a checkpoint in the background, unless that is done or under way; after a failure, again."""
+        path = self.path(name)
+        with self._lock:
+            loading = self._loadings.pop(name, None)
+            if loading is None or (loading.ready.done() and loading.ready.exception() is not None and not gpu.LENT):
+                for other in [other for other in self._loadings if self.is_ready(other)][: 1 - KEPT]:
+                    del self._loadings[other]
+                loading = Loading()
+                threading.Thread(target=self._load, args=(name, path, loading), daemon=True).start()
+            self._loadings[name] = loading  # used last
+        return loading
+
+    def place(self) -> None:
+        """In a ZeroGPU Space, loads every checkpoint in this thread, because `spaces` pretends that there is a GPU in
+        no other, and keeps them all; elsewhere nothing."""
+        for name, path in self._paths.items() if gpu.LENT else ():
+            loading = self._loadings[name] = Loading()
+            self._load(name, path, loading)
 
     def _load(self, name: str, path: str, loading: Loading) -> None:
-        models, error = None, None
         try:
-            models, loading.note = _load_somewhere(path, self._device, loading.tell)
-            self._warm_up(name, models)
-        except RiMError as raised:
+            loaded = Loaded(*_load_somewhere(path, self._device, loading.tell))
+            for rim in loaded.models.values():  # what visitors see names no folder of the server
+                rim.name = _public(rim.name, path, name)
+            if not gpu.LENT:  # there is none yet, and the process that will have it is another one
+                self._warm_up(name, loaded)
+        except Exception as raised:
             error = raised
-        except Exception:  # a visitor gets a sentence, the log the rest
-            log.exception("loading %s failed", path)
-            error = CheckpointError(f"The checkpoint {name} could not be loaded; the server's log has the details.")
-        with self._ready:
-            loading.models, loading.error, loading.stage = models if error is None else None, error, None
-            self._ready.notify_all()
-        if error is None:
-            roles, readers, notes = _load_readers(path, models)
-            with self._ready:
-                loading.note = " ".join(filter(None, [loading.note, *notes]))
-                loading.roles, loading.readers = roles, readers
-                self._ready.notify_all()
-
-    def _warm_up(self, name: str, models: dict[str, RiM]) -> None:
-        from rim_probe.decoding import answer
-
-        if gpu.is_lent():  # there is none yet, and the process that will have it is another one
+            if isinstance(raised, RiMError):
+                error.args = (_public(str(raised), path, name),)
+            else:  # a visitor gets a sentence, the log the rest
+                log.exception("loading %s failed", path)
+                error = CheckpointError(f"The checkpoint {name} could not be loaded; the server's log has the details.")
+            loading.ready.set_exception(error)
+            loading.readable.set_exception(error)
             return
+        finally:
+            loading.stage = None
+        loading.ready.set_result(loaded)
+        _load_readers(name, path, loaded)
+        loading.readable.set_result(loaded)
+
+    def _warm_up(self, name: str, loaded: Loaded) -> None:
         try:
             begun = time.monotonic()
             for problem in self.examples(name)[:WARM_UPS]:
                 for method in ("memory", "cot"):
                     if time.monotonic() - begun < WARM_UP_SECONDS:
-                        gpu.call(answer, models[method], problem.question, method, max_new_tokens=16)
+                        gpu.call(_warm_up, loaded, problem.question, method)
         except RiMError as error:  # the page says so where it shows examples; the model itself is usable
             log.warning("no warm-up for %s: %s", name, error)
+
+
+def _warm_up(loaded: Loaded, question: str, method: str) -> None:
+    from rim_probe.decoding import answer
+
+    answer(loaded.models[method], question, method, max_new_tokens=16)
 
 
 def _load_somewhere(path: str, device: str | None, progress: Progress) -> tuple[dict[str, RiM], str]:
@@ -257,25 +295,34 @@ def _load_somewhere(path: str, device: str | None, progress: Progress) -> tuple[
         return load_methods(path, device="cpu", progress=progress), note
 
 
-def _load_readers(path: str, models: dict[str, RiM]) -> tuple[dict[str, RiM], Readers, list[str]]:
-    """Models by role, fitted probes, and a sentence for everything that is damaged."""
+def _load_readers(name: str, path: str, loaded: Loaded) -> None:
+    """Models by role and fitted probes, into `loaded`, and a sentence in its note for everything that is damaged."""
     from rim_probe.probing.reading import Readers
     from rim_probe.probing.study import CONTROLS, load_control, own_models
 
-    roles, notes = own_models(models), []
+    loaded.roles, notes = own_models(loaded.models), []
     for role in CONTROLS:
         try:
-            control = load_control(role, path, models["memory"])
+            control = load_control(role, path, loaded.models["memory"])
             if control is not None:
-                roles[role] = control
+                control.name = _public(control.name, path, name)
+                loaded.roles[role] = control
         except Exception as error:  # the race and every other probe go on without it
             log.warning("no %s model from %s: %s", role, path, error, exc_info=not isinstance(error, RiMError))
             notes.append(f"Its {role} model could not be loaded, so what is compared with it is missing.")
     try:
-        return roles, Readers.load(path, roles), notes
+        found = Readers.load(path, loaded.roles)
+        loaded.readers = Readers(found.decoders, tuple(_public(text, path, name) for text in found.complaints))
     except Exception:
         log.exception("no probes from %s", path)
-        return roles, Readers({}, ("The fitted probes could not be loaded.",)), [*notes, "Its probes are damaged."]
+        loaded.readers = Readers({}, ("The fitted probes could not be loaded.",))
+        notes.append("Its probes are damaged.")
+    loaded.note = " ".join(filter(None, [loaded.note, *notes]))
+
+
+def _public(text: str, path: str, name: str) -> str:
+    """A text that names no folder of the server."""
+    return text.replace(path, name) if Path(path).is_dir() else text
 
 
 def needs_hub(preferred: str | None, folder: Path = CHECKPOINTS) -> bool:
@@ -292,24 +339,3 @@ def needs_hub(preferred: str | None, folder: Path = CHECKPOINTS) -> bool:
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
             pass  # most have no such file; of a damaged one loading will complain
     return False
-
-
-def has_own_cot(models: dict[str, RiM]) -> bool:
-    """Whether chain of thought is answered by weights trained for it."""
-    return models["cot"] is not models["memory"]
-
-
-def describe_machine(models: dict[str, RiM]) -> str:
-    """What the times of a run depend on, such as "Intel Xeon 2.20GHz, 2 cores, cpu float32"."""
-    rim = models["memory"]
-    cores = f"{os.cpu_count()} core{'s' if os.cpu_count() != 1 else ''}"
-    dtype = str(rim.dtype).removeprefix("torch.")
-    if gpu.is_lent():
-        return f"a GPU lent by ZeroGPU, {dtype}"
-    if rim.device.type == "cuda":
-        import torch
-
-        return f"{torch.cuda.get_device_name(rim.device)}, {dtype}"
-    from rim_probe.evaluation import cpu_name
-
-    return f"{cpu_name()}, {cores}, CPU, {dtype}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import threading
 from pathlib import Path
 
 from app import figures, recorded
-from app.models import ModelShelf, describe_machine, has_own_cot
-from app.runs import Run
-from app.session import Turnstile, race
+from app.hands import Hands
+from app.models import ModelShelf
+from app.panels.race import Race
 from rim_probe.errors import RiMError
 
 
@@ -21,29 +20,19 @@ def record(checkpoint: str, device: str | None = None, folder: Path = recorded.F
     Raises:
         RiMError: a checkpoint that cannot be loaded or brings no examples.
     """
-    from rim_probe.probing.reading import read
-
     shelf = ModelShelf(preferred=checkpoint, device=device)
-    name = shelf.names[0]
-    patience, found = threading.Event(), None
-    while found is None:
-        found = shelf.wait_readers(name, patience)
-    models, (roles, readers) = shelf.wait(name, patience), found
+    name, race, hands = shelf.names[0], Race(shelf, folder), Hands(shelf)
     first_of_depth = {len(problem.steps): problem for problem in reversed(shelf.examples(name))}
     if not first_of_depth:
         raise RiMError(f"{checkpoint} brings no examples.json, so there is nothing to record.")
     recordings = []
     for depth in sorted(first_of_depth):
         problem = first_of_depth[depth]
-        blocks, machine = shelf.layout(name).num_blocks, describe_machine(models)
-        run = Run(
-            name, problem.question, problem.answer, blocks, machine, steps=problem.steps, matched=has_own_cot(models)
-        )
-        for _ in race(models, run, patience, Turnstile()):
+        blocks = shelf.layout(name).num_blocks
+        run = race.prepare(problem.question, blocks, problem.answer, name, steps=problem.steps)
+        for _ in race.answer(run):
             pass
-        run.reading = read(
-            roles, readers, run.question, num_blocks=blocks, gold=run.gold, steps=run.steps, chain=run.chain()
-        ).to_dict()
+        hands.read(run)
         print(f"{figures.count(depth, 'step')}: {figures.verdict(run)}")
         recordings.append(recorded.Recording(figures.count(depth, "step"), run))
     return recorded.save(name, recordings, command, folder)

@@ -1,4 +1,4 @@
-"""Committed example runs, which the page shows before any model is loaded.
+"""Committed example runs and outcomes, which the page shows before any model is loaded.
 
 One file per checkpoint, `recorded/<checkpoint name>.json.gz`: real runs and readings, made by `python -m app.record`.
 Knows the file. Does not know models or Gradio.
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from app.runs import Run
 from rim_probe.errors import RiMError
+from rim_probe.outcomes import Outcomes
 
 FOLDER = Path(__file__).parent / "recorded"
 RECORDED_FORMAT = "rim-probe-recorded/2"
@@ -41,6 +42,16 @@ def load(checkpoint: str, folder: Path = FOLDER) -> list[Recording]:
     return [Recording(entry.label, copy.copy(entry.run)) for entry in _load(path, path.stat().st_mtime_ns)]
 
 
+def outcomes(checkpoint: str, folder: Path = FOLDER) -> Outcomes | None:
+    """Where the methods of a checkpoint came to different ends; None where that was not recorded.
+
+    Raises:
+        RiMError: a damaged file.
+    """
+    path = folder / f"{checkpoint}-outcomes.json"
+    return Outcomes.load(path) if path.is_file() else None
+
+
 @functools.lru_cache(maxsize=8)
 def _load(path: Path, written: int) -> list[Recording]:  # `written` makes a file that was replaced another one
     try:
@@ -52,8 +63,6 @@ def _load(path: Path, written: int) -> list[Recording]:  # `written` makes a fil
         raise RiMError(
             f"The recorded runs in {path.name} cannot be shown ({error}); make them again with `python -m app.record`."
         ) from None
-    for recording in recordings:
-        recording.run.fold()  # every visitor gets a copy of the first one
     return recordings
 
 

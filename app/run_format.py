@@ -1,114 +1,92 @@
-"""Checks the dictionary of a run that comes from outside: a visitor's file, or one recorded by an older version.
+"""The form of a run that comes from outside: a visitor's file, or one recorded by an older version.
 
-Knows the form of a run and what the page draws of it; what passes can be drawn without a further look. Built from the
-checks of `rim_probe.probing`. Does not know how anything is drawn, nor models.
+Knows the entries of a run; what passes can be drawn without a further look. Does not know how it is drawn, nor models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
-from app.runs import METHODS, RACERS, RUN_FORMAT
+from pydantic import Field
+
+from app.runs import RUN_FORMAT
 from rim_probe.errors import RiMError
 from rim_probe.memory import MAX_BLOCKS
-from rim_probe.probing.checks import Check, each, maybe, number, one_of, record, text, truth, whole
-from rim_probe.probing.experiment_format import counterfactual, surgery
-from rim_probe.probing.reading_format import Reading, probability
+from rim_probe.probing.checks import Damage, Probability, Seed, adapter, checked, form
+from rim_probe.probing.experiment_format import Block, Counterfactual, Readout, Surgery
+from rim_probe.probing.reading_format import Reading
 
 FORMATS = (RUN_FORMAT, "rim-probe-run/1")  # the older one knew no steps, seed, reading or experiments
-FINISHED = ("done", "stopped", "loaded")
 LATER = {"steps": [], "seed": 0, "reading": None, "surgery": None, "counterfactual": None}
 MOST_TOKENS = 4096
-LONGEST_NAME = 300  # characters of a name, a machine, a gold answer: what is drawn in one line
 
-seconds = number(0, 1e6)
-count = whole(0, 10**15)
-block = whole(0, MAX_BLOCKS)
+Seconds = Annotated[int | float, Field(ge=0, le=1e6)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Short = Annotated[str, Field(max_length=300)]  # what is drawn in one line
+TokenIds = Annotated[list[Count], Field(max_length=MOST_TOKENS)]
+AnswerReadout = form(**Readout.__annotations__, token_ids=TokenIds)
+Answer = form(
+    method=Literal["memory", "cot", "direct"],
+    question=str,
+    text=str,
+    value=str | None,
+    token_ids=TokenIds,
+    ttft_seconds=Seconds | None,
+    total_seconds=Seconds,
+    forward_passes=Count,
+    generated_tokens=Count,
+    prompt_tokens=Count,
+    kv_cache_bytes=Count,
+    readouts=Annotated[list[AnswerReadout], Field(max_length=MAX_BLOCKS)],
+    cancelled=bool,
+    truncated=bool,
+)
+TokenEvent = form(kind=Literal["prefill", "token"], seconds=Seconds, text=str)
+ReadoutEvent = form(
+    kind=Literal["readout"], seconds=Seconds, text=str, block=Block, value=str | None, probability=Probability
+)
 
 
-def checked(data: Any) -> dict[str, Any]:
-    """The entries of a run, cleaned; what is not known is left out.
+Event = Annotated[TokenEvent | ReadoutEvent, Field(discriminator="kind")]
+LaneData = form(events=Annotated[list[Event], Field(max_length=MOST_TOKENS)], answer=Answer | None, correct=bool | None)
+RunData = form(
+    checkpoint=Short,
+    question=Annotated[str, Field(pattern=r"\S")],
+    gold=Short | None,
+    steps=Annotated[list[Short], Field(max_length=100)],
+    num_blocks=Block,
+    seed=Seed,
+    machine=Short,
+    date=Short,
+    matched=bool,
+    status=Literal["done", "stopped", "loaded"],
+    surgery=Surgery | None,
+    counterfactual=Counterfactual | None,
+    memory=LaneData,
+    cot=LaneData,
+    direct=NotRequired[LaneData],
+)
+
+
+_RUN = adapter(RunData)
+
+
+def checked_run(data: Any) -> dict[str, Any]:
+    """The entries of a run, its reading among them; what is not known is left out.
 
     Raises:
         RiMError: another format, an entry that is missing or damaged.
     """
     if not isinstance(data, Mapping) or data.get("format") not in FORMATS:
         raise RiMError(f"This is not a run that this page has saved (format {RUN_FORMAT!r}); choose another file.")
+    given = LATER | {key: value for key, value in data.items() if key != "direct" or value is not None}
     try:
-        run = record(
-            {
-                "checkpoint": short,
-                "question": text,
-                "gold": maybe(short),
-                "steps": each(short, most=100),
-                "num_blocks": block,
-                "seed": whole(-(2**63), 2**63),
-                "machine": short,
-                "date": short,
-                "matched": truth,
-                "status": one_of(*FINISHED),
-                "surgery": maybe(surgery),
-                "counterfactual": maybe(counterfactual),
-                **dict.fromkeys(RACERS, _lane),
-            },
-            optional={method: _lane for method in METHODS if method not in RACERS and data.get(method) is not None},
-        )(LATER | dict(data), "the run")
-        if not run["question"].strip():
-            raise ValueError("the run.question should not be empty")
-        reading = LATER | dict(data)
-        run["reading"] = None if reading["reading"] is None else _reading(reading["reading"], run)
-    except RiMError:
-        raise
-    except ValueError as damage:
-        raise RiMError(f"This run is damaged: {damage}; save it again.") from None
+        run = checked(_RUN, given)
+    except Damage as damage:
+        raise RiMError(f"This run is damaged ({damage}); save it again.") from None
+    run["reading"] = None if given["reading"] is None else Reading.from_dict(given["reading"]).to_dict()
+    whose = run["reading"] or run
+    if (whose["question"], whose["num_blocks"]) != (run["question"], run["num_blocks"]):
+        raise RiMError("This run is damaged (its reading is of another question or K); save it again.")
     return run
-
-
-def short(value: Any, at: str) -> str:
-    if len(text(value, at)) > LONGEST_NAME:
-        raise ValueError(f"{at} should be a text of at most {LONGEST_NAME} characters")
-    return text(value, at)
-
-
-def _reading(data: Any, run: Mapping[str, Any]) -> dict[str, Any]:
-    reading = Reading.from_dict(data).to_dict()
-    if (reading["question"], reading["num_blocks"]) != (run["question"], run["num_blocks"]):
-        raise ValueError("the run.reading should be of the run's own question and number of blocks")
-    return reading
-
-
-_token_ids = each(count, most=MOST_TOKENS)
-_readout = record(
-    {"block": block, "text": text, "value": maybe(text), "token_ids": _token_ids, "probability": probability}
-)
-_answer = record(
-    {
-        "method": one_of(*METHODS),
-        "question": text,
-        "text": text,
-        "value": maybe(text),
-        "token_ids": _token_ids,
-        "ttft_seconds": maybe(seconds),
-        "total_seconds": seconds,
-        "forward_passes": count,
-        "generated_tokens": count,
-        "prompt_tokens": count,
-        "kv_cache_bytes": count,
-        "readouts": each(_readout, most=MAX_BLOCKS),
-        "cancelled": truth,
-        "truncated": truth,
-    }
-)
-_common = {"kind": one_of("prefill", "token", "readout"), "seconds": seconds, "text": text}
-_read_out = {"block": block, "value": maybe(text), "probability": probability}
-
-
-def _event(value: Any, at: str) -> dict[str, Any]:
-    is_readout = isinstance(value, Mapping) and value.get("kind") == "readout"
-    return record(_common | _read_out if is_readout else _common)(value, at)
-
-
-_lane: Check = record(
-    {"events": each(_event, most=MOST_TOKENS), "answer": maybe(_answer), "correct": maybe(truth)},
-)

@@ -7,11 +7,9 @@ download, what the API returns and what is committed under `app/recorded/`. Does
 
 from __future__ import annotations
 
+import functools
 import json
-import threading
-import weakref
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +57,7 @@ class Run:
         steps: the gold steps ("<<3+4=7>>") of an example; empty where they are not known.
         matched: chain of thought has weights of its own; else the memory model's are asked for it.
         lanes: by method; "memory" and "cot" always, "direct" where it was asked for.
-        status: "waiting" (for another visitor's run), "running", "done", "stopped" or "loaded" (from a file).
-        ahead: how many runs are before this one while it waits.
+        status: "running", "done", "stopped" or "loaded" (from a file).
         seed: of what is drawn at random in experiments on this run; the answers themselves are greedy.
         surgery, counterfactual: the last result of `rim_probe.probing.surgery` and `.trial` on this run, if any.
     """
@@ -75,35 +72,20 @@ class Run:
     matched: bool = True
     lanes: dict[str, Lane] = field(default_factory=lambda: {method: Lane() for method in RACERS})
     status: str = "running"
-    ahead: int = 0
     seed: int = 0
     surgery: dict[str, Any] | None = None
     counterfactual: dict[str, Any] | None = None
-    _held: dict[str, Any] | bytes | None = field(default=None, init=False, repr=False)
+    _packed: bytes | None = field(default=None, init=False, repr=False)
 
     @property
     def reading(self) -> dict[str, Any] | None:
         """What the probes say (`rim_probe.probing.reading`), filled in after the race; not to be changed in place."""
-        held = self._held
-        if isinstance(held, bytes):
-            held = self._held = json.loads(zlib.decompress(held))
-        if held is not None:
-            _unpacked(self)
-        return held
+        return None if self._packed is None else _unpack(self._packed)
 
     @reading.setter
     def reading(self, reading: dict[str, Any] | None) -> None:
-        self._held = reading
-        if reading is not None:
-            _unpacked(self)
-
-    def fold(self) -> None:
-        """Packs the reading away until somebody asks for it: 2 MB become 40 kB, and come back within 10 ms."""
-        held = self._held
-        if isinstance(held, dict):
-            packed = zlib.compress(json.dumps(held, ensure_ascii=False).encode())
-            if self._held is held:
-                self._held = packed
+        text = json.dumps(reading, ensure_ascii=False)
+        self._packed = None if reading is None else zlib.compress(text.encode(), level=1)
 
     def drawable(self) -> dict[str, Any] | None:
         """The reading with the experiments on it, as `rim_probe.pictures.draw` takes it; None before it is there."""
@@ -154,9 +136,9 @@ class Run:
         Raises:
             RiMError: not such a run, or a damaged one.
         """
-        from app.run_format import checked
+        from app.run_format import checked_run
 
-        data = checked(data)
+        data = checked_run(data)
         reading = data.pop("reading")
         lanes = {method: Lane(**data.pop(method)) for method in METHODS if method in data}
         run = cls(**data | {"steps": tuple(data["steps"]), "lanes": lanes})
@@ -164,19 +146,8 @@ class Run:
         return run
 
 
-# The runs whose readings lie unpacked, the one looked at last at the end. Visitors come and go, and Gradio keeps what
-# they did for an hour and more; all of them together hold no more than this many whole readings.
-UNPACKED = 24
-_open: OrderedDict[int, weakref.ref[Run]] = OrderedDict()
-_open_lock = threading.Lock()
-
-
-def _unpacked(run: Run) -> None:
-    """Notes that a run is looked at, and packs away the one that has not been for longest."""
-    with _open_lock:
-        _open[id(run)] = weakref.ref(run)
-        _open.move_to_end(id(run))
-        oldest = [_open.popitem(last=False)[1]() for _ in range(len(_open) - UNPACKED)]
-    for one in oldest:
-        if one is not None:
-            one.fold()
+@functools.lru_cache(maxsize=24)
+def _unpack(packed: bytes) -> dict[str, Any]:
+    """Visitors come and go, and Gradio keeps what they did for an hour and more; a packed reading takes 50 kB, an
+    unpacked one 2 MB, so only those looked at last lie unpacked."""
+    return json.loads(zlib.decompress(packed))

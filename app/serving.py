@@ -10,19 +10,41 @@ import os
 from pathlib import Path
 
 import gradio as gr
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import mended, preview
-from app.session import MAX_WAITING
+from app import mended
 from rim_probe.errors import RiMError
 from rim_probe.pictures.parts import stylesheet
 
 HERE = Path(__file__).parent
 KEPT_SESSIONS = 500  # visitors whose state is kept; the one unused for longest goes first
 LARGEST_UPLOAD = "16mb"  # an exported run is a tenth of that
-# Everybody in line before the model holds a thread, and the one whose turn it is needs one more to get on.
-THREADS = 2 * MAX_WAITING + 40
+LARGEST_BODY = 1_000_000  # bytes of any other request
+MAX_WAITING = 200  # events of all visitors together
+THREADS = 80  # more than there can be events that wait for a model in a thread (`app.panels.race`)
+
+
+class BoundedBody:
+    """Refuses a body that no event of the page has; uploads have a limit of their own."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > LARGEST_BODY:
+                raise HTTPException(413, "This request is too large.")
+            return message
+
+        is_upload = scope["type"] != "http" or scope["path"].endswith("/upload")
+        await self.app(scope, receive if is_upload else bounded, send)
 
 
 def theme() -> gr.themes.Base:
@@ -85,7 +107,7 @@ def serve(
     # as long as a panel takes.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
-    _, url, _ = demo.queue().launch(
+    _, url, _ = demo.queue(max_size=MAX_WAITING).launch(
         server_name=host,
         server_port=port,
         root_path=root_path,
@@ -94,10 +116,7 @@ def serve(
         css_paths=HERE / "page.css",
         # Not among the css_paths, for those Gradio rewrites.
         head=f"<style>{stylesheet()}</style><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-        app_kwargs={
-            "routes": [Route("/preview.png", preview.picture)],
-            "middleware": [Middleware(preview.LinkPreview, root_path=root_path)],
-        },
+        app_kwargs={"middleware": [Middleware(BoundedBody)]},
         max_threads=THREADS,
         max_file_size=LARGEST_UPLOAD,
         state_session_capacity=KEPT_SESSIONS,

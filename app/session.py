@@ -1,4 +1,4 @@
-"""What a visitor asks and how it is answered: the order of a race, its clock, its cancelling, and the queue before it.
+"""What a visitor asks and how it is answered: the order of a race and its clock.
 
 Knows a visitor's `Session` with its bounded history. Does not know Gradio, HTML or where models come from; what a run
 is, is in `app.runs`.
@@ -9,20 +9,19 @@ from __future__ import annotations
 import copy
 import datetime
 import logging
-import threading
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from app import gpu
-from app.runs import METHODS, RACERS, Lane, Run
+from app.runs import Run
 from rim_probe.errors import QuestionError, RiMError
 
 if TYPE_CHECKING:
-    from rim_probe.model import RiM
+    from app.models import Loaded
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,6 @@ DRAWING_SECONDS = 0.05
 # same two cores: without a pause memory seems to take 20 to 34 ms instead of 13 to 17, because the page is just being
 # sent. From 0.05 s on nothing changes any more that exceeds the noise: CoT / RiM is 3.6 to 4.4, as without any page.
 SETTLE_SECONDS = 0.05
-MAX_WAITING = 48
-CANCEL_SECONDS = 0.15  # how long a cancelled run may still stand in line
 
 
 class Session:
@@ -52,12 +49,16 @@ class Session:
         picked: the example (question, answer, gold steps) put into the boxes, if any.
         runs: the last `MAX_HISTORY` runs, oldest first. A run that falls out is forgotten with all it holds.
         recorded: which recorded run is shown, None where it is one of `runs`.
+        asked: a run that waits for its turn in the queue.
+        watched: the checkpoint whose loading the page shows.
     """
 
     def __init__(self, picked: tuple[str, str, tuple[str, ...]] | None = None):
         self.picked = picked
         self.runs: deque[Run] = deque(maxlen=MAX_HISTORY)
         self.recorded: int | None = None
+        self.asked: Run | None = None
+        self.watched: str | None = None
         self._shown: Run | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
@@ -80,7 +81,7 @@ class Session:
         return next((index for index, run in enumerate(self.runs) if run is self._shown), None)
 
     def add(self, run: Run) -> None:
-        """Shows a new run; only the shown one keeps its reading unpacked."""
+        """Shows a new run."""
         self.runs.append(run)
         self._show(run, None)
 
@@ -100,8 +101,6 @@ class Session:
         self._show(run, index)
 
     def _show(self, run: Run, recorded: int | None) -> None:
-        if self._shown is not None and self._shown is not run:
-            self._shown.fold()
         self._shown, self.recorded = run, recorded
 
     def steps_for(self, question: str) -> tuple[str, ...]:
@@ -109,80 +108,18 @@ class Session:
         return self.picked[2] if self.picked is not None and self.picked[0] == question else ()
 
 
-class Turnstile:
-    """Lets one run through at a time, in order of arrival: two decodes at once would spoil each other's times."""
-
-    def __init__(self) -> None:
-        self._line: deque[object] = deque()
-        self._moved = threading.Condition()
-
-    def wait(self, ticket: object, cancel: threading.Event) -> Iterator[int]:
-        """Yields the number of runs ahead, whenever it has changed, until it is this ticket's turn or `cancel` is set.
-        Call `leave` in any case.
-
-        Raises:
-            RiMError: too many are waiting already.
-        """
-        with self._moved:
-            if len(self._line) > MAX_WAITING:
-                raise RiMError(f"{MAX_WAITING} runs are waiting already; please try again in a minute.")
-            self._line.append(ticket)
-            ahead = len(self._line) - 1
-        while ahead and not cancel.is_set():
-            yield ahead
-            before = ahead
-            while ahead == before and not cancel.is_set():
-                with self._moved:
-                    self._moved.wait_for(lambda: self._line.index(ticket) != before, timeout=CANCEL_SECONDS)  # noqa: B023
-                    ahead = self._line.index(ticket)
-
-    def leave(self, ticket: object) -> None:
-        with self._moved:
-            if ticket in self._line:
-                self._line.remove(ticket)
-                self._moved.notify_all()
-
-
-class Cancellations:
-    """The cancel switches of the runs under way, by session (one browser tab, or one API client)."""
-
-    def __init__(self) -> None:
-        self._switches: dict[str, list[threading.Event]] = {}
-        self._lock = threading.Lock()
-
-    def start(self, session: str) -> threading.Event:
-        """A switch for a new run."""
-        switch = threading.Event()
-        with self._lock:
-            self._switches.setdefault(session, []).append(switch)
-        return switch
-
-    def stop(self, session: str) -> None:
-        """Stops every run of a session."""
-        with self._lock:
-            switches = self._switches.pop(session, [])
-        for switch in switches:
-            switch.set()
-
-    def finish(self, session: str, switch: threading.Event) -> None:
-        """Stops one run, if it still goes on, and forgets it."""
-        switch.set()
-        with self._lock:
-            others = [other for other in self._switches.pop(session, []) if other is not switch]
-            if others:
-                self._switches[session] = others
-
-
 def check_question(question: Any) -> str:
     """The question, stripped. The model has its own say later; this is what can be refused before it is loaded."""
     if not isinstance(question, str) or not question.strip():
         raise QuestionError("The question is empty; type a word problem or pick an example.")
-    strange = [char for char in question if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\r\t"]
-    if strange:
-        raise QuestionError(
-            f"The question holds a control character (U+{ord(strange[0]):04X}); remove it and run again."
-        )
+    _check_characters("question", question)
     return question.strip()
+
+
+def _check_characters(what: str, text: str) -> None:
+    strange = [char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\r\t"]
+    if strange:
+        raise QuestionError(f"The {what} holds a control character (U+{ord(strange[0]):04X}); remove it and run again.")
 
 
 def check_blocks(value: Any, highest: int = MAX_BLOCKS) -> int:
@@ -205,58 +142,51 @@ def check_gold(gold: Any) -> str | None:
         return None
     if not isinstance(gold, str | int | float) or len(str(gold)) > MAX_GOLD_CHARACTERS:
         raise RiMError(f"The correct answer must be a number or a word of at most {MAX_GOLD_CHARACTERS} characters.")
+    _check_characters("correct answer", str(gold))
     return str(gold).strip()
 
 
-def race(
-    models: Mapping[str, RiM],
-    run: Run,
-    cancel: threading.Event,
-    turnstile: Turnstile,
-    methods: Sequence[str] = RACERS,
-) -> Iterator[Run]:
-    """Answers `run.question` with every method, one after the other, and yields `run` whenever it is worth redrawing.
+def race(loaded: Loaded, run: Run) -> Iterator[Run]:
+    """Answers `run.question` for each of its lanes, one after the other; yields `run` whenever it is worth redrawing.
 
     Every time is measured from its own method's start, and no clock runs while a run is yielded: the times are those
-    of decoding, not of drawing. The last run yielded has the status "done" or "stopped". Closing the generator ends the
-    decoding, and `cancel` ends it within one token.
-
-    Args:
-        methods: which lanes the run gets, of `METHODS`, "memory" and "cot" among them.
+    of decoding, not of drawing. Closing the generator ends the decoding, and makes the run a "stopped" one.
 
     Raises:
         RiMError: a question the model cannot be asked, or a failure in the model.
     """
-    run.lanes = {method: Lane() for method in METHODS if method in methods}
-    for method in run.lanes:  # what cannot be asked is refused before anything is drawn or queued
-        models[method].prompt_ids(run.question, method, run.num_blocks)
-    ticket = object()
+    check_asked(loaded, run)
+    run.status = "running"
     try:
-        run.status = "waiting"
-        for run.ahead in turnstile.wait(ticket, cancel):
-            yield run
-        run.status, run.ahead = "running", 0
         yield run
-        if not cancel.is_set():
-            with closing(gpu.stream(_decode, models, run, cancel=cancel)) as steps:
-                for step in steps:
-                    run.lanes = step.lanes  # a lent GPU decodes a copy of the run
-                    yield run
-        run.status = "stopped" if cancel.is_set() else "done"
-        run.date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        yield run
+        with closing(gpu.stream(_decode, loaded, run)) as steps:
+            for step in steps:
+                run.lanes = step.lanes  # a lent GPU decodes a copy of the run
+                yield run
+        run.status = "done"
     finally:
-        turnstile.leave(ticket)
+        run.status = "done" if run.status == "done" else "stopped"
+        run.date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    yield run
 
 
-def _decode(models: Mapping[str, RiM], run: Run, cancel: threading.Event) -> Iterator[Run]:
+def check_asked(loaded: Loaded, run: Run) -> None:
+    """Refuses what the models of a run's lanes cannot be asked.
+
+    Raises:
+        RiMError: too long a question, or one of unknown words.
+    """
+    for method in run.lanes:
+        loaded.models[method].prompt_ids(run.question, method, run.num_blocks)
+
+
+def _decode(loaded: Loaded, run: Run) -> Iterator[Run]:
     from rim_probe.decoding import stream
 
     for method in run.lanes:
-        if cancel.wait(SETTLE_SECONDS):
-            return
+        time.sleep(SETTLE_SECONDS)
         blocks = {"num_blocks": run.num_blocks} if method == "memory" else {}
-        events = stream(models[method], run.question, method, max_new_tokens=MAX_NEW_TOKENS, cancel=cancel, **blocks)
+        events = stream(loaded.models[method], run.question, method, max_new_tokens=MAX_NEW_TOKENS, **blocks)
         try:
             with closing(events):
                 drawn = time.monotonic() - (REDRAW_SECONDS - FIRST_REDRAW_SECONDS)
@@ -265,7 +195,7 @@ def _decode(models: Mapping[str, RiM], run: Run, cancel: threading.Event) -> Ite
                     if event.kind != "done" and time.monotonic() - drawn >= REDRAW_SECONDS:
                         # The clock of `stream` stands still until it is asked for the next event.
                         yield run
-                        cancel.wait(DRAWING_SECONDS)
+                        time.sleep(DRAWING_SECONDS)
                         drawn = time.monotonic()
         except RiMError:
             raise

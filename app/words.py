@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from app.models import Stage
     from app.runs import Lane, Run
 
 NAMES = {"memory": "RiM", "cot": "CoT", "direct": "Direct"}
@@ -23,15 +22,6 @@ def format_time(seconds: float) -> str:
     if ms < 9.95:
         return f"{ms:.1f} ms"
     return f"{ms:.0f} ms" if ms < 999.5 else f"{seconds:.1f} s"
-
-
-def amount(stage: Stage) -> str:
-    """How much has been fetched: "41 of 93 MB", "0.4 of 2.5 MB", "41 MB"; empty before there is anything to tell."""
-    if not stage.done:
-        return ""
-    digits = 0 if (stage.total or stage.done) >= 1e7 else 1
-    of = f" of {stage.total / 1e6:.{digits}f}" if stage.total else ""
-    return f"{stage.done / 1e6:.{digits}f}{of} MB"
 
 
 def count(number: int, thing: str, plural: str | None = None) -> str:

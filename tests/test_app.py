@@ -16,20 +16,11 @@ from app import figures, record, recorded
 from app.api import ENDPOINTS
 from app.axis import axis_end
 from app.demo import build_demo
-from app.models import ModelShelf, describe_machine, needs_hub
+from app.models import ModelShelf, needs_hub
 from app.panels.race import Race, forget_gold
 from app.runs import Lane, Run
 from app.serving import serve
-from app.session import (
-    MAX_WAITING,
-    Cancellations,
-    Session,
-    Turnstile,
-    check_blocks,
-    check_gold,
-    check_question,
-    race,
-)
+from app.session import Session, check_blocks, check_gold, check_question, race
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError, UnknownWordsError
 from rim_probe.problems import Problem
 
@@ -67,15 +58,8 @@ def shelf(small_checkpoint) -> ModelShelf:
 
 
 @pytest.fixture(scope="module")
-def models(shelf):
-    return wait_for(shelf, "small")
-
-
-def wait_for(shelf: ModelShelf, name: str):
-    models = None
-    while models is None:
-        models = shelf.wait(name, threading.Event())
-    return models
+def loaded(shelf):
+    return shelf.load("small")
 
 
 # ------------------------------------------------------------------------------------------------------------- words
@@ -207,10 +191,10 @@ def test_blocks_and_gold_in_range():
         check_gold("4" * 101)
 
 
-def test_race_answers_with_both_methods(models, shelf):
+def test_race_answers_with_both_methods(loaded, shelf):
     problem = shelf.examples("small")[0]
     run = Run("small", problem.question, problem.answer, 3)
-    statuses = [step.status for step in race(models, run, threading.Event(), Turnstile())]
+    statuses = [step.status for step in race(loaded, run)]
     assert statuses[0] == "running" and statuses[-1] == "done"
     memory, cot = run.lanes["memory"], run.lanes["cot"]
     assert sorted(event["block"] for event in memory.events if event["kind"] == "readout") == [1, 2, 3]
@@ -223,75 +207,59 @@ def test_race_answers_with_both_methods(models, shelf):
     assert again.to_dict() == run.to_dict()
 
 
-def test_race_stops_when_cancelled_or_closed(models, shelf, monkeypatch):
-    slow(monkeypatch, 0.01)
-    question = shelf.examples("small")[0].question
-    cancel = threading.Event()
-    run = Run("small", question, None, 8)
-    for step in race(models, run, cancel, Turnstile()):
-        if step.lanes["memory"].events:
-            cancel.set()
-    assert run.status == "stopped" and run.lanes["cot"].answer is None
-
-    turnstile, ended = Turnstile(), []
+def test_a_race_that_is_closed_ends_its_decoding_and_lets_the_next_one_through(loaded, shelf, monkeypatch):
+    ended, question = [], shelf.examples("small")[0].question
     slow(monkeypatch, 0.05, at_end=lambda: ended.append(True))
-    closed = race(models, Run("small", question, None, 8), threading.Event(), turnstile)
+    run = Run("small", question, None, 8)
+    closed = race(loaded, run)
     next(closed), next(closed)
     assert not ended
     closed.close()
-    assert ended and list(turnstile.wait(object(), threading.Event())) == []
+    assert ended and run.status == "stopped" and run.lanes["cot"].answer is None
+    monkeypatch.undo()
+    assert list(race(loaded, Run("small", question, None, 1)))[-1].status == "done"
 
 
-def test_a_run_can_be_stopped_while_its_model_is_loaded(small_checkpoint, monkeypatch):
-    monkeypatch.setattr("app.models._load_somewhere", lambda *_: threading.Event().wait())
-    panel, cancel = Race(ModelShelf(small_checkpoint.parent)), threading.Event()
-    steps = panel.answer("3 + 4 = ?", 8, "", "small", cancel)
-    assert "Loading small first" in next(steps).notice()
-    cancel.set()
-    assert list(steps) == []
+def test_two_races_do_not_use_the_model_at_once(loaded, shelf, monkeypatch):
+    question, first, second = shelf.examples("small")[0].question, [], []
+    slow(monkeypatch, 0.002)
+    begun = race(loaded, Run("small", question, None, 8))
+    next(begun), next(begun)
+    thread = threading.Thread(target=lambda: second.extend(race(loaded, Run("small", question, None, 8))))
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive() and not second[0].lanes["memory"].events
+    first.extend(begun)
+    thread.join(30)
+    assert first[-1].status == second[-1].status == "done"
 
 
-def test_race_passes_on_the_models_objections(models):
+def test_race_passes_on_the_models_objections(loaded):
     with pytest.raises(UnknownWordsError, match="zeppelins"):
-        list(race(models, Run("small", "Ann has 3 zeppelins.", None, 8), threading.Event(), Turnstile()))
+        list(race(loaded, Run("small", "Ann has 3 zeppelins.", None, 8)))
     with pytest.raises(QuestionError, match="tokens"):
-        list(race(models, Run("small", "3 " * 400, None, 8), threading.Event(), Turnstile()))
+        list(race(loaded, Run("small", "3 " * 400, None, 8)))
 
 
-def test_a_failing_model_gives_a_sentence(models, shelf, monkeypatch):
+def test_a_failing_model_gives_a_sentence(loaded, shelf, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("CUDA error: an illegal memory access")
         yield
 
     monkeypatch.setattr("rim_probe.decoding.stream", broken)
+    run = Run("small", shelf.examples("small")[0].question, None, 8)
     with pytest.raises(RiMError, match="failed while answering"):
-        list(race(models, Run("small", shelf.examples("small")[0].question, None, 8), threading.Event(), Turnstile()))
+        list(race(loaded, run))
+    assert run.status == "stopped"
 
 
-def test_turnstile_lets_one_through_in_order():
-    turnstile, go = Turnstile(), threading.Event()
-    first, second = object(), object()
-    assert list(turnstile.wait(first, go)) == []
-    waiting = turnstile.wait(second, go)
-    assert next(waiting) == 1
-    turnstile.leave(first)
-    assert list(waiting) == []
-    crowd = [turnstile.wait(object(), go) for _ in range(MAX_WAITING)]
-    for one in crowd:
-        next(one)
-    with pytest.raises(RiMError, match="waiting already"):
-        next(turnstile.wait(object(), go))
-
-
-def test_cancellations_belong_to_their_session():
-    switches = Cancellations()
-    mine, yours, yours_too = switches.start("me"), switches.start("you"), switches.start("you")
-    switches.stop("me")
-    assert mine.is_set() and not yours.is_set()
-    switches.finish("you", yours)
-    assert yours.is_set() and not yours_too.is_set()
-    switches.stop("you")
-    assert yours_too.is_set()
+def test_a_question_that_is_stopped_before_its_turn_is_not_asked(shelf):
+    panel, session = Race(shelf), Session()
+    *_, (sentence, *_) = panel.ask(shelf.examples("small")[0].question, "", 3, "small", session)
+    assert sentence == "" and session.asked is not None
+    panel.stop(session)
+    list(panel.run(session))
+    assert session.run is None
 
 
 def test_gold_of_an_example_does_not_outlive_its_question():
@@ -310,7 +278,7 @@ def test_shelf_lists_checkpoints_and_reads_them_without_weights(small_checkpoint
     shelf = ModelShelf(small_checkpoint.parent, preferred="someone/from-the-hub")
     assert shelf.names == ["from-the-hub", "small"]
     assert shelf.layout("small").num_blocks == 8 and len(shelf.examples("small")) == 6
-    assert "CPU" in describe_machine(wait_for(ModelShelf(small_checkpoint.parent, device="cpu"), "small"))
+    assert "CPU" in ModelShelf(small_checkpoint.parent, device="cpu").load("small").machine
     with pytest.raises(CheckpointError, match="choose one of"):
         shelf.path("../../etc")
     with pytest.raises(CheckpointError, match="no checkpoint to ask"):
@@ -334,75 +302,44 @@ def test_another_model_brings_a_question_of_its_own_but_leaves_a_typed_one(small
     assert all("value" not in box for box in typed)
 
 
-class SlowBase:
-    """Stands in for `load_methods`: says how far it is, as a download does, and goes on when it is told to."""
-
-    def __init__(self, models):
-        self.models, self.calls, self.error = models, 0, None
-        self.go = threading.Semaphore(0)
-
-    def __call__(self, path, device, progress):
-        self.calls += 1
-        for megabytes in (0, 41, 93):
-            progress("Downloading tiny", megabytes * 1_000_000, 93_000_000)
-            self.go.acquire(timeout=30)
-        if self.error is not None:
-            raise self.error
-        return self.models, ""
-
-
 @pytest.fixture
-def slow_base(models, monkeypatch):
-    slow = SlowBase(models)
-    monkeypatch.setattr("app.models._load_somewhere", slow)
-    yield slow
-    slow.go.release(9)
+def slow_base(loaded, monkeypatch):
+    """Stands in for loading: says how far it is, as a download does, and goes on when it is told to."""
+    base = types.SimpleNamespace(go=threading.Semaphore(0), calls=0, error=None)
+
+    def load(path, device, progress):
+        base.calls += 1
+        progress("Downloading tiny", 41_000_000, 93_000_000)
+        base.go.acquire(timeout=30)
+        if base.error is not None:
+            raise base.error
+        return loaded.models, ""
+
+    monkeypatch.setattr("app.models._load_somewhere", load)
+    yield base
+    base.go.release(9)
 
 
-def test_a_base_that_is_fetched_shows_how_far_it_is(small_checkpoint, slow_base):
+def test_a_base_that_is_fetched_is_fetched_once_and_says_how_far_it_is(small_checkpoint, slow_base):
+    shelf, told = ModelShelf(small_checkpoint.parent), []
+
+    def tell(stage):
+        told.append(stage)
+        slow_base.go.release()
+
+    assert shelf.load("small", tell=tell) is shelf.load("small")
+    assert told[0] == ("Downloading tiny", 41_000_000, 93_000_000) and slow_base.calls == 1
+
+
+def test_a_base_that_cannot_be_fetched_costs_one_sentence_and_another_try(small_checkpoint, slow_base):
     panel = Race(ModelShelf(small_checkpoint.parent))
-    watching, asking = panel.watch_model("small"), panel.answer("3 + 4 = ?", 8, "", "small", threading.Event())
-    assert "aria-valuenow" not in next(watching) and "Downloading tiny …" in next(asking).state()
-    slow_base.go.release()
-    drawn = take_until("41 of 93 MB", watching)
-    assert 'role="progressbar"' in drawn and 'aria-valuenow="44"' in drawn and 'aria-valuetext="41 of 93 MB"' in drawn
-    assert "41 of 93 MB" in next(asking).notice() and "starts by itself" in next(asking).notice()
-    slow_base.go.release()
-    assert "progressbar" not in take_until("Loading small", watching, without="41 of")
-    slow_base.go.release()
-    assert "Ready" in list(watching)[-1] and slow_base.calls == 1
-
-
-def take_until(words, drawn, without="\0"):
-    return next(one for one in drawn if words in one and without not in one)
-
-
-def test_a_base_that_cannot_be_fetched_costs_one_sentence_and_another_try(small_checkpoint, slow_base, tmp_path):
-    for name in ("small", "other"):
-        shutil.copytree(small_checkpoint, tmp_path / name)
-    panel = Race(ModelShelf(tmp_path))
     slow_base.error = CheckpointError("tiny cannot be fetched; go online.")
-    watchers = [panel.watch_model("small", types.SimpleNamespace(session_hash=str(number))) for number in range(3)]
-    for watcher in watchers:
-        next(watcher)
-    slow_base.go.release(3)
-    for watcher in watchers:  # each is told of it, and none begins anew by itself
-        last = list(watcher)[-1]
-        assert "go online" in last and 'role="alert"' in last and "data-again" in last
-    assert slow_base.calls == 1
+    slow_base.go.release(1)
+    (last,) = panel.watch_model("small", Session())
+    assert "go online" in last and 'role="alert"' in last and "data-again" in last
     slow_base.error = None
-    slow_base.go.release(6)
-    assert wait_for(panel.shelf, "other"), "the other checkpoints stay usable"
-    assert "Ready" in list(panel.watch_model("small"))[-1] and slow_base.calls == 3
-
-
-def test_a_visitor_who_goes_on_to_another_model_watches_that_one(small_checkpoint, slow_base, shelf):
-    panel, visitor = Race(ModelShelf(small_checkpoint.parent)), types.SimpleNamespace(session_hash="me")
-    first = panel.watch_model("small", visitor)
-    next(first)
-    panel.shelf = shelf  # where it is there already
-    assert "Ready" in list(panel.watch_model("small", visitor))[-1]
-    assert list(first) == []
+    slow_base.go.release(1)
+    assert "Ready" in list(panel.watch_model("small", Session()))[-1] and slow_base.calls == 2
 
 
 def truncate_weights(folder):
@@ -426,9 +363,9 @@ def test_damaged_checkpoint_gives_one_sentence(small_checkpoint, tmp_path, damag
     shelf = ModelShelf(tmp_path)
     build_demo(shelf)  # the page itself is not lost
     with pytest.raises(kind, match=words) as error:
-        wait_for(shelf, "damaged")
-    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
-    assert 'role="alert"' in list(Race(shelf).watch_model("damaged"))[-1]
+        shelf.load("damaged")
+    assert "\n" not in str(error.value) and str(tmp_path) not in str(error.value)
+    assert 'role="alert"' in list(Race(shelf).watch_model("damaged", Session()))[-1]
 
 
 def test_damaged_examples_leave_the_model_usable(small_checkpoint, tmp_path):
@@ -436,7 +373,7 @@ def test_damaged_examples_leave_the_model_usable(small_checkpoint, tmp_path):
     (tmp_path / "damaged" / "examples.json").write_text('[{"question": 3}]')
     shelf = ModelShelf(tmp_path)
     assert 'role="alert"' in Race(shelf).gallery("damaged")
-    assert wait_for(shelf, "damaged")
+    assert shelf.load("damaged")
 
 
 def test_the_hub_is_asked_only_for_what_is_nowhere_else(small_checkpoint, tmp_path):

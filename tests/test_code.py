@@ -4,7 +4,6 @@ import ast
 import copy
 import functools
 import re
-import threading
 from html import unescape
 
 import pytest
@@ -42,7 +41,7 @@ def finished(inspector):
     def run(blocks: int = 3) -> Run:
         if blocks not in made:
             session, problem = Session(), inspector.race.shelf.examples("glass-box")[0]
-            for _ in inspector.ask(problem, "glass-box", session, Looking(), threading.Event(), blocks):
+            for _ in inspector.ask(problem, "glass-box", session, Looking(), blocks):
                 pass
             made[blocks] = session.run
         return copy.copy(made[blocks])

@@ -17,7 +17,7 @@ FLOORS = (  # every part of rim_probe imports from floors below its own
     {"greedy"},
     {"decoding"},
     {"evaluation"},
-    {"bench", "costs", "options"},
+    {"bench", "costs", "options", "outcomes"},
     {"comparison"},
     {"probing", "training"},
     {"glassbox"},

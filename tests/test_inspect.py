@@ -58,7 +58,7 @@ def asked(inspector):
         if key not in made:
             session = Session()
             problem = problem or inspector.race.shelf.examples(name)[example]
-            for _ in inspector.ask(problem, name, session, Looking(), threading.Event(), blocks, direct):
+            for _ in inspector.ask(problem, name, session, Looking(), blocks, direct):
                 pass
             made[key] = session.run
         return copy.copy(made[key])
@@ -74,12 +74,11 @@ class Page:
         for run in runs:
             self.session.add(run)
         self.name = runs[-1].checkpoint if runs else "glass-box"
-        self.request = types.SimpleNamespace(session_hash="someone", query_params={})
         self.html = ""
 
     def choose(self, **wanted) -> str:
         event = types.SimpleNamespace(_data=wanted)
-        self.html, self.history, *_ = self.inspector.change(self.session, self.looking, self.name, self.request, event)
+        self.html, self.history, *_ = self.inspector.change(self.session, self.looking, self.name, event)
         return self.html
 
     def do(self, act: str, **details) -> str:
@@ -94,7 +93,7 @@ class Page:
 
     def arrive(self, address: str, name="glass-box") -> dict:
         query = dict(parse_qsl(address.removeprefix("?"), keep_blank_values=True))
-        request = types.SimpleNamespace(session_hash="someone", query_params=query)
+        request = types.SimpleNamespace(query_params=query)
         shown: dict = {}
         for changes in self.inspector.arrive(self.session, self.looking, name, request):
             shown |= changes
@@ -225,18 +224,6 @@ def test_another_number_of_blocks_is_another_run(inspector, asked):
     page = Page(inspector, asked(), panel="surgery")
     html = page.do("blocks", k="2")
     assert "With K = 2 the answer is" in html and [run.num_blocks for run in page.session.runs] == [3, 2]
-
-
-def test_another_number_of_blocks_that_is_stopped_changes_nothing(inspector, asked, monkeypatch):
-    page = Page(inspector, asked(), panel="surgery")
-    real = inspector.race.answer
-
-    def stopped(*given, **options):
-        given[4].set()
-        yield from real(*given, **options)
-
-    monkeypatch.setattr(inspector.race, "answer", stopped)
-    assert "was stopped" in page.do("blocks", k="2") and len(page.session.runs) == 1
 
 
 def test_a_shown_run_shows_its_own_operation(inspector, asked):

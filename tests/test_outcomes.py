@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from app import figures, outcomes
+from app import figures, recorded
 from app.models import ModelShelf
 from app.panels.race import Race
+from rim_probe import outcomes
 from rim_probe.gallery import load_examples
 from rim_probe.model import RiM
 from rim_probe.problems import Problem, write_problems
@@ -24,11 +25,12 @@ def checkpoint(small_checkpoint, tmp_path_factory):
 
 def test_outcomes_are_counted_and_offered(checkpoint, tmp_path, capsys):
     problems = load_examples(checkpoint)
+    file = tmp_path / "small-outcomes.json"
     write_problems(tmp_path / "some.txt", [*problems, Problem("Ann has 3 zeppelins.", (), "3")])
-    assert outcomes.main([str(checkpoint), str(tmp_path / "some.txt")], tmp_path) == 0
+    assert outcomes.main([str(checkpoint), str(tmp_path / "some.txt"), "--output", str(file)]) == 0
     assert f"of {len(problems)}" in capsys.readouterr().out, "what cannot be asked is not counted"
-    found = outcomes.load("small", tmp_path)
-    assert found.n == len(problems) and found.data == "some.txt" and "app.outcomes" in found.command
+    found = recorded.outcomes("small", tmp_path)
+    assert found.n == len(problems) and found.data == "some.txt" and "rim_probe.outcomes" in found.command
     assert all(len(kept) <= outcomes.KEPT for kept in found.examples.values())
     drawn = Race(ModelShelf(checkpoint.parent), tmp_path).gallery("small")
     for name, kept in found.examples.items():
@@ -41,17 +43,17 @@ def test_examples_of_different_depths_come_first():
         return Problem("word " * words, ("<<1+1=2>>",) * depth, "2")
 
     shortest_first = [problem(1, 1), problem(1, 2), problem(2, 3), problem(1, 4), problem(3, 5), problem(3, 6)]
-    kept = outcomes._varied(shortest_first)
+    kept = outcomes.varied(shortest_first)
     assert [len(one.steps) for one in kept] == [1, 2, 3] and len(kept[2].question) == 25
-    assert len(outcomes._varied(shortest_first[:2])) == 2 and outcomes._varied([]) == []
+    assert len(outcomes.varied(shortest_first[:2])) == 2 and outcomes.varied([]) == []
 
 
 def test_without_a_cot_model_there_is_nothing_to_compare(small_checkpoint, tmp_path, capsys):
-    assert outcomes.main([str(small_checkpoint), str(tmp_path / "none.txt")]) == 1
+    assert outcomes.main([str(small_checkpoint), "none.txt", "--output", str(tmp_path / "none.json")]) == 1
     assert "no CoT model of its own" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"format": "other"}), "null"])
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"format": "other"}), "null", "[" * 100_000])
 def test_damaged_outcomes_leave_the_examples(checkpoint, tmp_path, text):
     (tmp_path / "small-outcomes.json").write_text(text)
     drawn = Race(ModelShelf(checkpoint.parent), tmp_path).gallery("small")
@@ -62,5 +64,7 @@ def test_texts_of_outcomes_are_escaped():
     evil = "<img src=x onerror=alert(1)> \"'&"
     problem = Problem(evil, (evil,), evil)
     counts = dict.fromkeys(outcomes.OUTCOMES.values(), 1)
-    found = outcomes.Outcomes("small", evil, evil, evil, counts, {outcomes.OFFERED[0]: [problem]})
+    found = outcomes.Outcomes(
+        checkpoint="small", data=evil, command=evil, date=evil, counts=counts, examples={outcomes.OFFERED[0]: [problem]}
+    )
     assert "<img" not in figures.gallery([problem], found)

@@ -1,4 +1,4 @@
-"""The page as a server: flags, link previews, where model functions run, and what happens to visitors who leave."""
+"""The page as a server: flags, where model functions run, and what happens to visitors who leave."""
 
 import asyncio
 import json
@@ -13,18 +13,16 @@ from pathlib import Path
 import gradio as gr
 import httpx
 import pytest
-from starlette.requests import Request
 
-from app import gpu, preview, serving
+from app import gpu, serving
 from app.demo import build_demo
-from app.models import ModelShelf, describe_machine
+from app.models import Loaded, ModelShelf
 from app.runs import Run
-from app.session import Turnstile, race
+from app.session import race
 from benchmarks.visitor import ANSWERED, Visitor, Watch
 from rim_probe.errors import QuestionError, RiMError, UnknownWordsError
 
 APP = Path(__file__).parent.parent / "app.py"
-HEAD = '<head><meta property="og:title" content="Gradio" />\n<meta\n name="viewport" content="x" /></head>'
 
 
 # -------------------------------------------------------------------------------------------------- flags and addresses
@@ -36,6 +34,12 @@ def test_a_nonsense_port_in_the_environment_gives_one_sentence():
     assert ended.returncode == 2 and "GRADIO_SERVER_PORT must be a number, not 'many'" in ended.stderr
 
 
+def test_a_checkpoint_folder_that_is_not_there_gives_one_sentence():
+    command = [sys.executable, str(APP), "--model", "/nonexistent/x"]
+    ended = subprocess.run(command, timeout=30, capture_output=True, text=True)
+    assert ended.returncode == 2 and "no checkpoint folder '/nonexistent/x'" in ended.stderr
+
+
 def test_tools_without_their_package_give_one_sentence(monkeypatch):
     monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RiMError, match=r"gradio\[mcp\]"):
@@ -43,28 +47,6 @@ def test_tools_without_their_package_give_one_sentence(monkeypatch):
     monkeypatch.setenv("GRADIO_MCP_SERVER", "True")
     with pytest.raises(RiMError, match=r"gradio\[mcp\]"):
         serving.serve(gr.Blocks(analytics_enabled=False))
-
-
-def asked(query: str = "", **headers: str) -> Request:
-    lines = [
-        (key.replace("_", "-").encode(), value.encode()) for key, value in {"host": "here:7860", **headers}.items()
-    ]
-    scope = {"type": "http", "method": "GET", "path": "/", "query_string": query.encode(), "headers": lines}
-    return Request(scope | {"scheme": "http", "server": ("here", 7860)})
-
-
-def test_a_pasted_link_shows_this_page_and_not_gradio():
-    page = preview.with_tags(HEAD, asked())
-    assert '"og:title" content="RiM Probe"' in page and "Gradio" not in page and "viewport" in page
-    assert '"og:image" content="http://here:7860/preview.png"' in page
-    behind = preview.with_tags(HEAD, asked(x_forwarded_host="me-rim.hf.space", x_forwarded_proto="https"))
-    assert '"og:image" content="https://me-rim.hf.space/preview.png"' in behind
-    assert '"https://example.org/rim/preview.png"' in preview.with_tags(HEAD, asked(), "https://example.org/rim")
-
-
-def test_a_permalink_shows_its_question_and_runs_nothing():
-    page = preview.with_tags(HEAD, asked("q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E+" + 200 * "x"))
-    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "x…”" in page
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +61,13 @@ def page(demo):
     return serving.serve(demo, "127.0.0.1").rstrip("/")
 
 
-def test_the_page_is_served_with_its_picture_and_names_no_other_host(page):
-    html = httpx.get(f"{page}/").text
-    assert f'"og:image" content="{page}/preview.png"' in html and "githubusercontent" not in html
-    picture = httpx.get(f"{page}/preview.png")
-    assert picture.headers["content-type"] == "image/png" and picture.content == preview.PICTURE.read_bytes()
+def test_the_page_names_no_other_host(page):
+    assert "fonts.googleapis" not in httpx.get(f"{page}/").text
+
+
+def test_a_body_that_no_event_has_is_refused(page):
+    answer = httpx.post(f"{page}/gradio_api/call/run", json={"data": ["3 " * 10**6]})
+    assert answer.status_code == 413
 
 
 # ------------------------------------------------------------------------------------------------------------ visitors
@@ -156,150 +140,70 @@ def test_a_closed_tab_stops_decoding_at_once(page, small_checkpoint, decoding):
 # ------------------------------------------------------------------------------------------------- where functions run
 
 
-def counts(models, end, cancel):
-    for number in range(end):
-        if cancel.is_set():
-            return
-        yield {"number": number, "models": len(models)}
-
-
-def refuse(models, words):
+def refuse(loaded, words):
     raise UnknownWordsError(words)
-
-
-def double(models, number, plus=0):
-    return 2 * number + plus + len(models)
 
 
 @pytest.fixture
 def lent(monkeypatch):
-    """A ZeroGPU Space with a `spaces` that sends everything through pickle, as its forked processes do."""
-    state = types.SimpleNamespace(durations=[], closed=0, error=None)
+    """A ZeroGPU Space with a `spaces.GPU` that sends everything through pickle, as its forked processes do."""
+    state, work = types.SimpleNamespace(closed=0, error=None), gpu._work
 
-    def decorate(duration):
-        state.durations.append(duration)
+    def handler(*arguments):
+        if state.error:
+            raise gr.Error(state.error)
+        try:
+            for item in work(*pickle.loads(pickle.dumps(arguments))):
+                yield pickle.loads(pickle.dumps(item))
+        finally:
+            state.closed += 1
 
-        def wrap(task):
-            def handler(*arguments):
-                if state.error:
-                    raise gr.Error(state.error)
-                try:
-                    for item in task(*pickle.loads(pickle.dumps(arguments))):
-                        yield pickle.loads(pickle.dumps(item))
-                finally:
-                    state.closed += 1
-
-            return handler
-
-        return wrap
-
-    monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=decorate, __spec__=True))
-    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    monkeypatch.setattr(gpu, "_lent", None)
-    monkeypatch.setattr(gpu, "_staying", {})
-    gpu.prepare()
-    gpu.prepare()  # decorates once
+    monkeypatch.setattr(gpu, "_work", handler)
+    monkeypatch.setattr(gpu, "LENT", True)
     return state
 
 
-class Unsendable(dict):
-    def __reduce__(self):
-        raise TypeError("cannot pickle a model")
+def test_a_race_on_a_lent_gpu(lent, small_checkpoint):
+    shelf = ModelShelf(small_checkpoint.parent, device="cpu")
+    shelf.place()
+    assert shelf.is_ready("small")  # for it was loaded before the page is served
+    loaded = shelf.load("small", readable=True)
+    assert pickle.loads(pickle.dumps(loaded)) is loaded and len(pickle.dumps(loaded)) < 100
+    assert "lent by ZeroGPU" in loaded.machine
+    run = Run("small", shelf.examples("small")[0].question, None, 3)
+    assert list(race(loaded, run))[-1] is run and run.status == "done" and lent.closed == 1
+    assert all(lane.answer is not None for lane in run.lanes.values())
+    closed = race(loaded, Run("small", shelf.examples("small")[0].question, None, 3))
+    next(closed), next(closed)
+    closed.close()
+    assert lent.closed == 2
 
 
-def test_a_lent_gpu_gets_names_for_models_and_gives_copies_back(lent):
-    models = Unsendable(memory=1, cot=2)
-    gpu.stay(models)
-    assert lent.durations == [gpu.SECONDS]
-    assert gpu.call(double, models, 20, plus=1) == 43
-    assert list(gpu.stream(counts, models, 2, cancel=threading.Event())) == [
-        {"number": 0, "models": 2},
-        {"number": 1, "models": 2},
-    ]
-
-
-def test_a_cancelled_stream_gives_the_lent_gpu_back(lent):
-    cancel, models = threading.Event(), Unsendable(memory=1)
-    gpu.stay(models)
-    stream = gpu.stream(counts, models, 1000, cancel=cancel)
-    next(stream)
-    cancel.set()
-    assert list(stream) == [] and lent.closed == 1
-
-
-def test_sentences_come_back_from_a_lent_gpu(lent):
+def test_sentences_come_back_from_a_lent_gpu(lent, small_checkpoint):
+    loaded = ModelShelf(small_checkpoint.parent).load("small")
     with pytest.raises(UnknownWordsError, match="zeppelin") as error:
-        gpu.call(refuse, {}, ["zeppelin"])
+        gpu.call(refuse, loaded, ["zeppelin"])
     assert error.value.words == ["zeppelin"]
     lent.error = "You have exceeded your <a href='x'>GPU quota</a>."
     with pytest.raises(RiMError, match="No GPU could be had: You have exceeded your GPU quota."):
-        gpu.call(double, {}, 1)
+        gpu.call(refuse, loaded, [])
 
 
-def test_a_race_on_a_lent_gpu(lent, small_checkpoint):
-    shelf, cancel = ModelShelf(small_checkpoint.parent, device="cpu"), threading.Event()
-    shelf.place()
-    models = shelf.wait("small", cancel, seconds=0)  # there at once, for it was loaded before the page is served
-    roles, readers = shelf.wait_readers("small", cancel, seconds=0)
-    assert {id(models), id(roles), id(readers), id(models["memory"])} <= set(gpu._staying)
-    assert "lent by ZeroGPU" in describe_machine(models)
-    run = Run("small", shelf.examples("small")[0].question, None, 3)
-    steps = list(race(models, run, cancel, Turnstile()))
-    assert steps[-1] is run and run.status == "done" and lent.closed == 1
-    assert all(lane.answer is not None for lane in run.lanes.values())
-
-
-def test_elsewhere_functions_run_as_they_are(monkeypatch):
-    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    gpu.prepare()
-    thing = object()
-    gpu.stay(thing)
-    assert gpu._lent is None and id(thing) not in gpu._staying
-    assert gpu.call(double, Unsendable(memory=1), 20) == 41
-    assert len(list(gpu.stream(counts, {}, 3, cancel=threading.Event()))) == 3
-
-
-class OnGpu:
-    device = types.SimpleNamespace(type="cuda")
-
-
-def test_one_function_at_a_time_uses_a_model_on_a_gpu():
-    models = {"memory": OnGpu()}
-    first = gpu.stream(counts, models, 9, cancel=threading.Event())
-    next(first)
-    cancel, done = threading.Event(), []
-    threads = [
-        threading.Thread(target=lambda: done.append(gpu.call(double, models, 1))),
-        threading.Thread(target=lambda: done.extend(gpu.stream(counts, models, 1, cancel=cancel))),
-    ]
-    for thread in threads:
-        thread.start()
-    cancel.set()
-    threads[1].join(5)
-    assert done == [] and not threads[1].is_alive()  # the cancelled one has left the line
-    assert gpu.call(double, {"memory": OnGpu()}, 1) == 3  # another model is free
-    first.close()
-    threads[0].join(5)
-    assert done == [3]
+def test_without_the_package_or_a_space_nothing_is_decorated():
+    code = "import sys, app.gpu; sys.exit(app.gpu.LENT or 'spaces' in sys.modules or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=APP.parent)
 
 
 def test_each_call_has_the_threads_that_its_model_can_use(monkeypatch):
     import torch
 
-    monkeypatch.setattr(gpu, "SMALL_MODEL", 10)
-    monkeypatch.setattr(gpu, "_cores", 4)
+    monkeypatch.setattr("app.models.SMALL_MODEL", 10)
+    monkeypatch.setattr("app.models._cores", 4)
     used = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)
-    small, large = (
-        {"memory": types.SimpleNamespace(device=torch.device("cpu"), model=torch.nn.Linear(width, 1))}
-        for width in (2, 20)
-    )
-    gpu.call(double, {"memory": 1}, 1)
-    streams = [gpu.stream(counts, models, 2, cancel=threading.Event()) for models in (small, large)]
-    for _ in range(2):
-        for stream in streams:
-            next(stream)
-    assert used == [1, 4, 1, 4]
+    for width in (2, 20):
+        gpu.call(lambda _: 1, Loaded({"memory": types.SimpleNamespace(model=torch.nn.Linear(width, 1))}))
+    assert set(used[:2]) == {1} and set(used[2:]) == {4}
 
 
 def test_a_base_that_cannot_be_fetched_does_not_keep_a_lent_gpu_from_serving(lent, small_checkpoint, monkeypatch):
@@ -310,7 +214,7 @@ def test_a_base_that_cannot_be_fetched_does_not_keep_a_lent_gpu_from_serving(len
     shelf = ModelShelf(small_checkpoint.parent, device="cpu")
     shelf.place()
     with pytest.raises(RiMError, match="go online"):
-        shelf.wait("small", threading.Event())
+        shelf.load("small")
 
 
 @pytest.mark.parametrize("error", [QuestionError("Too long."), UnknownWordsError(["zeppelin"])])

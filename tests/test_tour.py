@@ -38,8 +38,8 @@ class Visitor:
 
     def take(self, step) -> str:
         """The card that stands at the end of a step, as text."""
-        request, event = types.SimpleNamespace(session_hash="me"), types.SimpleNamespace(_data={"step": step})
-        self.events = list(self.tour.step(self.session, self.looking, request, event))
+        event = types.SimpleNamespace(_data={"step": step})
+        self.events = list(self.tour.step(self.session, self.looking, event))
         for changes in self.events:
             self.page |= changes
         return unescape(re.sub("<[^>]*>", "", self.page["tour"]))
@@ -110,27 +110,6 @@ def test_what_fails_is_a_sentence_and_can_be_tried_again(visitor, monkeypatch, e
     assert "<claim>" not in visitor.page["tour"] and visitor.page["stop"].interactive is False
     monkeypatch.undo()
     assert "must turn its answer" in visitor.take("3")
-
-
-def test_a_race_that_is_stopped_leaves_a_way_on(visitor, monkeypatch):
-    real = visitor.tour.race.answer
-
-    def stopped(*given, **options):
-        for step in real(*given, **options):
-            visitor.tour.race.cancellations.stop("me")
-            yield step
-
-    monkeypatch.setattr(visitor.tour.race, "answer", stopped)
-    assert "was stopped" in visitor.take("1") and "disabled" not in visitor.page["tour"]
-    assert visitor.tour.race.cancellations._switches == {}
-
-
-def test_a_closed_tab_ends_the_tour(visitor):
-    request, event = types.SimpleNamespace(session_hash="me"), types.SimpleNamespace(_data={"step": "1"})
-    steps = visitor.tour.step(visitor.session, visitor.looking, request, event)
-    next(steps), next(steps)
-    steps.close()
-    assert visitor.tour.race.cancellations._switches == {}
 
 
 def test_it_is_offered_only_where_both_models_are(tour, tmp_path):

@@ -1,4 +1,4 @@
-"""`python -m tools.stills`: the pictures of README and of shared links, taken from the real page.
+"""`python -m tools.stills`: the pictures of README, taken from the real page.
 
 Method: starts `app.py` in a process of its own, opens its page in Chromium and does there what a visitor would do:
 types a question, runs it, plays the race again, opens panels, tests a claim. Three runs warm the server up; those
@@ -8,7 +8,6 @@ after them are shown, whatever their times are.
   the replay runs exactly as fast as on the page; by how much it is slowed down is read from the page and stands below
   it. The dark line at the foot is added; everything above it is the page.
 - `docs/blocks.png`, `docs/layers.png`, `docs/surgery.png`: figures, cut out of the page.
-- `app/preview.png`: what a link to the page shows where it is pasted (`app.preview`).
 
 Knows the page by its labels, roles and classes. Measures nothing, which is why it is not among the benchmarks.
 """
@@ -32,7 +31,6 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from app.preview import PICTURE, PICTURE_SIZE
 from benchmarks.visitor import ROOT, server
 
 TRAINED, KNOWN = "rim-tiny", "glass-box"
@@ -347,21 +345,6 @@ def make_stills(browser: Browser, url: str) -> list[Path]:
     return paths
 
 
-def make_preview(browser: Browser, url: str) -> list[Path]:
-    """Verdict and lanes of a race, as large as they fit."""
-    width = 900
-    scale = PICTURE_SIZE[0] / width
-    height = PICTURE_SIZE[1] / scale
-    with opened(browser, url, width, 900, scale=scale) as page:
-        run(page, page.get_by_label("A word problem").input_value())
-        top, bottom = (page.locator(f"#stage {part}").bounding_box() for part in (".verdict", ".cards"))
-        middle = (top["y"] + bottom["y"] + bottom["height"]) / 2 + page.evaluate("scrollY")
-        clip = {"x": 0, "y": middle - height / 2, "width": width, "height": height}
-        image = screenshot(page, clip=clip, full_page=True)
-    save_png(image.resize(PICTURE_SIZE), PICTURE)
-    return [PICTURE]
-
-
 def screenshot(page: Page, **options: Any) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot(animations="disabled", **options))).convert("RGB")
 
@@ -373,7 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
     DOCS.mkdir(exist_ok=True)
     with server(flags.port or free_port()) as (url, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        paths = make_film(browser, url) + make_stills(browser, url) + make_preview(browser, url)
+        paths = make_film(browser, url) + make_stills(browser, url)
         browser.close()
     heavy = False
     for path in paths:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ class Inspector:
                 return figures.notice(looking.unread[1])
             if run.status in UNREAD:
                 return figures.notice(UNREAD[run.status])
-            return shell.pending(self.hands.patience(run) if run.status == "done" else "The race is still on …")
+            return shell.pending("Reading the memory blocks …" if run.status == "done" else "The race is still on …")
         pictures = [(run, self._picture(run, looking.panel, looking.view))]
         other = looking.compared
         if other is not None and other.reading is not None:
@@ -87,11 +86,13 @@ class Inspector:
         return picture.html(code.python(run, panel, picture.view, self._place(run.checkpoint)))
 
     def _place(self, name: str) -> str:
-        """What a researcher would load: a path from the repository's folder, or where --model says, or a Hub id."""
+        """What a researcher would load: a path from the repository's folder, or a Hub id; no other folder is told."""
         if name not in self.race.shelf.names:  # of a run from a file
             return name
-        place = Path(self.race.shelf.path(name))
-        return str(place.relative_to(CHECKPOINTS.parent)) if place.is_relative_to(CHECKPOINTS) else str(place)
+        path = self.race.shelf.path(name)
+        if Path(path).is_relative_to(CHECKPOINTS):
+            return str(Path(path).relative_to(CHECKPOINTS.parent))
+        return name if Path(path).is_dir() else path
 
     def _evidence(self, name: str | None) -> str:
         from rim_probe.pictures.evidence import draw_evidence
@@ -108,7 +109,6 @@ class Inspector:
         name: str,
         session: Session,
         looking: Looking,
-        cancel: threading.Event,
         num_blocks: int | None = None,
         direct: bool = False,
         seed: int = 0,
@@ -116,35 +116,24 @@ class Inspector:
         """Runs a race that the page itself starts, reads the memory, and yields what changes, by the names of parts.
 
         Raises:
-            RiMError: as `Race.answer`; the memory cannot be read; what the view of Surgery says cannot be done.
+            RiMError: as `Race.prepare`; the memory cannot be read; what the view of Surgery says cannot be done.
         """
         layout = self.race.layout(name)
         blocks = layout.num_blocks if num_blocks is None else num_blocks
         check_blocks(blocks, max(MAX_BLOCKS, layout.num_blocks))
         yield {"question": problem.question, "gold": problem.answer, "model": name} | self._chosen(name, blocks, direct)
-        answering = self.race.answer(
-            problem.question,
-            blocks,
-            problem.answer,
-            name,
-            cancel,
-            steps=problem.steps,
-            methods=METHODS if direct else RACERS,
-        )
         session.picked = (problem.question, problem.answer, tuple(problem.steps))
-        run = None
-        for step in answering:
-            if isinstance(step, Run):
-                if run is None:
-                    session.add(step)
-                    step.seed = seed
-                run = step
-                yield {"stage": figures.stage(run), "notice": "", "stop": gr.Button(interactive=True)}
-            else:
-                yield {"notice": step.notice(), "stop": gr.Button(interactive=True)}
-        if run is not None and run.status == "done":
-            self.read_memory(run, looking)
-            self._redo(run, looking)
+        if not self.race.shelf.is_ready(name):
+            words = f"Loading {name} first; the question starts by itself."
+            yield {"notice": figures.model_state(words, "loading"), "stop": gr.Button(interactive=True)}
+        methods = METHODS if direct else RACERS
+        run = self.race.prepare(problem.question, blocks, problem.answer, name, steps=problem.steps, methods=methods)
+        run.seed = seed
+        session.add(run)
+        for _ in self.race.answer(run):
+            yield {"stage": figures.stage(run), "notice": "", "stop": gr.Button(interactive=True)}
+        self.read_memory(run, looking)
+        self._redo(run, looking)
         yield self.everything(session, looking, name)
 
     def _chosen(self, name: str | None, blocks: int, direct: bool) -> dict[str, Any]:
@@ -178,18 +167,17 @@ class Inspector:
             return
         name = address.model if address.model in self.race.shelf.names else model
         looking.panel, looking.views = address.looking.panel, address.looking.views
-        cancel = self.race.cancellations.start(request.session_hash)
         notice = ""
         if address.model and name != address.model:
             sentence = f"The link asks for the model {address.model[:60]!r}, which is not here"
             notice = figures.notice(sentence + (f"; this is {name}." if name else "."))
         try:
             if address.compared is not None:
-                yield from self._beside(address.compared, name, session, looking, cancel)
+                yield from self._beside(address.compared, name, session, looking)
             if address.question:
                 problem = Problem(address.question, address.steps, address.gold)
                 options = (address.blocks, address.direct, address.seed)
-                yield from self.ask(problem, name, session, looking, cancel, *options)
+                yield from self.ask(problem, name, session, looking, *options)
             else:
                 if name != model or address.recorded is not None:
                     yield from self._opening(name, address.recorded, session)
@@ -200,8 +188,6 @@ class Inspector:
         except Exception:
             log.exception("arriving by %s failed", request.query_params)
             notice += figures.notice(FAILED)
-        finally:
-            self.race.cancellations.finish(request.session_hash, cancel)
         yield self.everything(session, looking, name) | {"notice": notice}
 
     def _opening(self, name: str | None, recorded: int | None, session: Session) -> Iterator[dict[str, Any]]:
@@ -211,14 +197,12 @@ class Inspector:
         if run is not None:
             yield {"question": run.question, "gold": run.gold or ""}
 
-    def _beside(
-        self, address: Address, name: str, session: Session, looking: Looking, cancel: threading.Event
-    ) -> Iterator[dict[str, Any]]:
+    def _beside(self, address: Address, name: str, session: Session, looking: Looking) -> Iterator[dict[str, Any]]:
         """The run that a link lays beside its own one."""
         name = address.model if address.model in self.race.shelf.names else name
         problem, race_alone = Problem(address.question, address.steps, address.gold), Looking()
         options = (address.blocks, address.direct, address.seed)
-        for changes in self.ask(problem, name, session, race_alone, cancel, *options):
+        for changes in self.ask(problem, name, session, race_alone, *options):
             yield {key: value for key, value in changes.items() if key in ("stage", "notice", "stop")}
         looking.compared = session.run
 
@@ -260,9 +244,7 @@ class Inspector:
 
     # ---------------------------------------------------------------------------------------------------------- hands
 
-    def change(
-        self, session: Session, looking: Looking, name: str | None, request: gr.Request, event: gr.EventData
-    ) -> list[Any]:
+    def change(self, session: Session, looking: Looking, name: str | None, event: gr.EventData) -> list[Any]:
         """Anything chosen in the tabs, the panel or the history.
 
         Returns:
@@ -272,7 +254,7 @@ class Inspector:
         with looking.lock:
             before, sentence = session.run, ""
             try:
-                sentence = self._changed(session, looking, wanted, request)
+                sentence = self._changed(session, looking, wanted)
             except RiMError as error:
                 sentence = str(error)
             except Exception:  # whatever a model can raise, a visitor gets a sentence and the log gets the rest
@@ -286,7 +268,7 @@ class Inspector:
             drawn = self.panel(session, looking, name, sentence)
         return [drawn, shell.history(session, looking), stage, session, looking, *boxes]
 
-    def _changed(self, session: Session, looking: Looking, wanted: Mapping[str, Any], request: gr.Request) -> str:
+    def _changed(self, session: Session, looking: Looking, wanted: Mapping[str, Any]) -> str:
         """Does what was chosen; a sentence for the visitor.
 
         Raises:
@@ -307,7 +289,7 @@ class Inspector:
         if run is None:
             raise RiMError(NO_RUN)
         if act == "blocks":
-            return self._with_blocks(run, session, looking, action.get("k", ""), request)
+            return self._with_blocks(run, session, looking, action.get("k", ""))
         looking.open("surgery")
         if act == "try_counterfactual":
             self.hands.test_claim(run, action.get("block", ""))
@@ -339,19 +321,14 @@ class Inspector:
             return {"ops": f"{block}{letter}", "layers": f"{layer}-{layer}"}
         return {}
 
-    def _with_blocks(self, before: Run, session: Session, looking: Looking, number: str, request: gr.Request) -> str:
+    def _with_blocks(self, before: Run, session: Session, looking: Looking, number: str) -> str:
         """The same question with another number of blocks, as a new run; what came of it in a sentence."""
-        cancel = self.race.cancellations.start(request.session_hash)
-        blocks, run = int(number) if number.isdecimal() else None, None
-        asked = (before.question, blocks, before.gold, before.checkpoint, cancel)
-        try:
-            for step in self.race.answer(*asked, steps=before.steps, methods=tuple(before.lanes)):
-                run = step if isinstance(step, Run) else run
-        finally:
-            self.race.cancellations.finish(request.session_hash, cancel)
-        if run is None or run.status != "done":
-            raise RiMError("The run with another number of blocks was stopped; what was there before stays.")
+        blocks = int(number) if number.isdecimal() else None
+        asked = (before.question, blocks, before.gold, before.checkpoint)
+        run = self.race.prepare(*asked, steps=before.steps, methods=tuple(before.lanes))
         run.seed = before.seed
+        for _ in self.race.answer(run):
+            pass
         session.add(run)
         self.read_memory(run, looking)
         looking.view.pop("try", None)
@@ -385,6 +362,9 @@ class Inspector:
             run, saved = files.load(path)
         except RiMError as error:
             return [gr.skip(), gr.skip(), gr.skip(), figures.notice(str(error)), session, looking]
+        finally:
+            if path is not None:
+                Path(path).unlink(missing_ok=True)  # a copy that Gradio would keep
         session.add(run)
         looking.views["surgery"] = view_of_done(run)
         if isinstance(saved, Mapping):

@@ -1,66 +1,40 @@
 """The race panel: ask one question, watch memory, chain of thought and (if wanted) the direct answer race.
 
-Builds its components and wires them to `app.session.race`. Drawing is `app.figures`' job, loading models `app.models`'.
+Builds its components and wires them to `app.session.race`: `Race.ask` makes a run, which then waits for its turn in
+Gradio's queue and is answered by `Race.run`. Drawing is `app.figures`' job, loading models `app.models`'.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app import figures, outcomes, recorded
-from app.models import ModelShelf, Stage, describe_machine, has_own_cot
-from app.runs import METHODS, RACERS, Run
-from app.session import (
-    MAX_BLOCKS,
-    Cancellations,
-    Session,
-    Turnstile,
-    check_blocks,
-    check_gold,
-    check_question,
-    race,
-)
+from app import figures, recorded
+from app.models import Loaded, ModelShelf
+from app.runs import METHODS, RACERS, Lane, Run
+from app.session import MAX_BLOCKS, Session, check_asked, check_blocks, check_gold, check_question, race
 from rim_probe.errors import RiMError, UnknownWordsError
 from rim_probe.memory import MemoryLayout
 from rim_probe.pictures.parts import script
 
 STAGE_JS = script() + (Path(__file__).parent.parent / "stage.js").read_text(encoding="utf-8")
-LOOK_SECONDS = 0.5  # between two looks at a model that is being loaded
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A question waits for its model, whose base may have to be fetched."""
-
-    name: str
-    stage: Stage | None
-
-    def notice(self) -> str:
-        """Under the question."""
-        words = f"Loading {self.name} first; your question starts by itself."
-        return figures.model_state(words, "loading", self.stage)
-
-    def state(self) -> str:
-        """Under the model picker."""
-        return figures.model_state(f"Loading {self.name} …", "loading", self.stage)
+# Gradio's queue lets one race through at a time. Everything else that uses a model waits for it in a thread; so that
+# those who wait leave threads to those whose turn it is, no more than these do at the same time.
+ONE_RACE: dict[str, Any] = {"concurrency_id": "race", "concurrency_limit": 1}
+SOME: dict[str, Any] = {"concurrency_limit": 8}
 
 
 @dataclass
 class Race:
-    """What all visitors share: the models, the queue in front of them, the switches of runs and of watched models."""
+    """What all visitors share: the models, and the runs that are shown before one is loaded."""
 
     shelf: ModelShelf
     recordings: Path = recorded.FOLDER
-    turnstile: Turnstile = field(default_factory=Turnstile)
-    cancellations: Cancellations = field(default_factory=Cancellations)
-    watches: Cancellations = field(default_factory=Cancellations)
 
     # ------------------------------------------------------------------------------------------------- what it shows
 
@@ -88,7 +62,7 @@ class Race:
         examples, recorded_outcomes, complaint = [], None, ""
         try:
             examples = self.shelf.examples(name) if name else []
-            recorded_outcomes = outcomes.load(name, self.recordings) if name in self.shelf.names else None
+            recorded_outcomes = recorded.outcomes(name, self.recordings) if name in self.shelf.names else None
         except RiMError as error:
             complaint = figures.notice(str(error))
         return figures.gallery(examples, recorded_outcomes) + complaint
@@ -97,7 +71,7 @@ class Race:
         """The gold steps of a question that is offered as an example; none of any other."""
         try:
             known = self.shelf.examples(name)
-            found = outcomes.load(name, self.recordings)
+            found = recorded.outcomes(name, self.recordings)
         except RiMError:
             return ()  # the gallery says so
         if found is not None:
@@ -127,122 +101,115 @@ class Race:
 
     # --------------------------------------------------------------------------------------------------- what it does
 
-    def answer(
+    def prepare(
         self,
         question: Any,
         num_blocks: Any,
         gold: Any,
         name: str | None,
-        cancel: threading.Event,
         *,
         steps: Sequence[str] = (),
         methods: Sequence[str] = RACERS,
-    ) -> Iterator[Run | Waiting]:
-        """Answers with every method; yields the run as it grows, and before it what the model still waits for.
+        progress: gr.Progress | None = None,
+    ) -> Run:
+        """A run that can begin, when its model is there.
 
         Args:
             steps: gold steps; where they are left out, those of the example that asks the same question, if any.
             methods: of `METHODS`; "direct" is left out where the checkpoint has no model of its own for it.
+            progress: shows how far a model is that has to be loaded first.
 
         Raises:
-            RiMError: bad input, or a model that cannot be loaded or fails.
+            RiMError: bad input, or a model that cannot be loaded or asked.
         """
         question, gold = check_question(question), check_gold(gold)
         num_blocks = check_blocks(num_blocks, max(MAX_BLOCKS, self.layout(name).num_blocks))
-        loading = self.shelf.start(name)
-        models = self.shelf.wait(loading, cancel, seconds=0)
-        while models is None and not cancel.is_set():
-            yield Waiting(name, loading.stage)
-            models = self.shelf.wait(loading, cancel, seconds=LOOK_SECONDS)
-        if models is not None:
-            run = Run(name, question, gold, num_blocks, describe_machine(models), matched=has_own_cot(models))
-            run.steps = tuple(steps) or self.gold_steps(name, question)
-            able = [method for method in methods if method in RACERS or models[method] is not models["memory"]]
-            yield from race(models, run, cancel, self.turnstile, able)
+        loaded = self.shelf.load(name, tell=_teller(name, progress))
+        able = [one for one in methods if one in RACERS or loaded.models[one] is not loaded.models["memory"]]
+        run = Run(name, question, gold, num_blocks, loaded.machine, matched=loaded.has_own_cot)
+        run.steps = tuple(steps) or self.gold_steps(name, question)
+        run.lanes = {method: Lane() for method in METHODS if method in able}
+        check_asked(loaded, run)
+        return run
 
-    def run(
+    def answer(self, run: Run) -> Iterator[Run]:
+        """Answers a prepared run; yields it as it grows.
+
+        Raises:
+            RiMError: a model that cannot be loaded or fails.
+        """
+        return race(self.shelf.load(run.checkpoint), run)
+
+    def ask(
         self,
         question: str,
         gold: str,
         num_blocks: float,
         name: str | None,
         session: Session,
-        request: gr.Request,
         direct: bool = False,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 (how Gradio is told)
     ) -> Iterator[list[Any]]:
-        """The Run button: yields [stage, notice, stop button, session, model state]."""
-        self.cancellations.stop(request.session_hash)
-        cancel = self.cancellations.start(request.session_hash)
-        run, sentence, waited = None, "", False
+        """The Run button: puts a run into `session.asked`, from where `run` takes it; yields
+        [notice, stop button, model state]."""
         if is_stale(question, gold, session):  # a pasted question: the page clears the field after the run
             gold = ""
-        # With every step, because the browser may see only the last of several that come close together.
-        stoppable = gr.Button(interactive=True)
+        session.asked, sentence, state = None, "", gr.skip()
+        waits = not self.shelf.is_ready(name)  # the line under the picker may still say that the last attempt failed
+        yield ["", gr.Button(interactive=True), state]
         try:
-            yield [gr.skip(), sentence, stoppable, gr.skip(), gr.skip()]
-            known = session.steps_for(question)
-            methods = METHODS if direct else RACERS
-            for step in self.answer(question, num_blocks, gold, name, cancel, steps=known, methods=methods):
-                if isinstance(step, Waiting):
-                    waited = True  # the line under the picker may still say that the last attempt failed
-                    yield [gr.skip(), step.notice(), stoppable, gr.skip(), step.state()]
-                else:
-                    if run is None:
-                        session.add(step)
-                    run = step
-                    yield [figures.stage(run), "", stoppable, gr.skip(), self._state(name) if waited else gr.skip()]
+            methods, known = METHODS if direct else RACERS, session.steps_for(question)
+            session.asked = self.prepare(
+                question, num_blocks, gold, name, steps=known, methods=methods, progress=progress
+            )
+            state = self.state(self.shelf.load(name)) if waits else state
         except RiMError as error:
             sentence = self.explain(error, name, question)
-            if run is not None:
-                run.status = "stopped"
-        finally:
-            # Also reached when the tab is closed: Gradio then closes this generator.
-            self.cancellations.finish(request.session_hash, cancel)
-        # Without a run the page keeps the race it showed before.
-        shown = gr.skip() if run is None else figures.stage(run)
-        yield [shown, sentence, gr.Button(interactive=False), session, self._state(name) if waited else gr.skip()]
+        yield [sentence, gr.Button(interactive=not sentence), state]
 
-    def stop(self, request: gr.Request) -> None:
-        self.cancellations.stop(request.session_hash)
-
-    def leave(self, request: gr.Request) -> None:
-        """The tab was closed."""
-        self.cancellations.stop(request.session_hash)
-        self.watches.stop(request.session_hash)
-
-    def watch_model(self, name: str | None, request: gr.Request | None = None) -> Iterator[str]:
-        """The line under the model picker, until the model is ready or has failed, or another one is watched."""
-        session = request.session_hash if request is not None else ""
-        self.watches.stop(session)
-        cancel = self.watches.start(session)
+    def run(self, session: Session) -> Iterator[list[Any]]:
+        """When it is this run's turn in the queue: yields [stage, notice, stop button, session]."""
+        run, session.asked = session.asked, None
+        if run is None:  # refused, stopped, or another one was asked since
+            yield [gr.skip()] * 4
+            return
+        session.add(run)
+        sentence: Any = gr.skip()
         try:
-            loading = self.shelf.start(name)
-            models = self.shelf.wait(loading, cancel, seconds=0)
-            while models is None and not cancel.is_set():
-                yield Waiting(name, loading.stage).state()
-                models = self.shelf.wait(loading, cancel, seconds=LOOK_SECONDS)
-            if models is None:
-                return
-            said = loading.note
-            yield self._state(name)
-            while self.shelf.wait_readers(loading, cancel, seconds=LOOK_SECONDS) is None and not cancel.is_set():
-                pass  # a race can begin meanwhile
-            if loading.note != said and not cancel.is_set():
-                yield self._state(name)
+            for _ in self.answer(run):
+                yield [figures.stage(run), "", gr.skip(), gr.skip()]
         except RiMError as error:
-            if not cancel.is_set():
-                yield figures.model_state(str(error), "failed")
-        finally:
-            self.watches.finish(session, cancel)
+            sentence = self.explain(error, run.checkpoint, run.question)
+        yield [figures.stage(run), sentence, gr.Button(interactive=False), session]
 
-    def _state(self, name: str | None) -> str:
-        """The line under the model picker, as things are; begins nothing."""
-        loading = self.shelf.loading(name)
-        if loading is None or loading.error is not None:
-            return "" if loading is None else figures.model_state(str(loading.error), "failed")
-        if loading.models is None:
-            return Waiting(name, loading.stage).state()
-        return figures.model_state(f"Ready: {describe_machine(loading.models)}. {loading.note}".strip(), "ready")
+    def stop(self, session: Session) -> list[Any]:
+        """The Stop button, which ends the events of a race: [stage, notice, stop button]."""
+        session.asked, run = None, session.run
+        if run is None or run.status not in ("running", "stopped"):  # Gradio may have closed it already
+            return [gr.skip(), "", gr.Button(interactive=False)]
+        run.status = "stopped"
+        return [figures.stage(run), "", gr.Button(interactive=False)]
+
+    def watch_model(
+        self,
+        name: str | None,
+        session: Session,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[str]:
+        """Loads the model; the line under its picker, until it is ready or has failed, or another one is picked."""
+        session.watched = name
+        try:
+            loaded = self.shelf.load(name, tell=_teller(name, progress))
+            said = loaded.note
+            yield self.state(loaded) if session.watched == name else gr.skip()
+            self.shelf.load(name, readable=True)  # a race can begin meanwhile
+            if loaded.note != said and session.watched == name:
+                yield self.state(loaded)
+        except RiMError as error:
+            yield figures.model_state(str(error), "failed") if session.watched == name else gr.skip()
+
+    def state(self, loaded: Loaded) -> str:
+        return figures.model_state(f"Ready: {loaded.machine}. {loaded.note}".strip(), "ready")
 
     def choose_model(self, name: str | None, question: str, session: Session) -> list[Any]:
         """Another checkpoint was picked: [stage, gallery, slider, direct, session, question, gold].
@@ -280,6 +247,19 @@ class Race:
         if run is None:
             return [stage, gr.skip(), gr.skip(), gr.skip()]
         return [stage, run.question, run.gold, session]
+
+
+def _teller(name: str | None, progress: gr.Progress | None) -> Callable[[tuple | None], object]:
+    """Shows how far a model is by Gradio's own bar."""
+
+    def tell(stage: tuple[str, int, int | None] | None) -> None:
+        if progress is not None and stage is None:
+            progress(None, desc=f"Loading {name} …")
+        elif progress is not None:
+            what, done, total = stage
+            progress((round(done / 1e6, 1), total and round(total / 1e6, 1)), desc=what, unit="MB")
+
+    return tell
 
 
 def pick(session: Session, event: gr.EventData) -> list[Any]:
@@ -363,29 +343,62 @@ def build_ask(race_panel: Race, name: str | None, opening_run: Run | None) -> Pa
     return Parts(question, run, stop, notice, examples, gold, blocks, direct, model, model_state)
 
 
-def wire(race_panel: Race, parts: Parts, stage: gr.HTML, session: gr.State, demo: gr.Blocks, after: dict) -> None:
-    """Connects the components. `after` is the event that follows whatever changes the shown run."""
-    run_event: dict[str, Any] = {
-        "fn": race_panel.run,
+def wire(
+    race_panel: Race,
+    parts: Parts,
+    stage: gr.HTML,
+    session: gr.State,
+    demo: gr.Blocks,
+    after: dict,
+    others: Sequence[Any],
+) -> None:
+    """Connects the components.
+
+    Args:
+        after: the event that follows whatever changes the shown run.
+        others: events that hold races, too, and end with them.
+    """
+    ask: dict[str, Any] = {
+        "fn": race_panel.ask,
         "inputs": [parts.question, parts.gold, parts.blocks, parts.model, session, parts.direct],
-        "outputs": [stage, parts.notice, parts.stop, session, parts.model_state],
-        # The turnstile in `session` queues the runs, and says so in the page.
-        "concurrency_limit": None,
+        "outputs": [parts.notice, parts.stop, parts.model_state],
+        "show_progress_on": parts.notice,
+        "trigger_mode": "multiple",
         **PRIVATE,
+        **SOME,
+        "show_progress": "full",
+    }
+    run: dict[str, Any] = {
+        "fn": race_panel.run,
+        "inputs": [session],
+        "outputs": [stage, parts.notice, parts.stop, session],
+        "trigger_mode": "multiple",
+        "show_progress_on": parts.notice,
+        **PRIVATE,
+        **ONE_RACE,
+        "show_progress": "minimal",  # the place in the queue
     }
     fields = [parts.question, parts.gold, session]
-    parts.run.click(**run_event).then(forget_gold, fields, [parts.gold], **PRIVATE).then(**after)
+    asked = [parts.run.click(**ask)]
     for offering in (parts.examples, parts.notice):
-        offering.select(pick, [session], fields, **PRIVATE).then(**run_event).then(**after)
-    parts.stop.click(race_panel.stop, queue=False, **PRIVATE)
+        asked.append(offering.select(pick, [session], fields, **PRIVATE).then(**ask))
+    races = [event.then(**run) for event in asked]
+    races[0].then(forget_gold, fields, [parts.gold], **PRIVATE).then(**after)
+    for event in races[1:]:
+        event.then(**after)
+    for trigger in (parts.run.click, parts.examples.select, parts.notice.select):  # one race for each visitor
+        trigger(None, cancels=[*races, *others])
+    parts.stop.click(None, cancels=[*asked, *races, *others])  # first, so that nothing comes after what `stop` draws
+    stopping = parts.stop.click(race_panel.stop, [session], [stage, parts.notice, parts.stop], queue=False, **PRIVATE)
+    stopping.then(**after)
     parts.question.input(forget_gold, fields, [parts.gold], trigger_mode="always_last", **PRIVATE)
     stage.select(race_panel.choose_recording, [parts.model, session], [stage, *fields], **PRIVATE).then(**after)
     shown = [stage, parts.examples, parts.blocks, parts.direct, session, parts.question, parts.gold]
     # `input`, not `change`: the page sets the model itself where a link or the tour names another one.
     asked = [parts.model, parts.question, session]
     parts.model.input(race_panel.choose_model, asked, shown, **PRIVATE).then(**after)
-    watched = {"inputs": [parts.model], "outputs": [parts.model_state], "concurrency_limit": None, **PRIVATE}
-    parts.model.change(race_panel.watch_model, trigger_mode="multiple", **watched)  # each ends the one before
-    parts.model_state.select(race_panel.watch_model, **watched)
-    demo.load(race_panel.watch_model, **watched)
-    demo.unload(race_panel.leave)
+    watched = {"fn": race_panel.watch_model, "inputs": [parts.model, session], "outputs": [parts.model_state]}
+    watched |= PRIVATE | SOME | {"show_progress": "full"}
+    parts.model.change(trigger_mode="multiple", **watched)
+    parts.model_state.select(**watched)
+    demo.load(**watched)

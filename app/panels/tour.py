@@ -7,7 +7,6 @@ buttons (`Race.answer`, `Inspector`). Offered only where both checkpoints are th
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -77,9 +76,7 @@ class Tour:
     def offered(self) -> bool:
         return {KNOWN, TRAINED} <= set(self.race.shelf.names)
 
-    def step(
-        self, session: Session, looking: Looking, request: gr.Request, event: gr.EventData
-    ) -> Iterator[dict[str, Any]]:
+    def step(self, session: Session, looking: Looking, event: gr.EventData) -> Iterator[dict[str, Any]]:
         """One step of the tour; yields what changes on the page, by the names of its parts."""
         wanted = str(event._data.get("step", "")) if isinstance(event._data, dict) else ""
         if wanted not in [str(number) for number in range(1, len(TITLES) + 1)]:
@@ -87,28 +84,21 @@ class Tour:
             return
         number, over = int(wanted), {"notice": "", "stop": gr.Button(interactive=False)}
         yield {"tour": _card(number, "…", busy=True)}
-        cancel = self.race.cancellations.start(request.session_hash)
         try:
-            yield from self._step(number, session, looking, cancel)
+            yield from self._step(number, session, looking)
         except RiMError as error:
             yield {"tour": _card(number, escape(str(error)), failed=True), **over}
         except Exception:  # whatever a model can raise, a visitor gets a sentence and the log gets the rest
             log.exception("step %s of the tour failed", number)
             yield {"tour": _card(number, FAILED, failed=True), **over}
-        finally:
-            self.race.cancellations.finish(request.session_hash, cancel)
 
-    def _step(
-        self, number: int, session: Session, looking: Looking, cancel: threading.Event
-    ) -> Iterator[dict[str, Any]]:
+    def _step(self, number: int, session: Session, looking: Looking) -> Iterator[dict[str, Any]]:
         name = TRAINED if number == len(TITLES) else KNOWN
         run = session.run
         if number == 1 or run is None or run.checkpoint != name or run.reading is None:
             looking.open("race")
-            yield from self.inspector.ask(self._problem(name), name, session, looking, cancel)
+            yield from self.inspector.ask(self._problem(name), name, session, looking)
             run = session.run
-            if run is None or run.reading is None:
-                raise RiMError("The race was stopped, so the tour waits here; take this step again to go on.")
         if number >= 3 and (run.counterfactual is None or number == len(TITLES)):
             self.inspector.hands.test_claim(run, "2" if number < len(TITLES) else "")
             looking.views["surgery"] = view_of_done(run)

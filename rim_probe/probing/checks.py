@@ -1,123 +1,115 @@
-"""Checks of plain data that comes from outside: small ones that are put together to those of a whole file.
+"""Checks of plain data that comes from outside, with pydantic: bounded values, and lists whose lengths go together.
 
-Method: a check is a function that takes a value and its place, and gives the value back cleaned or raises `Damage`,
-whose text says in half a sentence what should stand at that place. Keys that a record does not know are left out.
-
-Knows JSON values and shapes. Knows nothing of what they mean.
+Method: a form (a `TypedDict`) states the keys of a dictionary once; data stays plain dictionaries and lists. Values are
+strict (no text for a number, no truth value for 1) and finite; keys that a form does not know are left out. Sizes that
+several entries share (K blocks, L layers) are kept in pydantic's validation context by name, and `shaped` and `upto`
+refer to them.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, with_config
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
 MAX_TEXT = 20_000
 MAX_ITEMS = 20_000
 LARGEST = 1e9
+SHOWN = 120  # characters of a place and of what is wrong there
 
-Check = Callable[[Any, str], Any]
-"""From a value and its place (for the complaint) to the cleaned value."""
+Number = Annotated[int | float, Field(ge=-LARGEST, le=LARGEST)]
+Probability = Annotated[int | float, Field(ge=0, le=1.001)]
+Cosine = Annotated[int | float, Field(ge=-1.001, le=1.001)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63)]
+Texts = Annotated[list[str], Field(max_length=MAX_ITEMS)]
 
 
 class Damage(ValueError):
     """Where data is damaged, and what should stand there."""
 
 
-def text(value: Any, at: str) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise Damage(f"{at} should be a text")
-    return value.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair could not be sent to a page
+def form(**entries: Any) -> Any:
+    """The form of a dictionary with these entries."""
+    return TypedDict("form", entries)  # type: ignore[operator]
 
 
-def truth(value: Any, at: str) -> bool:
-    if not isinstance(value, bool):
-        raise Damage(f"{at} should be true or false")
+def adapter(form: Any) -> TypeAdapter:
+    """The validator of a form, with the limits that hold for every one."""
+    config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, str_max_length=MAX_TEXT)
+    return TypeAdapter(with_config(config)(form))
+
+
+def checked(form: TypeAdapter, data: Any, sizes: Mapping[str, int] | None = None) -> Any:
+    """The data with what the form knows of it.
+
+    Args:
+        sizes: by name, for `shaped` and `upto`.
+
+    Raises:
+        Damage: the first entry that is not as it should be.
+    """
+    try:
+        return form.validate_python(data, context=dict(sizes or {}))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise Damage(f"{place[:SHOWN]}: {first['msg'][:SHOWN]}") from None
+
+
+def wrong(words: str) -> PydanticCustomError:
+    return PydanticCustomError("form", words)  # type: ignore[arg-type]
+
+
+def named(name: str) -> AfterValidator:
+    """Keeps a number, or the length of a list, as the size `name` for the entries after it."""
+
+    def keep(value: Any, info: ValidationInfo) -> Any:
+        info.context[name] = value if isinstance(value, int) else len(value)
+        return value
+
+    return AfterValidator(keep)
+
+
+def shaped(*sizes: str | int) -> AfterValidator:
+    """Lists in lists of these lengths, the outermost first."""
+
+    def check(value: list, info: ValidationInfo) -> list:
+        rows = [value]
+        for size in sizes:
+            length = info.context.get(size, -1) if isinstance(size, str) else size
+            if any(len(row) != length for row in rows):
+                raise wrong(f"A list here should have {length} entries")
+            rows = [item for row in rows for item in row]
+        return value
+
+    return AfterValidator(check)
+
+
+def upto(size: str) -> AfterValidator:
+    def check(value: int, info: ValidationInfo) -> int:
+        if value > info.context.get(size, -1):
+            raise wrong(f"Input should be at most {info.context.get(size)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _rising(value: list) -> list:
+    if value != sorted(set(value)):
+        raise wrong("Input should be in order, none twice")
     return value
 
 
-def number(low: float = -LARGEST, high: float = LARGEST) -> Check:
-    def check(value: Any, at: str) -> int | float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not fits or not math.isfinite(value if isinstance(value, float) else 0) or not low <= value <= high:
-            raise Damage(f"{at} should be a number from {low:g} to {high:g}")
-        return value
-
-    return check
+RISING = AfterValidator(_rising)
 
 
-def whole(low: int, high: int) -> Check:
-    def check(value: Any, at: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise Damage(f"{at} should be a whole number from {low} to {high}")
-        return value
-
-    return check
+def _by_block(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    _rising([entry["block"] for entry in value])
+    return value
 
 
-def maybe(check: Check) -> Check:
-    return lambda value, at: None if value is None else check(value, at)
-
-
-def one_of(*values: str) -> Check:
-    def check(value: Any, at: str) -> Any:
-        if not isinstance(value, str) or value not in values:
-            raise Damage(f"{at} should be one of {', '.join(values)}")
-        return value
-
-    return check
-
-
-def either(first: Check, second: Check) -> Check:
-    def check(value: Any, at: str) -> Any:
-        try:
-            return first(value, at)
-        except Damage:
-            return second(value, at)
-
-    return check
-
-
-def each(check: Check, length: int | None = None, *, most: int = MAX_ITEMS, least: int = 0) -> Check:
-    """A list of `length` entries, or of `least` to `most`."""
-
-    def check_all(value: Any, at: str) -> list:
-        if not isinstance(value, list) or (length is not None and len(value) != length):
-            raise Damage(f"{at} should be a list" + (f" of {length}" if length is not None else ""))
-        if not least <= len(value) <= most:
-            raise Damage(f"{at} should have {least} to {most} entries")
-        return [check(item, f"{at}[{place}]") for place, item in enumerate(value)]
-
-    return check_all
-
-
-def rising(check: Check, most: int) -> Check:
-    """Numbers in order, none twice."""
-    every = each(check, most=most)
-
-    def check_order(value: Any, at: str) -> list:
-        found = every(value, at)
-        if found != sorted(set(found)):
-            raise Damage(f"{at} should be in order")
-        return found
-
-    return check_order
-
-
-def grid(check: Check, *shape: int) -> Check:
-    """Lists in lists of a fixed shape, the outermost first."""
-    for length in reversed(shape):
-        check = each(check, length)
-    return check
-
-
-def record(entries: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """A dictionary with all of `entries`, and those of `optional` that it has."""
-
-    def check(value: Any, at: str) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise Damage(f"{at} should be a dictionary")
-        if missing := next((key for key in entries if key not in value), None):
-            raise Damage(f"{at}.{missing} is missing")
-        known = dict(entries) | {key: own for key, own in (optional or {}).items() if key in value}
-        return {key: own(value[key], f"{at}.{key}") for key, own in known.items()}
-
-    return check
+BY_BLOCK = AfterValidator(_by_block)
+"""For a list of records with a `block` each: in order."""

@@ -1,77 +1,67 @@
 """The form of experiments on one question: the results of `surgery` and `trial`, checked when they come from outside.
 
-Knows JSON and the entries. Knows nothing of models, nor whether an experiment fits the question it stands beside.
+Knows the entries. Knows nothing of models, nor whether an experiment fits the question it stands beside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field
 
 from rim_probe.memory import MAX_BLOCKS
-from rim_probe.probing.checks import Damage, each, maybe, number, one_of, record, text, truth, whole
+from rim_probe.probing.checks import Number, Probability, Seed, form, shaped
 
-probability = number(0, 1.001)
-block = whole(0, MAX_BLOCKS)
-_logs = record({"before": number(), "after": number()})
-_told = record(
-    {
-        "text": text,
-        "value": maybe(text),
-        "probability": probability,
-        "right": maybe(truth),
-        "readouts": each(
-            record({"block": block, "text": text, "value": maybe(text), "probability": probability}), most=MAX_BLOCKS
-        ),
-    }
+Block = Annotated[int, Field(ge=0, le=MAX_BLOCKS)]
+Blocks = Annotated[list[Block], Field(max_length=MAX_BLOCKS)]
+BlockName = Literal[tuple(str(block) for block in range(1, MAX_BLOCKS + 1))]  # type: ignore[valid-type]
+Layers = Annotated[list[Annotated[int, Field(ge=0, le=512)]], shaped(2)]
+Steps = Annotated[list[str], Field(max_length=100)]
+Said = form(text=str, value=str | None, probability=Probability)
+Readout = form(**Said.__annotations__, block=Block)
+Told = form(**Said.__annotations__, right=bool | None, readouts=Annotated[list[Readout], Field(max_length=MAX_BLOCKS)])
+Change = form(before=Number, after=Number)
+SurgeryControl = form(what=str, value=str | None, answer_changed=bool, answer_log_probability=Number)
+Surgery = form(
+    format=Literal["rim-probe-surgery/1"],
+    question=str,
+    num_blocks=Block,
+    actions=dict[BlockName, Literal["blank", "noise", "swap"]],
+    layers=Layers,
+    partner=str | None,
+    unrelated=NotRequired[str | None],
+    seed=Seed,
+    gold=str | None,
+    before=Told,
+    after=Told,
+    answer_changed=bool,
+    changed_blocks=Blocks,
+    answer_log_probability=Change,
+    gold_probability=Change | None,
+    control=SurgeryControl | None,
 )
-
-
-def _actions(value: Any, at: str) -> dict[str, str]:
-    if not isinstance(value, Mapping) or not {str(k) for k in range(1, MAX_BLOCKS + 1)}.issuperset(value):
-        raise Damage(f"{at} should name actions by block")
-    return {key: one_of("blank", "noise", "swap")(action, f"{at}.{key}") for key, action in value.items()}
-
-
-surgery = record(
-    {
-        "format": one_of("rim-probe-surgery/1"),
-        "question": text,
-        "num_blocks": block,
-        "actions": _actions,
-        "layers": each(whole(0, 512), 2),
-        "partner": maybe(text),
-        "seed": whole(-(2**63), 2**63),
-        "gold": maybe(text),
-        "before": _told,
-        "after": _told,
-        "answer_changed": truth,
-        "changed_blocks": each(block, most=MAX_BLOCKS),
-        "answer_log_probability": _logs,
-        "gold_probability": maybe(_logs),
-        "control": maybe(
-            record({"what": text, "value": maybe(text), "answer_changed": truth, "answer_log_probability": number()})
-        ),
-    },
-    optional={"unrelated": maybe(text)},
+"""What `surgery.operate` gives."""
+Worked = form(question=str, steps=Steps, answer=str)
+"""A problem with its solution."""
+TrialControl = form(what=str, said=str, outcome=str)
+Counterfactual = form(
+    format=Literal["rim-probe-counterfactual/1"],
+    problem=Worked,
+    partner=Worked,
+    change=str,
+    step=Annotated[int, Field(ge=1, le=100)],
+    blocks=Blocks,
+    claimed=str,
+    brought=str,
+    layers=Layers,
+    expected=str,
+    own=str,
+    partner_answer=str,
+    said=str,
+    outcome=Literal["expected", "own", "partner", "other"],
+    came=bool,
+    surgery=Surgery,
+    control=TrialControl | None,
+    sentence=str,
 )
-_problem = record({"question": text, "steps": each(text, most=100), "answer": text})
-counterfactual = record(
-    {
-        "format": one_of("rim-probe-counterfactual/1"),
-        "problem": _problem,
-        "partner": _problem,
-        "change": text,
-        "step": whole(1, 100),
-        "blocks": each(block, most=MAX_BLOCKS),
-        "claimed": text,
-        "brought": text,
-        "layers": each(whole(0, 512), 2),
-        **dict.fromkeys(("expected", "own", "partner_answer", "said"), text),
-        "outcome": one_of("expected", "own", "partner", "other"),
-        "came": truth,
-        "surgery": surgery,
-        "control": maybe(record({"what": text, "said": text, "outcome": text})),
-        "sentence": text,
-    }
-)
+"""What `trial.try_counterfactual` gives."""

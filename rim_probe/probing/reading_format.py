@@ -1,46 +1,256 @@
 """The form of a reading: plain data of fixed shape, checked entry by entry when it comes from outside.
 
-Method: small checks (`checks`) are put together to those of the whole reading; how long lists have to be follows from
-the sizes at its head (K blocks, M slots, L layers, W tokens). What passes can be drawn: every list has the length that
-it should have, every number is finite and of a bounded size, and every text can be written as UTF-8.
+Every list has the length that follows from the sizes at the reading's head (K blocks, M slots, L layers, W tokens),
+every number is finite and bounded, every text can be written as UTF-8: what passes can be drawn. See `checks`.
 
-Knows JSON and shapes. Knows nothing of models, of what the numbers mean, or of how they are drawn.
+Knows shapes. Knows nothing of models, of what the numbers mean, or of how they are drawn.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import AfterValidator, Field, ValidationInfo
+from typing_extensions import TypedDict
 
 from rim_probe.errors import RiMError
 from rim_probe.memory import MAX_BLOCKS, MAX_SLOTS
-from rim_probe.probing import experiment_format
 from rim_probe.probing.checks import (
+    BY_BLOCK,
     LARGEST,
     MAX_ITEMS,
-    Check,
+    RISING,
+    Cosine,
     Damage,
-    each,
-    either,
-    grid,
-    maybe,
-    number,
-    one_of,
-    record,
-    rising,
-    text,
-    truth,
-    whole,
+    Number,
+    Probability,
+    Seed,
+    Texts,
+    adapter,
+    checked,
+    form,
+    named,
+    shaped,
+    upto,
+    wrong,
 )
+from rim_probe.probing.experiment_format import Counterfactual, Said, Steps, Surgery
 
 FORMAT = "rim-probe-reading/1"
 MAX_BYTES = 32 * 2**20  # of a file; a reading of the model in the box takes 0.4 MB
 MAX_LAYERS, MAX_HEADS = 512, 512
-EXPERIMENTS = {"surgery": experiment_format.surgery, "counterfactual": experiment_format.counterfactual}
-MODES = ("logit lens", "tuned lens", "nearest step", "own words")
+EXPERIMENTS = ("surgery", "counterfactual")
+
+Block = Annotated[int, Field(ge=1), upto("K")]
+Layer = Annotated[int, Field(ge=0), upto("L")]
+Layers = Annotated[list[Layer], RISING]
+Whole = Annotated[int, Field(ge=0, le=MAX_ITEMS)]
+StepNumber = Annotated[int, Field(ge=1, le=1000)]
+Rank = Annotated[int | float, Field(ge=0, le=LARGEST)]
+Entropy = Annotated[int | float, Field(ge=-1e-3, le=1e3)]
+Point = Annotated[list[Number], shaped(3)]
+Every = (BY_BLOCK, shaped("K"))  # one record for each of the blocks 1 to K, in order
+
+
+# ------------------------------------------------------------------------------------------------ the blocks of a panel
+NearestStep = form(step=str, cosine=Cosine, gold=Annotated[int, Field(ge=0, le=100)] | None)
+StepDecode = form(
+    step=StepNumber,
+    cell=str,
+    accuracy=Probability,
+    nearest=Annotated[list[NearestStep], Field(min_length=1, max_length=20)],
+    match=bool | None,
+    coverage=NotRequired[Probability],  # files of before it was measured lack it
+)
+StepBlock = form(**StepDecode.__annotations__, block=Block, others=Annotated[list[StepDecode], Field(max_length=1000)])
+StepsFound = form(
+    bank=Annotated[int, Field(ge=1, le=10**9)], reading_layer=Layer, blocks=Annotated[list[StepBlock], BY_BLOCK]
+)
+Value = form(step=StepNumber | None, quantity=str, value=str, confidence=Probability, accuracy=Probability)
+ValueBlock = form(block=Block, values=Annotated[list[Value], Field(max_length=1000)])
+Values = form(blocks=Annotated[list[ValueBlock], BY_BLOCK])
+WordBlock = form(block=Block, memory=str | None, stage1=str | None, carried=str | None)
+Words = form(blocks=Annotated[list[WordBlock], *Every])
+ChanceBlock = form(
+    block=Block,
+    value=str | None,
+    own_probability=Probability,
+    chance_right=Probability,
+    chance_right_paper_probe=Probability,
+)
+Correctness = form(judge=str, blocks=Annotated[list[ChanceBlock], *Every], chosen_block=Block)
+Moment = form(probability=Probability, matches=bool, entropy=Entropy)
+CommitmentBlock = form(**Moment.__annotations__, block=Block, kl_to_last=Entropy)
+ChainStep = form(**Moment.__annotations__, step=Whole, text=str)
+ChainCommitment = form(answer=str | None, steps=Annotated[list[ChainStep], Field(max_length=MAX_ITEMS)])
+
+
+def _every_or_none(value: list[CommitmentBlock], info: ValidationInfo) -> list[CommitmentBlock]:
+    if value and [entry["block"] for entry in value] != list(range(1, info.context["K"] + 1)):
+        raise wrong("Input should name every block, or none where the answer was cut off")
+    return value
+
+
+Commitment = form(
+    answer=str | None,
+    blocks=Annotated[list[CommitmentBlock], AfterValidator(_every_or_none)],
+    first_block=Block | None,
+    stable_block=Block | None,
+    cot=ChainCommitment | None,
+)
+
+
+# -------------------------------------------------------------------------------------------- attention and other grids
+
+Rows = list[list[list[Probability]]]
+BlocksToBlocks = TypedDict("BlocksToBlocks", {"mean over heads": Annotated[Rows, shaped("L", "K", "K")]})
+BlocksToTokens = TypedDict(
+    "BlocksToTokens",
+    {
+        "mean over heads": Annotated[Rows, shaped("L", "K", "W")],
+        "max over heads": Annotated[Rows, shaped("L", "K", "W")],
+        "per head": Annotated[list[Rows], shaped("L", "H", "K", "W")] | None,
+    },
+)
+Attention = form(
+    tokens=Annotated[list[str], shaped("W")],
+    numbers=Annotated[list[bool], shaped("W")],
+    layers=Annotated[int, upto("L"), Field(ge=1)],
+    heads=Annotated[int, Field(ge=1, le=MAX_HEADS), named("H")],
+    aggregation=str,
+    slots_to_tokens=BlocksToTokens,
+    answer_to_blocks=Annotated[Rows, shaped("L", "H", "K")],
+    answer_to_tokens=Annotated[Rows, shaped("L", "H", "W")] | None,
+    slots_to_blocks=BlocksToBlocks,
+    slots_to_slots=BlocksToBlocks,
+)
+Importance = form(
+    answer=str,
+    log_probability=Number,
+    layers=Annotated[Layers, named("rows")],
+    blocks=Annotated[list[Block], RISING, named("columns")],
+    change=Annotated[list[list[Number]], shaped("rows", "columns")],
+    says=Annotated[list[list[bool]], shaped("rows", "columns")],
+)
+Cloud = form(
+    n=Annotated[Whole, named("n")],
+    points=Annotated[list[list[Number]], shaped("n", 2)],
+    right=Annotated[list[bool], shaped("n")],
+    steps=Annotated[list[Annotated[int, Field(ge=0, le=1000)]], shaped("n")],
+)
+Geometry = form(
+    layer=Layer,
+    blocks=Annotated[list[Point], shaped("K")],
+    depth_layers=Annotated[Layers, named("rows")],
+    depth=Annotated[list[list[Point]], shaped("rows", "K")],
+    explained_blocks=Annotated[list[Probability], shaped(3)],
+    explained_depth=Annotated[list[Probability], shaped(3)],
+    cloud=NotRequired[Cloud],
+    mean_path=NotRequired[Annotated[list[Point], Field(min_length=1, max_length=MAX_BLOCKS)]],
+)
+Place = form(
+    block=Block,
+    position=Literal["end", "slots"] | Annotated[int, Field(ge=1), upto("M")],
+    step=NotRequired[StepNumber],
+    fitted_layer=NotRequired[Layer],
+)
+Cell = form(text=str, score=Cosine)
+CellMinus = form(text=str, score=Annotated[int | float, Field(ge=-2.1, le=2.1)])
+
+
+Cells = Annotated[list[list[Annotated[list[Cell], Field(max_length=5)]]], shaped("rows", "columns")]
+CellsMinus = Annotated[list[list[Annotated[list[CellMinus], Field(max_length=5)]]], shaped("rows", "columns")]
+DepthMode = form(
+    name=Literal["logit lens", "tuned lens", "nearest step", "own words"],
+    what=str,
+    score_name=Literal["probability", "cosine"],
+    layers=Annotated[Layers, named("rows")],
+    positions=Annotated[list[Place], Field(min_length=1, max_length=MAX_BLOCKS * (MAX_SLOTS + 1)), named("columns")],
+    cells=Cells,
+    control=str | None,
+    control_cells=Cells | None,
+    minus=CellsMinus | None,
+)
+RankCourse = form(
+    value=str,
+    step=Annotated[int, Field(ge=1, le=MAX_ITEMS)],
+    what=str,
+    layers=Annotated[Layers, named("rows")],
+    best=Annotated[list[Rank], shaped("rows")],
+    by_block=Annotated[list[list[Rank]], shaped("K", "rows")],
+    control=Annotated[list[Rank], shaped("rows")] | None,
+    control_name=str,
+)
+
+
+def _once(modes: list[DepthMode]) -> list[DepthMode]:
+    if len({mode["name"] for mode in modes}) != len(modes):
+        raise wrong("Input should name every mode once")
+    return modes
+
+
+Depth = form(
+    modes=Annotated[list[DepthMode], AfterValidator(_once)], ranks=Annotated[list[RankCourse], Field(max_length=1000)]
+)
+Probes = form(
+    steps=NotRequired[StepsFound],
+    values=NotRequired[Values],
+    words=NotRequired[Words],
+    correctness=NotRequired[Correctness],
+    attention=NotRequired[Attention],
+    commitment=NotRequired[Commitment],
+    importance=NotRequired[Importance],
+    geometry=NotRequired[Geometry],
+    depth=NotRequired[Depth],
+)
+"""What each probe's `explain` gives, in the order of the screen."""
+
+
+PROBES = tuple(Probes.__annotations__)
+
+
+# ------------------------------------------------------------------------------------------------------------ the whole
+Answer = form(**Said.__annotations__, right=bool | None)
+BlockAnswer = form(**Answer.__annotations__, block=Block)
+Chain = form(text=str, steps=Texts, value=str | None)
+Provenance = form(
+    checkpoint=str,
+    fingerprint=str,
+    device=str,
+    dtype=str,
+    date=str,
+    seed=Seed,
+    versions=Annotated[dict[str, str], Field(max_length=20)],
+)
+Head = form(
+    tokens=Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS)],
+    num_blocks=Annotated[int, Field(ge=0, le=MAX_BLOCKS)],
+    slots=Annotated[int, Field(ge=1, le=MAX_SLOTS)],
+    num_layers=Annotated[int, Field(ge=1, le=MAX_LAYERS)],
+)
+"""What a reading's other lengths follow from."""
+ReadingData = form(
+    **Head.__annotations__,
+    format=Literal["rim-probe-reading/1"],
+    question=str,
+    gold=str | None,
+    steps=Steps,
+    chain=Chain | None,
+    readouts=Annotated[list[BlockAnswer], *Every],
+    answer=Answer,
+    provenance=Provenance,
+    probes=Probes,
+    complaints=Annotated[list[str], Field(max_length=100)],
+    surgery=NotRequired[Surgery | None],
+    counterfactual=NotRequired[Counterfactual | None],
+)
+
+
+_HEAD, _WHOLE = adapter(Head), adapter(ReadingData)
 
 
 @dataclass(frozen=True)
@@ -54,12 +264,8 @@ class Reading:
     data: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """The data itself, not a copy: lists, dicts, texts, finite numbers, truth values and None.
-
-        Keys: "format", "question", "tokens" [W], "num_blocks" K, "slots" M, "num_layers" L, "gold", "steps", "chain",
-        "readouts" [K], "answer", "provenance", "complaints" and "probes": by name what each probe's `explain` gives,
-        and under "depth" what `depth` reads layer by layer. A probe that is not there has a sentence in "complaints".
-        Where experiments were made on the question: "surgery" (of `surgery.operate`) and "counterfactual" (of `trial`).
+        """The data itself, not a copy, of the form `ReadingData`. A probe that is not in "probes" has a sentence in
+        "complaints". Where experiments were made on the question: "surgery" and "counterfactual".
         """
         return dict(self.data)
 
@@ -73,9 +279,11 @@ class Reading:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise RiMError(f"This is no reading of this kind ({FORMAT}); export one from the page or save a Reading.")
         try:
-            return cls(_reading(data))
+            head = checked(_HEAD, data)
+            sizes = {"K": head["num_blocks"], "M": head["slots"], "L": head["num_layers"], "W": len(head["tokens"])}
+            return cls(checked(_WHOLE, data if head["num_blocks"] else {**data, "probes": {}}, sizes))
         except Damage as damage:
-            raise RiMError(f"This reading is damaged: {damage}; export it again.") from None
+            raise RiMError(f"This reading is damaged ({damage}); export it again.") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Reading:
@@ -108,284 +316,3 @@ class Reading:
         except OSError as error:
             raise RiMError(f"{path} cannot be written ({error.strerror or error}); choose another place.") from None
         return path
-
-
-probability = number(0, 1.001)
-cosine = number(-1.001, 1.001)
-rank = number(0, LARGEST)
-
-
-# ---------------------------------------------------------------------------------------------------------- the reading
-
-
-def _reading(data: Mapping[str, Any]) -> dict[str, Any]:
-    said = {"text": text, "value": maybe(text), "probability": probability, "right": maybe(truth)}
-    head = record(
-        {
-            "format": one_of(FORMAT),
-            "question": text,
-            "tokens": each(text, least=1),
-            "num_blocks": whole(0, MAX_BLOCKS),
-            "slots": whole(1, MAX_SLOTS),
-            "num_layers": whole(1, MAX_LAYERS),
-            "gold": maybe(text),
-            "steps": each(text, most=100),
-            "chain": maybe(record({"text": text, "steps": each(text), "value": maybe(text)})),
-            "answer": record(said),
-            "provenance": record(
-                dict.fromkeys(("checkpoint", "fingerprint", "device", "dtype", "date"), text)
-                | {"seed": whole(-(2**63), 2**63), "versions": _versions}
-            ),
-            "complaints": each(text, most=100),
-        }
-    )(data, "the reading")
-    sizes = Sizes(head["num_blocks"], head["slots"], head["num_layers"], head["tokens"])
-    rest = record(
-        {
-            "readouts": _numbered(said, sizes.K),
-            "probes": record({}, {name: part(sizes) for name, part in PROBES.items()} if sizes.K else {}),
-        },
-        {name: maybe(part) for name, part in EXPERIMENTS.items()},
-    )(data, "the reading")
-    found = head | rest
-    return {key: found[key] for key in data if key in found}
-
-
-def _versions(value: Any, at: str) -> dict[str, str]:
-    if not isinstance(value, Mapping) or len(value) > 20 or not all(isinstance(name, str) for name in value):
-        raise Damage(f"{at} should be a dictionary of at most 20 versions")
-    return {text(name, at): text(version, f"{at}.{name}") for name, version in value.items()}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """K blocks of M slots, L layers, the question's tokens."""
-
-    K: int
-    M: int
-    L: int
-    tokens: Sequence[str]
-
-    @property
-    def block(self) -> Check:
-        return whole(1, self.K)
-
-    @property
-    def layer(self) -> Check:
-        return whole(0, self.L)
-
-    @property
-    def layers(self) -> Check:
-        return rising(self.layer, self.L + 1)
-
-
-def _numbered(entries: Mapping[str, Check], length: int) -> Check:
-    """One record for each of the blocks 1 to `length`, in order."""
-    every = each(record({"block": whole(1, MAX_BLOCKS), **entries}), length)
-
-    def check(value: Any, at: str) -> list:
-        found = every(value, at)
-        if [item["block"] for item in found] != list(range(1, length + 1)):
-            raise Damage(f"{at} should name the blocks 1 to {length} in order")
-        return found
-
-    return check
-
-
-def _some(entries: Mapping[str, Check], sizes: Sizes, optional: Mapping[str, Check] | None = None) -> Check:
-    """One record for each of some of the blocks, in order."""
-    every = each(record({"block": sizes.block, **entries}, optional), most=sizes.K)
-
-    def check(value: Any, at: str) -> list:
-        found = every(value, at)
-        rising(sizes.block, sizes.K)([item["block"] for item in found], f"the blocks of {at}")
-        return found
-
-    return check
-
-
-def _steps(sizes: Sizes) -> Check:
-    nearest = record({"step": text, "cosine": cosine, "gold": maybe(whole(0, 100))})
-    decode = {
-        "step": whole(1, 1000),
-        "cell": text,
-        "accuracy": probability,
-        "nearest": each(nearest, least=1, most=20),
-        "match": maybe(truth),
-    }
-    covered = {"coverage": probability}  # files of before it was measured lack it
-    blocks = _some(decode | {"others": each(record(decode, covered), most=1000)}, sizes, covered)
-    return record({"bank": whole(1, 10**9), "reading_layer": sizes.layer, "blocks": blocks})
-
-
-def _values(sizes: Sizes) -> Check:
-    value = {
-        "step": maybe(whole(1, 1000)),
-        "quantity": text,
-        "value": text,
-        "confidence": probability,
-        "accuracy": probability,
-    }
-    return record({"blocks": _some({"values": each(record(value), most=1000)}, sizes)})
-
-
-def _words(sizes: Sizes) -> Check:
-    return record({"blocks": _numbered(dict.fromkeys(("memory", "stage1", "carried"), maybe(text)), sizes.K)})
-
-
-def _correctness(sizes: Sizes) -> Check:
-    chances = dict.fromkeys(("own_probability", "chance_right", "chance_right_paper_probe"), probability)
-    return record(
-        {"judge": text, "blocks": _numbered({"value": maybe(text)} | chances, sizes.K), "chosen_block": sizes.block}
-    )
-
-
-def _attention(sizes: Sizes) -> Check:
-    def check(value: Any, at: str) -> dict[str, Any]:
-        head = record({"heads": whole(1, MAX_HEADS)})(value, at)
-        A, H, K, W = sizes.L, head["heads"], sizes.K, len(sizes.tokens)
-        found = record(
-            {
-                "tokens": each(text, W),
-                "numbers": each(truth, W),
-                "layers": whole(A, A),
-                "heads": whole(H, H),
-                "aggregation": text,
-                "slots_to_tokens": record(
-                    {
-                        "mean over heads": grid(probability, A, K, W),
-                        "max over heads": grid(probability, A, K, W),
-                        "per head": maybe(grid(probability, A, H, K, W)),
-                    }
-                ),
-                "answer_to_blocks": grid(probability, A, H, K),
-                "answer_to_tokens": maybe(grid(probability, A, H, W)),
-                "slots_to_blocks": record({"mean over heads": grid(probability, A, K, K)}),
-                "slots_to_slots": record({"mean over heads": grid(probability, A, K, K)}),
-            }
-        )(value, at)
-        if found["tokens"] != sizes.tokens:
-            raise Damage(f"{at}.tokens should be those of the question")
-        return found
-
-    return check
-
-
-def _commitment(sizes: Sizes) -> Check:
-    moment = {"probability": probability, "matches": truth, "entropy": number(-1e-3, 1e3)}
-    blocks = _numbered(moment | {"kl_to_last": number(-1e-3, 1e3)}, sizes.K)
-    step = record({"step": whole(0, MAX_ITEMS), "text": text} | moment)
-    return record(
-        {
-            "answer": maybe(text),
-            "blocks": either(each(text, 0), blocks),  # none of an answer that was cut off
-            "first_block": maybe(sizes.block),
-            "stable_block": maybe(sizes.block),
-            "cot": maybe(record({"answer": maybe(text), "steps": each(step)})),
-        }
-    )
-
-
-def _importance(sizes: Sizes) -> Check:
-    def check(value: Any, at: str) -> dict[str, Any]:
-        axes = {"layers": sizes.layers, "blocks": rising(sizes.block, sizes.K)}
-        head = record(axes)(value, at)
-        shape = len(head["layers"]), len(head["blocks"])
-        cells = {"change": grid(number(), *shape), "says": grid(truth, *shape)}
-        return record({"answer": text, "log_probability": number()} | axes | cells)(value, at)
-
-    return check
-
-
-def _geometry(sizes: Sizes) -> Check:
-    def cloud(value: Any, at: str) -> dict[str, Any]:
-        n = record({"n": whole(0, MAX_ITEMS)})(value, at)["n"]
-        parts = {"points": grid(number(), n, 2), "right": each(truth, n), "steps": each(whole(0, 1000), n)}
-        return record(parts | {"n": whole(n, n)})(value, at)
-
-    def check(value: Any, at: str) -> dict[str, Any]:
-        count = len(record({"depth_layers": sizes.layers})(value, at)["depth_layers"])
-        return record(
-            {
-                "layer": sizes.layer,
-                "blocks": grid(number(), sizes.K, 3),
-                "depth_layers": sizes.layers,
-                "depth": grid(number(), count, sizes.K, 3),
-                "explained_blocks": each(probability, 3),
-                "explained_depth": each(probability, 3),
-            },
-            # Of known questions, which may have been asked with another number of blocks.
-            {"cloud": cloud, "mean_path": each(each(number(), 3), least=1, most=MAX_BLOCKS)},
-        )(value, at)
-
-    return check
-
-
-def _depth(sizes: Sizes) -> Check:
-    place = record(
-        {"block": sizes.block, "position": either(one_of("end", "slots"), whole(1, sizes.M))},
-        {"step": whole(1, 1000), "fitted_layer": sizes.layer},
-    )
-
-    def mode(value: Any, at: str) -> dict[str, Any]:
-        axes = {
-            "layers": sizes.layers,
-            "positions": each(place, least=1, most=sizes.K * (sizes.M + 1)),
-        }
-        head = record(axes)(value, at)
-        shape = len(head["layers"]), len(head["positions"])
-        cells, minus = (
-            grid(each(record({"text": text, "score": score}), most=5), *shape) for score in (cosine, number(-2.1, 2.1))
-        )
-        return record(
-            axes
-            | {
-                "name": one_of(*MODES),
-                "what": text,
-                "score_name": one_of("probability", "cosine"),
-                "cells": cells,
-                "control": maybe(text),
-                "control_cells": maybe(cells),
-                "minus": maybe(minus),
-            }
-        )(value, at)
-
-    def course(value: Any, at: str) -> dict[str, Any]:
-        count = len(record({"layers": sizes.layers})(value, at)["layers"])
-        return record(
-            {
-                "value": text,
-                "step": whole(1, MAX_ITEMS),
-                "what": text,
-                "layers": sizes.layers,
-                "best": each(rank, count),
-                "by_block": grid(rank, sizes.K, count),
-                "control": maybe(each(rank, count)),
-                "control_name": text,
-            }
-        )(value, at)
-
-    every = record({"modes": each(mode, most=len(MODES)), "ranks": each(course, most=1000)})
-
-    def check(value: Any, at: str) -> dict[str, Any]:
-        found = every(value, at)
-        names = [own["name"] for own in found["modes"]]
-        if len(set(names)) != len(names):
-            raise Damage(f"{at}.modes should name every mode once")
-        return found
-
-    return check
-
-
-PROBES: dict[str, Callable[[Sizes], Check]] = {
-    "steps": _steps,
-    "values": _values,
-    "words": _words,
-    "correctness": _correctness,
-    "attention": _attention,
-    "commitment": _commitment,
-    "importance": _importance,
-    "geometry": _geometry,
-    "depth": _depth,
-}
-"""In the order of the screen."""

@@ -15,11 +15,12 @@ import gradio as gr
 import pytest
 from playwright.sync_api import expect
 
-from app import outcomes, record
+from app import record
 from app.demo import build_demo
 from app.models import ModelShelf
 from app.serving import serve
 from browser.pages import DONE, NEEDS_CHROMIUM, PATIENCE, ask, scrolls_sideways
+from rim_probe import outcomes
 from rim_probe.errors import CheckpointError
 from rim_probe.gallery import load_examples
 
@@ -39,7 +40,8 @@ def folder(small_checkpoint, tmp_path_factory) -> Path:
     shutil.copytree(small_checkpoint, folder / "small" / "direct")
     counts = dict.fromkeys(outcomes.OUTCOMES.values(), 5)
     kept = {name: load_examples(small_checkpoint)[2:4] for name in outcomes.OFFERED}
-    outcomes.save(outcomes.Outcomes("small", "some.txt", "…", "2026-11-22", counts, kept), folder / "recorded")
+    made = {"checkpoint": "small", "data": "some.txt", "command": "…", "date": "2026-11-22"}
+    outcomes.Outcomes(**made, counts=counts, examples=kept).save(folder / "recorded" / "small-outcomes.json")
     return folder
 
 
@@ -168,7 +170,8 @@ def test_tokens_stream_and_stop_stops(open_page, examples, pace):
     assert page.locator(".stage.running .track.cot .token").count() > 1
     page.get_by_role("button", name="Stop", exact=True).click()
     page.wait_for_selector(".stage.stopped")
-    expect(page.locator(".verdict")).to_contain_text("CoT: stopped")
+    expect(page.locator(".badge")).to_have_text("Stopped")
+    assert len(page.locator(".written").text_content()) >= len(first), "what was written stays"
     expect(page.locator("#stop")).to_be_disabled()
     events = pace.events
     time.sleep(1)
@@ -244,9 +247,10 @@ def test_a_base_is_fetched_before_the_eyes_of_the_visitor(open_page, examples, m
     monkeypatch.setattr(models, "_load_somewhere", fetch)
     page.get_by_label("Model").click()
     page.get_by_role("option", name="unfetched").click()
-    bar = page.locator("#model-state").get_by_role("progressbar", name="Downloading a base")
-    expect(bar).to_have_attribute("aria-valuenow", "44")
-    expect(page.locator("#model-state")).to_contain_text("41 of 93 MB")
+    bar = page.locator("#model-state").get_by_role("progressbar")
+    expect(bar).to_be_visible()
+    expect(page.locator("#model-state")).to_contain_text("Downloading a base")
+    expect(page.locator("#model-state")).to_contain_text("41/93 MB")
     assert not scrolls_sideways(page)
     another = open_page()  # meanwhile, the other models can be asked
     ask(another, examples[0]["question"])
@@ -257,7 +261,6 @@ def test_a_base_is_fetched_before_the_eyes_of_the_visitor(open_page, examples, m
     page.get_by_role("button", name="Try again").click()
     expect(bar).to_be_visible()
     ask(page, examples[0]["question"])
-    expect(page.locator("#notice")).to_contain_text("starts by itself")
     expect(page.locator("#notice").get_by_role("progressbar")).to_be_visible()
     go.set()
     page.wait_for_selector(DONE)
@@ -318,8 +321,7 @@ def test_two_tabs_do_not_mix(open_page, examples, pace):
     ask(one, examples[0]["question"])
     one.wait_for_selector(".stage.running")
     ask(two, examples[1]["question"])
-    expect(two.locator(".badge")).to_have_text("Waiting for 1 other run")
-    assert two.locator(".asked").text_content() == examples[1]["question"]
+    expect(two.locator("#notice")).to_contain_text("queue: 1/1")
     pace.seconds = 0
     for page, example in ((one, examples[0]), (two, examples[1])):
         page.wait_for_selector(DONE)

@@ -182,12 +182,13 @@ def test_a_saved_reading_and_the_export_of_a_run_load_again(reading, tmp_path):
     assert Reading.load(export) == reading
 
 
-def test_unknown_keys_are_left_out_and_half_characters_replaced(reading):
+def test_unknown_keys_are_left_out_and_half_characters_refused(reading):
     data = copy.deepcopy(reading.to_dict())
     data["extra"] = data["probes"]["surprise"] = data["answer"]["more"] = {"a": 1}
     assert Reading.from_dict(data) == reading
     data["question"] = "half \ud83d of one"
-    assert Reading.from_dict(data).to_dict()["question"] == "half ? of one"
+    with pytest.raises(RiMError, match="question"):
+        Reading.from_dict(data)
 
 
 @pytest.mark.parametrize(
