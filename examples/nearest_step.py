@@ -9,21 +9,21 @@ from sklearn.linear_model import Ridge
 
 from rim_probe.datasets.arithmetic import World, generate
 from rim_probe.model import RiM
-from rim_probe.probing.bank import Reading, read_steps
+from rim_probe.probing.nearest_step.formula import read_steps
 from rim_probe.probing.study import SPLITS, Study, split_problems
 
 n, page = sys.argv[1:] or (4000, "nearest-step.html")
 rim = RiM.from_pretrained("checkpoints/rim-tiny")
 # Problems of three steps. A probe is fitted on one half, its layer is chosen on a fifth, only the rest is reported.
 with Study({"memory": rim}, split_problems(list(generate(World(3, 3), "test", int(n), unique=True)))) as study:
-    # How the model itself reads the steps when they are written out: states at their last tokens, [n, step, layer, d].
-    read = {s: read_steps(rim, [Reading(p.question, p.steps) for p in study.problems(s)], study.layers) for s in SPLITS}
+    asked = {s: [(p.question, p.steps[:t], [p.steps[t]]) for p in study.problems(s) for t in range(3)] for s in SPLITS}
+    read = {s: np.stack(read_steps(rim, asked[s], study.layers)) for s in SPLITS}  # as the model reads them
 
     def found(split: str, layer: int, block: int | None, t: int) -> float:
         """Share of problems whose own step t is, of everybody's, the nearest to what a linear map makes of a block."""
         held = {s: study.capture("memory", s) for s in ("fit", split)}  # one forward pass per question, made once
         states = [x.cell(layer, block, "slots") if block else x.question_cell(layer) for x in held.values()]
-        steps = {s: np.array([problem[t][0, layer] for problem in read[s]]) for s in held}
+        steps = {s: read[s][t::3, 0, layer] for s in held}
         mean = steps["fit"].mean(0)  # what all steps share must not count as likeness
         guess = Ridge(alpha=10.0).fit(states[0], steps["fit"] - mean).predict(states[1])
         unit = (steps[split] - mean) / np.linalg.norm(steps[split] - mean, axis=1, keepdims=True)

@@ -33,7 +33,7 @@ from rim_probe.probing.section import Section
 from rim_probe.probing.study import Observation, Study
 
 SPLIT_PAIRS = (("fit-heldout", "choose-heldout"), ("fit", "choose"))  # the first pair that a study has is used
-WIDE_PENALTIES = (0.001, 0.01, 0.1)
+WIDE_PENALTIES = (0.0001, 0.001, 0.01)
 PROBE, PROBE_OWN = "probe (paper)", "probe + own probability"
 MEMORY, MEMORY_OWN = "whole memory", "whole memory + own probability"
 MEMORY_READOUTS = "whole memory + readouts"

@@ -120,7 +120,7 @@ class Report:
                 calibrate=False,  # calibration sees true outcomes and could turn the ranking round
             )
             scores = judge.logits(self.report.capture, self.report.answers)[:, -1]
-            found.append(selective.auroc(selective.ranks(scores), self.right[:, -1]))
+            found.append(selective.auroc(scores, self.right[:, -1]))
         low, high = np.quantile(found, [0.025, 0.975])
         return Estimate(float(np.mean(found)), float(low), float(high), SHUFFLES)
 
@@ -260,15 +260,12 @@ class Report:
 
     def _main_table(self, final: dict[str, Estimate]) -> Table:
         """`final`: AUROC of the final readout by score; {} where it does not exist."""
+        from sklearn.metrics import average_precision_score
+
         rows: list[list] = []
+        both = (self.right, 1), (~self.right, -1)
         for name, scores in self._all().items():
-            rank = selective.ranks(scores)
-            estimates = [
-                bootstrap((rank, self.right), selective.average_precision, seed=self.seed, draws=selective.DRAWS),
-                bootstrap(
-                    (rank.max() - rank, ~self.right), selective.average_precision, seed=self.seed, draws=selective.DRAWS
-                ),
-            ]
+            area = [average_precision_score(own.ravel(), (sign * scores).ravel()) for own, sign in both]
             chance = self._chance(name, scores)
             calibration = None
             if chance is not None:
@@ -276,7 +273,7 @@ class Report:
                     (chance, self.right), selective.calibration_error, seed=self.seed, draws=selective.DRAWS
                 )
             label = f"control: {name}" if name in self.controls else name
-            rows.append([label, final.get(name), self._auroc(scores), *estimates, calibration])
+            rows.append([label, final.get(name), self._auroc(scores), *map(float, area), calibration])
         if not self.alike:
             label = f"control: {PROBE}, {SHUFFLES} shuffles of outcomes"
             rows.append([label, self._shuffled(), None, None, None, None])
@@ -446,11 +443,11 @@ class Report:
     def _areas(self) -> dict[str, Estimate | float]:
         right = self.right[:, -1]
         areas = {
-            name: bootstrap((selective.ranks(score), right), selective.risk_area, seed=self.seed, draws=selective.DRAWS)
+            name: bootstrap((score, right), selective.risk_area, seed=self.seed, draws=selective.DRAWS)
             for name, score in self._abstaining().items()
         }
         # All right answers before all wrong ones; equal scores would be taken in together.
-        perfect = selective.ranks(right + np.linspace(0, 0.5, self.n))
+        perfect = right + np.linspace(0, 0.5, self.n)
         return areas | {"ceiling: perfect order": selective.risk_area(perfect, right)}
 
     def _coverage_figure(self) -> Figure:

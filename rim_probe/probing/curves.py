@@ -26,6 +26,16 @@ def mean_estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), float(low), float(high), n)
 
 
+def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> Estimate:
+    """Sum over sum of two numbers per problem, with its 95 % percentile bootstrap interval; problems that count nothing
+    are left out."""
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    if not (n := len(counts)):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    low, high = np.quantile((_draws(n) @ sums) / (_draws(n) @ counts), [0.025, 0.975])
+    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high), n)
+
+
 @lru_cache(maxsize=4)
 def _draws(n: int) -> np.ndarray:
     """How often each of n problems is drawn, [draws, n]."""

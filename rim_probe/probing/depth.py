@@ -36,7 +36,7 @@ from rim_probe.probing.lens_reading import LENSES, first_token, places, token_te
 
 if TYPE_CHECKING:
     from rim_probe.decoding import Answer, Readout
-    from rim_probe.probing.steps import StepDecoder
+    from rim_probe.probing.nearest_step.fit import StepDecoder
     from rim_probe.probing.study import Observation
 
 TOP = 5
@@ -159,15 +159,15 @@ def step_mode(decoder: StepDecoder, observation: Observation, control: Control) 
         return None
     positions, columns = [], []
     for block, step in chosen:
-        cell, mapped, _ = decoder.maps[block, step]
-        positions.append({"block": block, "position": cell.position, "step": step, "fitted_layer": cell.layer})
-        columns.append((block, cell.position, mapped))
+        one = decoder.maps[block, step]
+        positions.append({"block": block, "position": "slots", "step": step, "fitted_layer": one.layer})
+        columns.append((block, one.mapped))
 
     def cosines(seen: Capture) -> np.ndarray:
         """[layers, positions, bank]"""
         return np.stack(
             [
-                [m.cosines(seen.cell(layer, block, place), decoder.bank.vectors)[0] for block, place, m in columns]
+                [m.cosines(seen.cell(layer, block, "slots"), decoder.bank.vectors)[0] for block, m in columns]
                 for layer in held.layers
             ]
         )

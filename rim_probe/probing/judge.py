@@ -5,17 +5,17 @@ Method:
    `both`; the probe of arXiv:2605.30343), those of all blocks on layers 1..L (`memory`), or, as a control, those of
    the last question token (`question` on the penultimate layer, `question everywhere` on those of `memory`). The wide
    views, `memory` and `question everywhere`, see at most `WIDE_LAYERS` layers, evenly spread: all of a shallow model.
-2. States are standardised; in the wide views each cell (layer, block) is first reduced to its leading principal
-   components. Optionally the readout's own log odds and the share of readouts that agree with it stand beside them.
+2. States are standardised; in the wide views each cell (layer, block) is reduced to its leading principal components.
+   Optionally the readout's own log odds and the share of readouts that agree with it stand beside them.
 3. Logistic regression, one per readout, fitted on one split. The strength of its penalty is chosen on another: the
    highest AUROC, mean over the readouts.
-4. Both the standardisation and the projection are linear and are folded into the weights: a judge is one vector per
-   readout. On the split that chose, one slope and one offset for all readouts make its log odds calibrated
-   (Platt 1999).
+4. All of it is affine and kept as one vector per readout (`linear`). On the split that chose, one slope and one offset
+   for all readouts make its log odds calibrated (Platt 1999).
 
 Knows states and outcomes. Knows nothing of models, problems or reports.
 """
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ from rim_probe.errors import RiMError
 from rim_probe.probing.capture import Capture, CaptureSet
 from rim_probe.probing.compact import is_large, packed, rounded, unpacked
 from rim_probe.probing.hooks import spread_layers
-from rim_probe.probing.selective import agreement, auroc, ranks
+from rim_probe.probing.linear import Inputs, LinearMap
+from rim_probe.probing.selective import agreement, auroc
 
 OWN_VIEWS = ("end", "slots", "both")
 WIDE_VIEWS = ("memory", "question everywhere")
@@ -220,32 +221,41 @@ def fit_judge(
         calibrate: step 4.
         prepared: kept by the caller between fits on the same samples and rows, so that cells are read and reduced once.
     """
+    from sklearn.linear_model import LogisticRegression
+
     num_blocks = fit.right.shape[1]
     rows = np.arange(len(fit.right)) if rows is None else rows
     chosen = range(num_blocks) if blocks is None else [block - 1 for block in blocks]
     views = cells(view, layers, num_blocks)
     extras = [readout_features(part.answers, readouts, num_blocks) for part in (fit, choose)]
     prepared = {} if prepared is None else prepared
-    folded = {penalty: {} for penalty in penalties}
+    found: dict[float, dict[int, LinearMap]] = {penalty: {} for penalty in penalties}
     tested = {penalty: np.zeros(choose.right.shape) for penalty in penalties}
     for k in chosen:
-        key = tuple(views[k])
+        key, right = tuple(views[k]), fit.right[rows, k]
         if key not in prepared:
-            prepared[key] = _prepare(views[k], fit, choose, rows, reduce=view in WIDE_VIEWS)
-        maps, on_fit, on_choose = prepared[key]
-        centre, spread = _standard(extras[0][rows, k])
-        on_fit = np.concatenate([on_fit, (extras[0][rows, k] - centre) * spread], axis=1)
-        on_choose = np.concatenate([on_choose, (extras[1][:, k] - centre) * spread], axis=1)
+            states = [cell.read(fit.capture)[rows] for cell in views[k]]
+            tried = np.concatenate([cell.read(choose.capture) for cell in views[k]], axis=1)
+            prepared[key] = Inputs(states, COMPONENTS if view in WIDE_VIEWS else sys.maxsize), tried
+        inputs, states = prepared[key]
+        if readouts != "none":
+            inputs = inputs.beside(Inputs([extras[0][rows, k]]))
+            states = np.concatenate([states, extras[1][:, k]], axis=1)
         for penalty in penalties:
-            weight, bias = _logistic(on_fit, fit.right[rows, k], penalty)
-            tested[penalty][:, k] = on_choose @ weight + bias
-            folded[penalty][k] = _fold(weight, bias, maps, centre, spread)
+            if right.all() or not right.any():  # one class only: its log odds, by Laplace's rule
+                odds = np.log((right.sum() + 1) / ((~right).sum() + 1))
+                own = inputs.folded(np.zeros((inputs.fitted.shape[1], 1)), np.array([odds]))
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # not converged: as good a judge, only less penalised
+                    own = inputs.fit(LogisticRegression(C=penalty, max_iter=200), right)
+            found[penalty][k], tested[penalty][:, k] = own, own(states)[:, 0]
     penalty = max(penalties, key=lambda c: np.nan_to_num(mean_auroc(tested[c], choose.right, chosen)))
     slope, offset = _platt(tested[penalty][:, chosen], choose.right[:, chosen]) if calibrate else (1.0, 0.0)
-    size = len(folded[penalty][chosen[0]][0])
-    weight, bias = np.zeros((num_blocks, size), np.float32), np.zeros(num_blocks)
-    for k, (raw, constant) in folded[penalty].items():
-        weight[k], bias[k] = slope * raw, slope * constant + offset
+    weight = np.zeros((num_blocks, len(found[penalty][chosen[0]].weights)), np.float32)
+    bias = np.zeros(num_blocks)
+    for k, own in found[penalty].items():
+        weight[k], bias[k] = slope * own.weights[:, 0], slope * own.bias[0] + offset
     if is_large([weight]):
         weight = rounded(weight)  # what is reported is what is stored
     return Judge(view, readouts, tuple(layers), weight, bias, penalty)
@@ -254,74 +264,16 @@ def fit_judge(
 def mean_auroc(scores: np.ndarray, right: np.ndarray, columns: Sequence[int] | None = None) -> float:
     """AUROC of each readout, mean over the readouts that are right sometimes and wrong sometimes."""
     columns = range(right.shape[1]) if columns is None else columns
-    found = [auroc(ranks(scores[:, k]), right[:, k]) for k in columns]
+    found = [auroc(scores[:, k], right[:, k]) for k in columns]
     return float(np.nanmean(found)) if not np.all(np.isnan(found)) else float("nan")
-
-
-def _prepare(view: list[Cell], fit: Sample, choose: Sample, rows: np.ndarray, reduce: bool):
-    """Linear maps of the cells (centre [F], scale [F] or [F, r]) and the mapped states of both samples."""
-    maps, on_fit, on_choose = [], [], []
-    for cell in view:
-        states = cell.read(fit.capture)[rows]
-        centre, scale = _principal(states) if reduce else _standard(states)
-        maps.append((centre, scale))
-        on_fit.append(_map(states - centre, scale))
-        on_choose.append(_map(cell.read(choose.capture) - centre, scale))
-    return maps, np.concatenate(on_fit, axis=1), np.concatenate(on_choose, axis=1)
-
-
-def _map(states: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return states * scale if scale.ndim == 1 else states @ scale
-
-
-def _standard(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and 1 / standard deviation; a dimension that never changes is left out (scale 0)."""
-    centre, deviation = states.mean(axis=0), states.std(axis=0)
-    alive = deviation > 1e-6 * np.maximum(np.abs(centre), 1e-6)
-    return centre, np.where(alive, 1 / np.where(alive, deviation, 1), 0)
-
-
-def _principal(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and projection [F, r] on the leading principal components; the mean square of a full map is 1."""
-    from sklearn.decomposition import PCA
-
-    count = min(COMPONENTS, states.shape[1], len(states) - 1)
-    if not np.ptp(states, axis=0).any():  # the same for every question, such as embeddings of slots
-        return states[0], np.zeros((states.shape[1], count), states.dtype)
-    found = PCA(count, random_state=0).fit(states)
-    return found.mean_, found.components_.T * np.sqrt(count / found.explained_variance_.sum())
-
-
-def _logistic(states: np.ndarray, right: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
-    """Weights and bias; with one class only, the log odds of that class (Laplace's rule) and no weights."""
-    from sklearn.linear_model import LogisticRegression
-
-    if right.all() or not right.any():
-        return np.zeros(states.shape[1]), float(np.log((right.sum() + 1) / ((~right).sum() + 1)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # not converged after 200 rounds: as good a judge, only less penalised
-        model = LogisticRegression(C=penalty, max_iter=200).fit(states, right)
-    return model.coef_[0], float(model.intercept_[0])
-
-
-def _fold(weight: np.ndarray, bias: float, maps: list, centre: np.ndarray, spread: np.ndarray):
-    """Weights on raw features, [F + E], and the bias that goes with them."""
-    raw, start = [], 0
-    for middle, scale in maps:
-        size = len(scale) if scale.ndim == 1 else scale.shape[1]
-        part = weight[start : start + size]
-        raw.append(scale * part if scale.ndim == 1 else scale @ part)
-        bias -= float(middle @ raw[-1])
-        start += size
-    raw.append(spread * weight[start:])
-    bias -= float(centre @ raw[-1])
-    return np.concatenate(raw), bias
 
 
 def _platt(logits: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     """Slope and offset that calibrate log odds; (1, 0) where that would turn the ranking round or cannot be told."""
-    flat = logits.reshape(-1, 1)
-    if right.all() or not right.any() or np.ptp(flat) == 0:
+    from sklearn.linear_model import LogisticRegression
+
+    if right.all() or not right.any() or np.ptp(logits) == 0:
         return 1.0, 0.0
-    weight, bias = _logistic(flat, right.ravel(), 1e3)
-    return (float(weight[0]), bias) if weight[0] > 0 else (1.0, 0.0)
+    model = LogisticRegression(C=1e3).fit(logits.reshape(-1, 1), right.ravel())
+    slope = float(model.coef_[0, 0])
+    return (slope, float(model.intercept_[0])) if slope > 0 else (1.0, 0.0)

@@ -54,12 +54,14 @@ class Probe:
         module, decoder: where it lives; no decoder where nothing is fitted.
         run: from a workbench to a result.
         needs: probes whose decoders it builds on.
+        form: of what is stored; what lies there in another form is fitted anew.
     """
 
     module: str
     decoder: str | None
     run: Callable[[Workbench], Result]
     needs: tuple[str, ...] = ()
+    form: int = 1
 
 
 def _fitted(name: str) -> Callable[[Workbench], Result]:
@@ -86,7 +88,7 @@ def _interchange(workbench: Workbench) -> Result:
 
 
 PROBES: dict[str, Probe] = {
-    "steps": Probe("steps", "StepDecoder", _fitted("steps")),
+    "steps": Probe("nearest_step.fit", "StepDecoder", _fitted("steps"), form=2),
     "words": Probe("words", None, _function("words")),
     "lens": Probe("lens", "VocabularyLens", _fitted("lens")),
     "values": Probe("values", "ValueProbes", _fitted("values")),

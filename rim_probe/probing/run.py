@@ -112,7 +112,9 @@ def run_probes(
     data = {name: (source.path, len(source.problems)) for name, source in sources.items()}
     provenance = describe_study(memory, data, command=command, seed=seed)
     prints = {role: fingerprint(rim) for role, rim in models.items()}
-    keys = {name: resume_key(name, provenance, {"num_blocks": num_blocks, "models": prints}) for name in PROBES}
+    choices = {"num_blocks": num_blocks, "models": prints}
+    forms = {name: {} if probe.form == 1 else {"form": probe.form} for name, probe in PROBES.items()}
+    keys = {name: resume_key(name, provenance, choices | forms[name]) for name in PROBES}
     work = folder.with_name(folder.name + ".run")
     problems = {name: source.problems for name, source in sources.items()}
     with Study(models, problems, num_blocks=num_blocks, seed=seed, folder=work, progress=progress) as study:

@@ -1,18 +1,19 @@
 """How good a score is at telling right answers from wrong ones: ranking, calibration, abstention, choosing.
 
 1. AUROC: chance that a right answer scores above a wrong one, ties counting half (Mann-Whitney).
-2. AUPRC: average precision, the mean precision at every right answer from the highest score down.
+2. AUPRC: average precision, the mean precision at every right answer from the highest score down (scikit-learn).
 3. Expected calibration error (Naeini et al. 2015): ten equal bins of probability, mean |accuracy - confidence|.
 4. Risk and coverage (El-Yaniv & Wiener 2010): of the share c of answers with the highest scores, the share that is
    wrong; its mean over c is the area under the risk-coverage curve (smaller is better).
 5. Choosing among the K readouts of a problem: highest score, majority vote.
 
-Scores are turned into integer ranks once, so that a bootstrap draw costs counting and no sorting. Knows arrays alone.
+Knows arrays alone.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import rankdata
 
 from rim_probe.probing.section import Estimate, bootstrap
 
@@ -20,42 +21,29 @@ CALIBRATION_BINS = 10
 DRAWS = 500
 
 
-def ranks(scores: np.ndarray) -> np.ndarray:
-    """Integer ranks of the scores (any shape), ties equal; order and ties are all the ranking measures need."""
-    return np.unique(scores, return_inverse=True)[1].reshape(np.shape(scores))
+def auroc(scores: np.ndarray, right: np.ndarray) -> float:
+    """AUROC of scores for outcomes `right` (same shape, any); NaN where all outcomes are alike.
 
-
-def auroc(rank: np.ndarray, right: np.ndarray) -> float:
-    """AUROC of integer ranks for outcomes `right` (same shape); NaN where all outcomes are alike."""
-    hits, misses = _counts(rank, right)
-    pairs = hits.sum() * misses.sum()
-    return float((hits * (misses.cumsum() - misses / 2)).sum() / pairs) if pairs else float("nan")
-
-
-def average_precision(rank: np.ndarray, right: np.ndarray) -> float:
-    """AUPRC with `right` as the positive class; NaN where nothing is right."""
-    hits, misses = (counts[::-1] for counts in _counts(rank, right))
-    total = hits.sum()
-    if not total:
-        return float("nan")
-    precision = hits.cumsum() / np.maximum(hits.cumsum() + misses.cumsum(), 1)
-    return float((precision * hits).sum() / total)
-
-
-def risk_area(rank: np.ndarray, right: np.ndarray) -> float:
-    """Area under the risk-coverage curve, 0 to 1; equal scores are taken in together."""
-    hits, misses = (counts[::-1] for counts in _counts(rank, right))
-    taken = hits + misses
-    risk = misses.cumsum() / np.maximum(taken.cumsum(), 1)
-    return float((risk * taken).sum() / taken.sum())
+    From ranks: scikit-learn's `roc_auc_score` gives the same and takes ten times as long, in thousands of draws.
+    """
+    rank, right = rankdata(scores), np.ravel(right).astype(bool)
+    hits, misses = int(right.sum()), int((~right).sum())
+    return float((rank[right].sum() - hits * (hits + 1) / 2) / (hits * misses)) if hits and misses else float("nan")
 
 
 def calibration_error(probability: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error of probabilities in 0..1."""
+    """Expected calibration error of probabilities in 0..1, which scikit-learn lacks."""
     probability, right = np.ravel(probability), np.ravel(right)
     bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, weights=probability - right, minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(right))
+
+
+def risk_area(scores: np.ndarray, right: np.ndarray) -> float:
+    """Area under the risk-coverage curve, 0 to 1; equal scores are taken in together."""
+    _, place, taken = np.unique(-np.asarray(scores), return_inverse=True, return_counts=True)
+    wrong = np.bincount(place.ravel(), weights=~np.asarray(right, dtype=bool).ravel())
+    return float((wrong.cumsum() / taken.cumsum() * taken).sum() / taken.sum())
 
 
 def risk_coverage(scores: np.ndarray, right: np.ndarray, points: int = 50) -> tuple[list[float], list[float]]:
@@ -88,23 +76,14 @@ def agreement(values: Sequence[Sequence[str | None]]) -> np.ndarray:
 
 def auroc_estimate(scores: np.ndarray, right: np.ndarray, seed: int = 0) -> Estimate:
     """AUROC of scores [n] or [n, K] with its bootstrap interval over problems."""
-    return bootstrap((ranks(scores), right), auroc, seed=seed, draws=DRAWS)
+    return bootstrap((scores, right), auroc, seed=seed, draws=DRAWS)
 
 
 def auroc_difference(scores: np.ndarray, other: np.ndarray, right: np.ndarray, seed: int = 0) -> Estimate:
     """AUROC of `scores` minus that of `other` on the same problems, with a paired bootstrap interval."""
     return bootstrap(
-        (ranks(scores), ranks(other), right),
+        (scores, other, right),
         lambda first, second, outcome: auroc(first, outcome) - auroc(second, outcome),
         seed=seed,
         draws=DRAWS,
     )
-
-
-def _counts(rank: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Right and wrong answers by rank."""
-    rank, right = np.ravel(rank), np.ravel(right).astype(bool)
-    size = int(rank.max()) + 1
-    taken = np.bincount(rank, minlength=size)
-    hits = np.bincount(rank[right], minlength=size)
-    return hits, taken - hits

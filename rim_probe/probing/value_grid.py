@@ -14,11 +14,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rim_probe.equations import number_text, number_value, read_equation
 from rim_probe.errors import RiMError
 from rim_probe.probing.hooks import spread_layers
+from rim_probe.probing.linear import MOST_FEATURES, Inputs, LinearMap
 
 if TYPE_CHECKING:
     from rim_probe.probing.study import Study
@@ -35,7 +35,6 @@ FEWEST_SEEN = 20
 FEWEST_REPORTED = 30
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # times the number of rows: features have variance 1
 CONTROL_FUNCTIONS = 5  # one alone can be lucky by several points
-MOST_FEATURES = 384  # wider states are read through their first principal components
 
 
 @dataclass(frozen=True)
@@ -177,65 +176,6 @@ def _random_function(
 # ---------------------------------------------------------------------------------------------------------- the probes
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A linear classifier: `states @ weights + bias` are class scores; softmax(scores / temperature) the confidence."""
-
-    weights: np.ndarray  # [d, classes]
-    bias: np.ndarray  # [classes]
-
-
-class _Ridge:
-    """Ridge regression from one cell's states to any number of one-hot labels, at every strength of `RIDGES`."""
-
-    def __init__(self, states: np.ndarray, seed: int):
-        self.mean, self.scale, self.basis = states.mean(0), states.std(0) + 1e-6, None
-        standard = (states - self.mean) / self.scale
-        if standard.shape[1] > MOST_FEATURES:
-            self.basis = _leading(standard, seed)
-            standard = standard @ self.basis
-        self._states = standard
-        values, vectors = np.linalg.eigh((standard.T @ standard).astype(np.float64))
-        self._values, self._vectors = values.clip(min=0), vectors.astype(np.float32)
-
-    def project(self, states: np.ndarray) -> np.ndarray:
-        """States in the space of the eigenvectors, [n, features]."""
-        standard = (states - self.mean) / self.scale
-        return (standard if self.basis is None else standard @ self.basis) @ self._vectors
-
-    def solve(self, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-        """One-hot labels regressed: coefficients [ridges, features, classes] in that space, and the mean [classes]."""
-        wanted = np.eye(classes + 1, dtype=np.float32)[labels][:, :classes]  # label -1 is a row of zeros
-        mean = wanted.mean(0)
-        projected = self._vectors.T @ (self._states.T @ (wanted - mean))
-        shrinkage = self._values + np.array(RIDGES)[:, None] * len(labels)
-        return (projected / shrinkage[..., None]).astype(np.float32), mean
-
-    def plain(self, coefficients: np.ndarray, mean: np.ndarray) -> Fitted:
-        """Coefficients [features, classes] as a classifier of untouched states."""
-        weights = self._vectors @ coefficients
-        if self.basis is not None:
-            weights = self.basis @ weights
-        weights = weights / self.scale[:, None]
-        return Fitted(weights, mean - self.mean @ weights)
-
-
-def _leading(standard: np.ndarray, seed: int) -> np.ndarray:
-    """The first principal components of standardised states, [d, MOST_FEATURES]."""
-    with torch.random.fork_rng(devices=[]):  # a sketch of the states, the same for a seed
-        torch.manual_seed(seed)
-        return torch.svd_lowrank(torch.from_numpy(standard), MOST_FEATURES)[2].numpy()
-
-
-def _reduced(held: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """Wide states through the principal components of those of "fit": once for a cell, not once for every group."""
-    if held["fit"].shape[1] <= MOST_FEATURES:
-        return held
-    mean, scale = held["fit"].mean(0), held["fit"].std(0) + 1e-6
-    basis = _leading((held["fit"] - mean) / scale, seed)
-    return {split: (states - mean) / scale @ basis for split, states in held.items()}
-
-
 @dataclass
 class Outcome:
     """One cell, one target.
@@ -245,44 +185,53 @@ class Outcome:
         right: what was right on "report", bool [scored problems].
         control: of the control task, the share of the random functions that were right, [scored problems]; None where
             it was not asked for.
-        fitted: the probe, of the states as they were given.
+        fitted: the probe of untouched states: class scores, softmax(scores / temperature) the confidence.
     """
 
     choose: float
     right: np.ndarray
     control: np.ndarray | None
-    fitted: Fitted
+    fitted: LinearMap
 
 
 def probe_cell(held: dict[str, np.ndarray], targets: Sequence[Target], seed: int, control: bool) -> list[Outcome]:
-    """Outcomes of one cell, split -> states [n, d], for targets of ONE group."""
+    """Outcomes of one cell, split -> states [n, d], for targets of ONE group: one regression for all of their labels
+    and control labels at every strength, which is then chosen for each."""
+    from sklearn.linear_model import Ridge
+
     asked = {split: np.any([target.labels[split] >= 0 for target in targets], axis=0) for split in SPLITS}
-    ridge = _Ridge(held["fit"][asked["fit"]], seed)
-    spaces = {split: ridge.project(held[split][asked[split]]) for split in ("choose", "report")}
-
-    def learn(labels: dict[str, np.ndarray], classes: int) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-        """Accuracy on "choose", what is right on "report", coefficients and mean, all at the best strength."""
-        wanted = {split: labels[split][asked[split]] for split in SPLITS}
-        coefficients, mean = ridge.solve(wanted["fit"], classes)
-
-        def right(split: str, own: np.ndarray) -> np.ndarray:
-            scored = wanted[split] >= 0
-            return (spaces[split][scored] @ own + mean).argmax(1) == wanted[split][scored]
-
-        accuracies = [float(right("choose", own).mean()) for own in coefficients]
-        best = coefficients[int(np.argmax(accuracies))]
-        return max(accuracies), right("report", best), best, mean
-
-    outcomes = []
+    tasks, places, width = [], [], 0  # one set of labels after the other, and its columns
     for target in targets:
-        classes = len(target.classes)
-        accuracy, right, *fitted = learn(target.labels, classes)
-        chance = None
-        if control:
-            draws = range(CONTROL_FUNCTIONS)
-            tasks = [{split: labels[draw] for split, labels in target.control.items()} for draw in draws]
-            chance = np.mean([learn(labels, classes)[1] for labels in tasks], axis=0)
-        outcomes.append(Outcome(accuracy, right, chance, ridge.plain(*fitted)))
+        controls = range(CONTROL_FUNCTIONS if control else 0)
+        for labels in (target.labels, *({split: target.control[split][i] for split in SPLITS} for i in controls)):
+            tasks.append({split: labels[split][asked[split]] for split in SPLITS})
+            places.append(slice(width, width + len(target.classes)))
+            width += len(target.classes)
+    wanted = np.zeros((int(asked["fit"].sum()), width), np.float32)
+    for labels, place in zip(tasks, places, strict=True):
+        scored = labels["fit"] >= 0  # what is not scored is a row of zeros
+        wanted[np.flatnonzero(scored), place.start + labels["fit"][scored]] = 1
+    inputs = Inputs([held["fit"][asked["fit"]]], MOST_FEATURES, seed)
+    models = [Ridge(alpha=ridge * len(wanted)).fit(inputs.fitted, wanted) for ridge in RIDGES]
+    states = {split: inputs([held[split][asked[split]]]) for split in ("choose", "report")}
+    scores = {split: [model.predict(states[split]) for model in models] for split in states}
+
+    def right(split: str, task: int, model: int) -> np.ndarray:
+        scored = tasks[task][split] >= 0
+        return scores[split][model][scored, places[task]].argmax(1) == tasks[task][split][scored]
+
+    def learnt(task: int) -> tuple[int, float]:
+        """The best model on "choose", and its accuracy there."""
+        accuracies = [float(right("choose", task, model).mean()) for model in range(len(models))]
+        return int(np.argmax(accuracies)), max(accuracies)
+
+    outcomes, per_target = [], len(tasks) // len(targets)
+    for first in range(0, len(tasks), per_target):
+        best, accuracy = learnt(first)
+        others = range(first + 1, first + per_target)
+        chance = np.mean([right("report", i, learnt(i)[0]) for i in others], axis=0) if control else None
+        fitted = inputs.folded(models[best].coef_[places[first]].T, models[best].intercept_[places[first]])
+        outcomes.append(Outcome(accuracy, right("report", first, best), chance, fitted))
     return outcomes
 
 
@@ -316,7 +265,6 @@ def grid_of(
     for cell in study.progress(cells, f"values {label}"):
         held = {split: read(split, cell) for split in SPLITS}
         held["fit"] = held["fit"][rows]
-        held = _reduced(held, study.seed)
         for group in groups:
             numbers = [i for i, target in enumerate(targets) if target.group == group]
             outcomes = probe_cell(held, [targets[i] for i in numbers], study.seed, control)

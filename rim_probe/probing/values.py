@@ -9,8 +9,8 @@ Method:
    to say the answer, so finding the answer says nothing of the step. The result of the last step, which is the answer,
    is a quantity of its own.
 2. Per cell (layer, block, position "slots" or "end"; of a deep model `MOST_LAYERS` layers) and quantity: a linear
-   classifier, ridge regression on one-hot labels, of standardised states. Closed form, one eigendecomposition per cell
-   and step. Its strength is chosen on "choose".
+   classifier, ridge regression on one-hot labels, of standardised states (`linear`); its strength is chosen on
+   "choose".
 3. Accuracy of every cell on "report". The cell in the table is the best one on "choose".
 
 Controls:
@@ -32,13 +32,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import log_softmax, softmax
 
 from rim_probe.probing.compact import PLAIN_BYTES, is_large, packed, unpacked
+from rim_probe.probing.linear import LinearMap
 from rim_probe.probing.section import Section
 from rim_probe.probing.value_grid import (
     POSITIONS,
     SPLITS,
-    Fitted,
     Grid,
     grid_of,
     memory_grid,
@@ -66,7 +67,7 @@ class ValueProbes:
         probes [targets][K]: classifiers at that position and layer, for the screen.
     """
 
-    def __init__(self, reads: list[dict[str, Any]], probes: list[list[Fitted]]):
+    def __init__(self, reads: list[dict[str, Any]], probes: list[list[LinearMap]]):
         self.reads, self.probes = reads, probes
         self._memory: Grid | None = None
 
@@ -145,10 +146,9 @@ class ValueProbes:
         for block in range(1, min(held.K, len(self.probes[0])) + 1):
             values = []
             for read, own in zip(self.reads, self.probes, strict=True):
-                fitted = own[block - 1]
-                scores = held.cell(read["layer"], block, read["position"]) @ fitted.weights + fitted.bias
+                scores = own[block - 1](held.cell(read["layer"], block, read["position"]))
                 covered = read.get("covered", 1.0)  # older probes do not tell
-                confidence = covered * _softmax(scores / read["temperature"][block - 1])[0]
+                confidence = covered * softmax(scores / read["temperature"][block - 1], axis=1)[0]
                 best = int(confidence.argmax())
                 values.append(
                     {
@@ -195,7 +195,7 @@ class ValueProbes:
         """The probes that `tensors` and `settings` came from."""
         reads = settings["reads"]
         probes = [
-            [Fitted(w, b) for w, b in zip(unpacked(tensors, f"weights.{i}"), tensors[f"bias.{i}"], strict=True)]
+            [LinearMap(w, b) for w, b in zip(unpacked(tensors, f"weights.{i}"), tensors[f"bias.{i}"], strict=True)]
             for i in range(len(reads))
         ]
         return cls(reads, probes)
@@ -207,13 +207,8 @@ def _majority(labels: np.ndarray) -> float:
     return float(counts.max() / counts.sum())
 
 
-def _temperature(fitted: Fitted, states: np.ndarray, labels: np.ndarray) -> float:
+def _temperature(fitted: LinearMap, states: np.ndarray, labels: np.ndarray) -> float:
     """The temperature with the least cross entropy (Guo et al. 2017, section 4.2), on a grid."""
-    scores = states @ fitted.weights + fitted.bias
-    losses = [-np.log(_softmax(scores / t)[np.arange(len(labels)), labels] + 1e-12).mean() for t in TEMPERATURES]
+    scores = fitted(states)
+    losses = [-log_softmax(scores / t, axis=1)[np.arange(len(labels)), labels].mean() for t in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))])
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores - scores.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)

@@ -10,7 +10,7 @@ from rim_probe.probing import attention, commitment, importance, interchange, wo
 from rim_probe.probing.correctness import CorrectnessProbe
 from rim_probe.probing.geometry import Geometry
 from rim_probe.probing.lens import VocabularyLens
-from rim_probe.probing.steps import StepDecoder
+from rim_probe.probing.nearest_step.fit import StepDecoder
 from rim_probe.probing.study import Study, observe
 
 BLOCKS = 2

@@ -12,9 +12,9 @@ from rim_probe.probing import depth
 from rim_probe.probing.hooks import num_layers
 from rim_probe.probing.lens import VocabularyLens
 from rim_probe.probing.lens_reading import places, token_text
-from rim_probe.probing.step_maps import Bank, LinearMap
-from rim_probe.probing.step_search import Cell
-from rim_probe.probing.steps import StepDecoder
+from rim_probe.probing.linear import LinearMap
+from rim_probe.probing.nearest_step.fit import BlockMap, StepDecoder
+from rim_probe.probing.nearest_step.formula import Bank, StepMap
 from rim_probe.probing.study import observe
 from rim_probe.probing.words import carried_answers
 
@@ -91,8 +91,8 @@ def decoder(block: int = 2, width: int = 64) -> StepDecoder:
     rng = np.random.default_rng(0)
     weights = np.linalg.qr(rng.normal(size=(width, width)))[0].astype(np.float32)
     bank = Bank(("<<1+1=2>>", "<<2+2=4>>", "<<3+3=6>>"), rng.normal(size=(3, width)).astype(np.float32))
-    mapped = LinearMap(weights, np.zeros(width, np.float32), np.eye(width, dtype=np.float32), np.zeros(width))
-    return StepDecoder(bank, {(block, 1): (Cell("memory", 1, block, "slots"), mapped, 0.5)}, {}, {(block, 1): 0.5}, 1)
+    mapped = StepMap(LinearMap(weights, np.zeros(width, np.float32)), np.eye(width, dtype=np.float32))
+    return StepDecoder(bank, {(block, 1): BlockMap(1, mapped, 0.5, 0.5, 1.0)}, {}, 1)
 
 
 def test_the_map_of_a_block_reads_every_layer_and_the_control(seen, control):
@@ -100,7 +100,7 @@ def test_the_map_of_a_block_reads_every_layer_and_the_control(seen, control):
     mode = depth.step_mode(steps, seen, control)
     assert mode["positions"] == [{"block": 2, "position": "slots", "step": 1, "fitted_layer": 1}]
     assert "layer 1" in mode["what"] and mode["score_name"] == "cosine"
-    mapped = steps.maps[2, 1][1]
+    mapped = steps.maps[2, 1].mapped
     for layer in held.layers:
         own = mapped.cosines(held.cell(layer, 2, "slots"), steps.bank.vectors)[0]
         untrained = mapped.cosines(control.capture.cell(layer, 2, "slots"), steps.bank.vectors)[0]

@@ -20,9 +20,8 @@ from rim_probe.glassbox.box import (
 )
 from rim_probe.glassbox.problems import SIGNS, parts, swapped_answer
 from rim_probe.model import RiM
-from rim_probe.probing import importance, interchange, step_search, step_space, steps
+from rim_probe.probing import importance, interchange
 from rim_probe.probing.attention import attention_shares
-from rim_probe.probing.bank import Reading, read_steps
 from rim_probe.probing.capture import capture
 from rim_probe.probing.commitment import memory_course
 from rim_probe.probing.correctness import sample
@@ -32,8 +31,11 @@ from rim_probe.probing.hooks import edit_residual, spread_layers
 from rim_probe.probing.interventions import Pool, Variant, intervene_many
 from rim_probe.probing.judge import fit_judge
 from rim_probe.probing.lens import VocabularyLens
+from rim_probe.probing.nearest_step import fit as steps
+from rim_probe.probing.nearest_step import results
+from rim_probe.probing.nearest_step.formula import Candidates, places_of, read_places, read_steps, step_space
 from rim_probe.probing.section import bootstrap
-from rim_probe.probing.selective import auroc, ranks
+from rim_probe.probing.selective import auroc
 from rim_probe.probing.study import Study, observe
 from rim_probe.probing.sweep import patching_sweep
 from rim_probe.probing.values import ValueProbes
@@ -202,22 +204,20 @@ def few_draws(monkeypatch):
 
 
 def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, monkeypatch):
-    less = {"FIT_PROBLEMS": 200, "CHOOSE_PROBLEMS": 40, "MOST_READING_LAYERS": 1, "MOST_SINGLE_SLOTS": 0}
-    for name, count in less.items():
-        monkeypatch.setattr(step_search, name, count)
-    monkeypatch.setattr(step_search, "spread_layers", lambda layers, most=5: spread_layers(layers, most))
+    for name, count in {"FIT_PROBLEMS": 200, "CHOOSE_PROBLEMS": 40}.items():
+        monkeypatch.setattr(steps, name, count)
+    for module in (steps, results):
+        monkeypatch.setattr(module, "spread_layers", lambda layers: spread_layers(layers, 5))  # 0, 2, 4, 6, 8
     decoder = steps.StepDecoder.fit(study)
     section = decoder.score(study)
-    assert section.settings["layers searched"] == "5 of 9 layers"  # 0, 2, 4, 6, 8
     assert decoder.claims == {step: [step] for step in BLOCKS}
-    own = {row[0]: row[1].value for row in section.tables[0].rows}
-    controls = {name: top1 for name, top1 in own.items() if name.startswith("control")}
-    assert len(controls) == 5 and max(controls.values()) < 0.15
-    assert all(top1 > 0.98 for name, top1 in own.items() if name not in controls)
+    memory, *controls = section.tables[0].rows
+    assert len(controls) == 6 and max(row[3].value for row in controls) < 0.15
+    assert memory[3].value > 0.98 and "more than the best control" in section.summary
     assert all(target.met for target in section.targets)
-    for (block, step), (cell, *_) in decoder.maps.items():
-        assert decoder.alignment[block, step] > 0.9 if block == step else decoder.alignment[block, step] < 0.5
-        assert block != step or cell.layer >= HELD_LAYER[block]
+    for (block, step), one in decoder.maps.items():
+        assert one.alignment > 0.9 if block == step else one.alignment < 0.5
+        assert block != step or one.layer >= HELD_LAYER[block]
     (problem,) = study.problems("report")[:1]
     told = decoder.explain(observe(study.models["memory"], problem.question), problem.steps)
     assert [block["nearest"][0]["step"] for block in told["blocks"]] == list(problem.steps)
@@ -228,17 +228,16 @@ def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, mo
 def test_to_know_one_part_of_a_step_is_not_to_know_the_step(box, part):
     """Block ends hold the result and nothing else of their step; hard distractors must tell that from the step."""
     problems, rng = box.problems(12, 40, "choose"), np.random.default_rng(0)
-    texts = step_space.distinct_steps(problems)
-    references = step_space.draw_references(texts, rng)
-    places = step_space.places_of(problems, range(len(problems)), texts, rng)
-    read = step_space.read_places(box.rim, problems, places, references, [STEP_LAYER])
-    (space,) = step_space.step_spaces(places, read, references, [STEP_LAYER])
+    texts = list(dict.fromkeys(step for problem in problems for step in problem.steps))
+    places = places_of(problems, range(len(problems)), texts, rng)
+    read = read_places(box.rim, problems, places, texts[:8], STEP_LAYER)
+    space = step_space(places, read)
     vectors = space.matrix(texts) - space.matrix(texts).mean(0)
     for step in BLOCKS:
-        asked = step_space.candidates_at(step, places, read, 0, space)
+        asked = Candidates.at(step, places, read, space)
         known = [[parts(text)[part] == parts(own)[part] for text in texts] for own in asked.texts]
         oracle = np.stack([vectors[rows].mean(0) for rows in known])
-        assert step_space.share_within(asked.ranks(oracle), 1) < 0.6  # 7 of 20 distractors keep the result
+        assert (asked.ranks(oracle) <= 0).mean() < 0.6  # 7 of 20 distractors keep the result
 
 
 def test_value_probes_find_every_quantity_where_it_is_held_and_only_there(study):
@@ -278,10 +277,10 @@ def test_the_vocabulary_lens_reads_the_result_from_the_layer_where_it_is_written
 
 def test_the_bank_reads_a_step_and_what_it_might_have_said(box):
     (problem,) = box.problems(4, 1, "report")
-    instead = (("<<1+1=2>>", "<<1+1=3>>"), ("<<9-8=1>>",), ("<<0-0=0>>",))
-    (reading,) = read_steps(box.rim, [Reading(problem.question, problem.steps, instead)], [STEP_LAYER, LAYERS])
-    for step, texts, states in zip(problem.steps, instead, reading, strict=True):
-        for row, text in zip(states, (step, *texts), strict=True):
+    for t, step in enumerate(problem.steps):
+        texts = (step, "<<1+1=2>>", "<<9-8=1>>", "<<0-0=0>>")
+        (states,) = read_steps(box.rim, [(problem.question, problem.steps[:t], texts)], [STEP_LAYER, LAYERS])
+        for row, text in zip(states, texts, strict=True):
             left, sign, right, result = parts(text)
             for name, value in zip(STEP, (left, SIGNS.index(sign), right, result), strict=True):
                 wanted = one_hot([value, value], len(DIMS[name]))
@@ -297,14 +296,14 @@ def test_a_judge_sees_doubt_and_its_controls_do_not(untrained):
         def score(view: str, role: str = "memory") -> float:
             fit, choose, report = (sample(study, name, role) for name in splits)
             judge = fit_judge(fit, choose, study.layers, view, penalties=(0.1,), blocks=[study.K])
-            return auroc(ranks(judge.logits(report.capture, report.answers)[:, -1]), right)
+            return auroc(judge.logits(report.capture, report.answers)[:, -1], right)
 
         assert 0.5 < right.mean() < 0.9
         assert score("end") == score("slots") == score("both") == 1
         assert score("question") == score("slots", "base") == 0.5
         # The box never doubts its words, only its memory does.
         own = [answer.readouts[-1].probability for answer in study.answers("memory", "report")]
-        assert auroc(ranks(np.round(own, 3)), right) == 0.5
+        assert auroc(np.round(own, 3), right) == 0.5
 
 
 def test_commitment_comes_with_the_last_block(study):

@@ -1,0 +1,276 @@
+"""Nearest explicit step: a planted code is found in its cell alone, noise is not, controls have equal means."""
+
+import json
+
+import numpy as np
+import pytest
+from planted import PlantedStudy, observed, planted_capture
+
+from rim_probe.errors import RiMError
+from rim_probe.glassbox import glassbox, parts
+from rim_probe.probing.linear import Inputs, LinearMap
+from rim_probe.probing.nearest_step import fit as fitting
+from rim_probe.probing.nearest_step.fit import StepDecoder
+from rim_probe.probing.nearest_step.formula import (
+    DISTRACTORS,
+    Bank,
+    Candidates,
+    Place,
+    StepMap,
+    places_of,
+    ranks_of,
+    read_places,
+    read_steps,
+    step_space,
+)
+from rim_probe.probing.rows import Row, read_rows
+from rim_probe.probing.section import Section
+from rim_probe.problems import Problem
+
+SIZES = {"fit": 250, "choose": 40, "report": 60}
+K, M, WIDTH, LAYER, BLOCK = 3, 2, 136, 1, 2
+STEP = 2  # what the block holds
+EQUAL = {"question tokens, 2 of the last 4", "lone block ends, 2 at a block's place"}
+OTHERS = {"last question token", "shuffled pairing", "another question's memory"}
+
+
+def code(step: str, directions: np.ndarray) -> np.ndarray:
+    """A step as a linear code: one direction for each of its four parts."""
+    left, sign, right, result = parts(step)
+    return directions[left] + directions[10 + "+-".index(sign)] + directions[12 + right] + directions[22 + result]
+
+
+class Study(PlantedStudy):
+    """A planted study of the glass box, with a folder for the states of its controls."""
+
+    def __init__(self, folder, planted: bool = True, seed: int = 0):
+        box, rng = glassbox(), np.random.default_rng(seed)
+        directions, splits, states = rng.normal(size=(32, WIDTH)), {}, {}
+        for split, count in SIZES.items():
+            splits[split] = box.problems(4, count, split)
+            held = rng.normal(size=(count, 2, K, M + 1, WIDTH)) * 0.2
+            if planted:
+                held[:, LAYER, BLOCK - 1, 0] += [code(problem.steps[STEP - 1], directions) for problem in splits[split]]
+            states["memory", split] = held
+        super().__init__({"memory": box.rim}, splits, states, seed)
+        self.folder = folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_search():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "CONTEXTS", 2)
+        patch.setattr(fitting, "FIT_DISTRACTORS", 6)
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return Study(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="module")
+def decoder(study):
+    return StepDecoder.fit(study)
+
+
+@pytest.fixture(scope="module")
+def section(study, decoder):
+    return decoder.score(study)
+
+
+def rows(section, table=0):
+    header = section.tables[table].header[1:]
+    return {
+        row[0].replace("control: ", ""): dict(zip(header, row[1:], strict=True)) for row in section.tables[table].rows
+    }
+
+
+def test_a_planted_step_is_found_in_its_cell_and_every_control_fails(section, decoder):
+    found = rows(section, 1)
+    own = found[f"step {STEP}: memory"]
+    assert own["cell"] == f"layer {LAYER}, block {BLOCK}" and own["n"] == SIZES["report"]
+    assert own["own + distractors: top-1, %"].low > 0.75 and own["whole bank: top-1, %"].low > 0.75
+    for control in EQUAL | OTHERS:
+        assert found[f"step {STEP}: {control}"]["own + distractors: top-1, %"].high < 0.3
+    assert decoder.claims[STEP] == [BLOCK]
+
+
+def test_to_know_a_part_of_a_step_is_not_to_know_the_step(section):
+    """The left number of step 2 is the result of step 1, which says only that."""
+    assert rows(section, 1)["step 1: memory"]["own + distractors: top-1, %"].high < 0.5
+
+
+def test_noise_scores_at_chance_and_is_told_as_no_more_than_the_controls(tmp_path):
+    study = Study(tmp_path, planted=False)
+    section = StepDecoder.fit(study).score(study)
+    memory = rows(section)["memory"]
+    assert memory["all steps: top-1, %"].low <= section.data["chance"] + 0.03
+    assert not any(target.met for target in section.targets)
+    assert "more than the best control" not in section.summary.replace("no more and no less than", "")
+
+
+def test_the_memory_and_its_controls_have_as_many_cells_and_features(section):
+    found = rows(section)
+    assert set(found) == {"memory"} | EQUAL | OTHERS
+    means = {name: (row["cells"], row["features"]) for name, row in found.items()}
+    assert all(means[name] == means["memory"] for name in EQUAL)
+    assert means["last question token"] < means["memory"]
+
+
+def test_a_memory_that_holds_what_a_control_holds_is_scored_as_that_control(tmp_path, study):
+    """The same states through the same function: no lead, and the summary says so."""
+    twin = Study(tmp_path)
+    question = next(source for source in fitting.control_sources(twin) if source.name in EQUAL)
+    for split in SIZES:
+        slots = [
+            [question.read(split, layer, k).reshape(-1, M, WIDTH) for k in range(1, K + 1)] for layer in twin.layers
+        ]
+        held = np.array(slots).transpose(2, 0, 1, 3, 4)
+        twin._captures["memory", split] = planted_capture(np.concatenate([held, held[:, :, :, :1]], axis=3))
+    section = StepDecoder.fit(twin).score(twin)
+    lead = rows(section)[question.name]["all steps: minus memory, points in %"]
+    assert lead.value == lead.low == lead.high == 0
+    assert f"no more and no less than the best control, {question.name}" in section.summary
+
+
+def test_steps_before_the_last_and_unseen_chains_are_told_apart(section, study):
+    memory, problems = rows(section)["memory"], study.problems("report")
+    known = {problem.steps for split in ("fit", "choose") for problem in study.problems(split)}
+    assert memory["chains unseen in the fit: top-1, %"].n == sum(problem.steps not in known for problem in problems)
+    before = memory["steps before the last: top-1, %"]  # steps 1 and 2 of 3, of which one is planted
+    assert before.value > memory["all steps: top-1, %"].value
+
+
+def test_the_report_survives_json_and_comes_again_from_a_restored_decoder(study, decoder, section):
+    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
+    assert StepDecoder.restore(decoder.tensors(), decoder.settings()).score(study).to_dict() == section.to_dict()
+
+
+def test_one_question_without_gold_steps_has_decodes_and_no_scores(study, decoder):
+    told = decoder.explain(observed(study.capture("memory", "report")))
+    json.dumps(told)
+    assert [block["block"] for block in told["blocks"]] == list(range(1, K + 1))
+    for block in told["blocks"]:
+        cosines = [one["cosine"] for one in block["nearest"]]
+        assert len(cosines) == 3 and cosines == sorted(cosines, reverse=True)
+        assert block["match"] is None and all(one["gold"] is None for one in block["nearest"])
+
+
+def test_one_question_with_gold_steps_says_which_is_met(study, decoder):
+    steps = study.problems("report")[0].steps
+    block = decoder.explain(observed(study.capture("memory", "report")), steps)["blocks"][BLOCK - 1]
+    assert block["step"] == STEP
+    assert block["nearest"][0]["step"] == steps[STEP - 1]
+    assert block["match"] is True and block["nearest"][0]["gold"] == STEP
+    assert {one["step"] for one in block["others"]} == {1, 3}
+
+
+@pytest.mark.parametrize("plain_bytes", [2**21, 1024], ids=["whole", "in 8 bits"])
+def test_a_restored_decoder_decodes_and_claims_the_same(study, decoder, monkeypatch, plain_bytes):
+    monkeypatch.setattr("rim_probe.probing.compact.PLAIN_BYTES", plain_bytes)
+    restored = StepDecoder.restore(decoder.tensors(), json.loads(json.dumps(decoder.settings())))
+    assert restored.claims == decoder.claims
+    for own, again in zip(
+        *(one.explain(observed(study.capture("memory", "report")))["blocks"] for one in (decoder, restored)),
+        strict=True,
+    ):
+        assert own["nearest"][0]["step"] == again["nearest"][0]["step"]
+        assert own["nearest"][0]["cosine"] == pytest.approx(again["nearest"][0]["cosine"], abs=0.02)
+    with pytest.raises(RiMError, match="fit it anew"):
+        StepDecoder.restore({}, decoder.settings())
+
+
+def test_problems_without_steps_are_left_out_and_too_few_are_refused(tmp_path):
+    study = Study(tmp_path)
+    study.splits["fit"] = [Problem(problem.question, (), problem.answer) for problem in study.splits["fit"]]
+    with pytest.raises(RiMError, match="at least 30 problems with steps"):
+        StepDecoder.fit(study)
+
+
+def test_problems_of_the_reports_kind_are_fitted_on_too(tmp_path):
+    study = Study(tmp_path)
+    for part, source in (("fit-heldout", "fit"), ("choose-heldout", "choose")):
+        study.splits[part] = study.splits[source]
+        study._captures["memory", part] = study._captures["memory", source]
+    assert fitting.splits_of(study, "choose") == ("choose-heldout",)
+    fit = fitting.read_fit(study)
+    assert len(fit.tasks[0].rows) == 2 * SIZES["fit"] == len(fitting.memory_source(study).read("fit", 1, 1))
+
+
+# ------------------------------------------------------------------------------------------------- what is read
+
+
+def test_branches_are_read_as_if_alone(every_rim):
+    question, before, texts = "Anna has 3?", ("<<3+14=17>>",), ("<<17-2=15>>", "<<1+2=33>>")
+    _, both = read_steps(every_rim, [("Hi 3", (), ["<<1+1=2>>"]), (question, before, texts)], [0, 2])
+    for text, states in zip(texts, both, strict=True):
+        (alone,) = read_steps(every_rim, [(question, before, [text])], [0, 2])
+        np.testing.assert_allclose(alone[0], states, atol=2e-5)
+
+
+def test_a_token_of_the_trunk_is_read_from_either_end(rim):
+    ids = rim.encode_question("Anna has 3?")
+    last, same, beyond, first = read_rows(rim, [Row(ids, (-1, len(ids) - 1, -99, 0))], [1])[0]
+    np.testing.assert_array_equal(last, same)
+    np.testing.assert_array_equal(beyond, first)
+
+
+def test_a_question_longer_than_the_context_is_refused(make_rim):
+    with pytest.raises(RiMError, match="reads at most 32"):
+        read_steps(make_rim(context=32), [("Anna has 3?", ("<<3+14=17>>",) * 4, ["<<3+14=17>>"])], [1])
+
+
+def test_places_hold_the_step_the_own_steps_and_twenty_others():
+    problem = Problem("q", ("<<12+30=42>>", "<<42*2=84>>", "no equation"), "84")
+    others = [f"<<{n}+1={n + 1}>>" for n in range(60)]
+    for place in places_of([problem], [0], others, np.random.default_rng(0)):
+        assert place.texts[0] == problem.steps[place.step - 1]
+        assert set(problem.steps) < set(place.texts)
+        assert len(set(place.texts)) == len(place.texts) == 3 + DISTRACTORS
+
+
+def test_a_reading_is_relative_to_what_every_place_reads():
+    box, references = glassbox(), ("<<1+1=2>>", "<<9-2=7>>")
+    problems = box.problems(4, 2, "report")
+    places = [Place(i, 1, (problem.steps[0], "<<3+3=6>>")) for i, problem in enumerate(problems)]
+    for place, held in zip(places, read_places(box.rim, problems, places, references, 1), strict=True):
+        (states,) = read_steps(box.rim, [(problems[place.problem].question, (), (*place.texts, *references))], [1])
+        np.testing.assert_allclose(held, (states[:2] - states[2:].mean(0))[:, 0], atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- space and maps
+
+
+def test_readings_are_white_in_their_space():
+    rng = np.random.default_rng(0)
+    places = [Place(i, 1, (f"a{i}", f"b{i}")) for i in range(400)]
+    read = [rng.normal(size=(2, 3)).astype(np.float32) * [1, 5, 25] for _ in places]
+    white = step_space(places, read).whitened(np.concatenate(read))
+    np.testing.assert_allclose(np.cov(white.T), np.eye(3), atol=0.1)
+
+
+def test_the_map_finds_a_weak_direction_that_states_tell_among_loud_ones_that_they_do_not():
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(2000, 6)).astype(np.float32)
+    targets = np.hstack([0.05 * states[:, :1], rng.normal(size=(2000, 5))])
+    mapped = StepMap.fit(Inputs([states]), np.arange(2000), targets)
+    assert abs(mapped.keys[0, 0]) > 10 * abs(mapped.keys[1:, 0]).max()
+    assert abs(np.corrcoef(mapped.to_directions(states)[:, 0], states[:, 0])[0, 1]) > 0.99
+
+
+def test_what_is_recalled_lies_between_the_steps_of_the_bank():
+    bank = Bank(("a", "b", "c"), np.eye(3, dtype=np.float32))
+    same = StepMap(LinearMap(np.eye(3), np.zeros(3)), np.eye(3))
+    recalled = same.recalled(np.array([[2.0, 0.1, 0.1], [1.0, 1.0, 0.0]]), bank.vectors)
+    np.testing.assert_allclose(recalled, [[1, 0, 0], [0.5, 0.5, 0]], atol=1e-6)
+    assert np.isnan(bank.ranks(same, np.array([[2.0, 0.5, 0.1]]), ["unknown"])).all()
+    assert bank.ranks(same, np.array([[2.0, 0.5, 0.1]]), ["b"]) == [1]
+
+
+def test_a_prediction_that_says_nothing_ranks_at_chance():
+    rng = np.random.default_rng(0)
+    asked = Candidates(np.arange(3), rng.normal(size=(3, 5, 4)).astype(np.float32), np.array([5, 5, 3]), ["a"] * 3)
+    np.testing.assert_allclose(asked.ranks(np.zeros((3, 4))), [2, 2, 1])
+    assert (asked.ranks(asked.vectors[:, 0]) == 0).all()
+    np.testing.assert_allclose(ranks_of(np.array([[1.0, 1.0, 2.0, 0.0]]), np.array([1.0])), [1.5])
