@@ -8,7 +8,7 @@ from pprint import pformat
 from typing import Any
 
 from app.runs import Run
-from rim_probe.pictures.matches import claims
+from rim_probe.probing.matches import claims
 
 
 def python(run: Run, panel: str, view: Mapping[str, str], place: str) -> str:
@@ -22,12 +22,12 @@ def python(run: Run, panel: str, view: Mapping[str, str], place: str) -> str:
     chosen = {name: value for name, value in view.items() if value}
     if panel != "surgery" or (run.surgery is None and run.counterfactual is None):
         return (
-            "from rim_probe.pictures import draw\n"
+            "from rim_probe.plots import draw\n"
             "from rim_probe.probing.reading import read_checkpoint\n\n"
             f"reading = read_checkpoint({_call([place, run.question], asked)})\n"
             f"draw({_call(['reading', panel], chosen, plain=1)}).save({panel + '.html'!r})\n"
         )
-    imports = ["from rim_probe.pictures import draw", "from rim_probe.probing.reading import Readers, read"]
+    imports = ["from rim_probe.plots import draw", "from rim_probe.probing.reading import Readers, read"]
     imports.append("from rim_probe.probing.study import load_models")
     lines = [
         f"models = load_models({place!r})",
@@ -58,7 +58,7 @@ def python(run: Run, panel: str, view: Mapping[str, str], place: str) -> str:
 def evidence(place: str) -> str:
     """A script that draws a checkpoint's report again."""
     return (
-        "from rim_probe.pictures.evidence import draw_evidence\n"
+        "from rim_probe.plots.evidence import draw_evidence\n"
         "from rim_probe.probing.evidence import load_evidence\n\n"
         f"draw_evidence(load_evidence({place!r})).save('evidence.html')\n"
     )

@@ -22,7 +22,7 @@ from app.axis import REPLAY_SECONDS, axis, axis_end, longest
 from app.gallery import example_button, gallery
 from app.parts import at, shorten
 from app.words import LONG_TEXT, NAMES, comparison_of, count, facts, format_time, settled_at, verdict, why
-from rim_probe.pictures.parts import Table, data_table, toolbar
+from rim_probe.plots.frame import Table, data_and_tools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -258,7 +258,7 @@ def _footer(run: Run) -> str:
     return (
         f'<div class="actions"><a class="download" download="rim-probe-race-{name}.json" '
         f'href="data:application/json;base64,{data}">Download this race (JSON)</a></div>'
-        f"{data_table(_moments(run), 'Race')}{toolbar(['full', 'png', 'csv'])}"
+        f"{data_and_tools(_moments(run), 'Race')}"
     )
 
 

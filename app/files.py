@@ -16,7 +16,7 @@ from app.hands import view_of_done
 from app.runs import Run
 from app.view import Looking
 from rim_probe.errors import RiMError
-from rim_probe.pictures import PANELS, draw, view_of
+from rim_probe.plots import PANELS, draw, view_of
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from app import gpu
 from app.models import Loaded, ModelShelf
 from app.runs import Run
 from rim_probe.errors import RiMError
-from rim_probe.pictures import view_of
-from rim_probe.pictures.matches import claims
-from rim_probe.pictures.surgery import ACTIONS, parse
+from rim_probe.plots import view_of
+from rim_probe.plots.surgery import ACTIONS, parse
+from rim_probe.probing.matches import claims
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 // The panels in the browser: sends what is chosen to the server, and keeps the tabs and the address in step with what comes.
-// Runs once per gr.HTML with `element` and `trigger`; `pictures` comes from rim_probe/pictures/picture.js.
+// Runs once per gr.HTML with `element` and `trigger`; `pictures` comes from rim_probe/plots/plots.js.
 
 function send(what) {
   document.querySelector("#panel")?.classList.add("busy");
@@ -35,7 +35,7 @@ function openPanel(tab) {
 // ---- after the server has drawn: focus goes back to the control that was used, for it was replaced by a new one, and what was
 // scrolled stays where it was
 const MARKS = "[data-view], [data-do], [data-view-key], [data-do-input]";
-const BOXES = ".layers-scroll, .attention-scroll, .surgery-map, .pic-scroll, ol";
+const BOXES = ".layers-scroll, .chart-scroll, .surgery-map, .pic-scroll, ol";
 let used = null;
 let scrolled = [];
 element.addEventListener("focusin", (event) => {

@@ -88,7 +88,7 @@ class Run:
         self._packed = None if reading is None else zlib.compress(text.encode(), level=1)
 
     def drawable(self) -> dict[str, Any] | None:
-        """The reading with the experiments on it, as `rim_probe.pictures.draw` takes it; None before it is there."""
+        """The reading with the experiments on it, as `rim_probe.plots.draw` takes it; None before it is there."""
         if self.reading is None:
             return None
         return self.reading | {"surgery": self.surgery, "counterfactual": self.counterfactual}

@@ -12,11 +12,13 @@ from pathlib import Path
 import gradio as gr
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import mended
+from app.plotlyjs import plotly_js
 from rim_probe.errors import RiMError
-from rim_probe.pictures.parts import stylesheet
+from rim_probe.plots.frame import stylesheet
 
 HERE = Path(__file__).parent
 KEPT_SESSIONS = 500  # visitors whose state is kept; the one unused for longest goes first
@@ -116,7 +118,7 @@ def serve(
         css_paths=HERE / "page.css",
         # Not among the css_paths, for those Gradio rewrites.
         head=f"<style>{stylesheet()}</style><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-        app_kwargs={"middleware": [Middleware(BoundedBody)]},
+        app_kwargs={"routes": [Route("/plotly.js", plotly_js)], "middleware": [Middleware(BoundedBody)]},
         max_threads=THREADS,
         max_file_size=LARGEST_UPLOAD,
         state_session_capacity=KEPT_SESSIONS,

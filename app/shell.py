@@ -58,7 +58,7 @@ def side_by_side(pictures: Sequence[tuple[Run, str]]) -> str:
         return pictures[0][1]
     # By hand one works on the current run alone; the attribute cannot come from a text, where quotes are escaped.
     (run, first), *others = pictures
-    still = [(other, re.sub(r' (?=data-do(-input)?=")', " disabled ", picture)) for other, picture in others]
+    still = [(other, re.sub(r" (?=data-do(-input)?=['\"])", " disabled ", picture)) for other, picture in others]
     columns = "".join(
         f'<section class="compared"><p class="whose"><q>{escape(run.question)}</q> '
         f"{escape(run.checkpoint)}, K = {run.num_blocks}. {escape(figures.verdict(run))}</p>{picture}</section>"

@@ -19,6 +19,7 @@ from rim_probe.errors import RiMError
 from rim_probe.greedy import Greedy, Trace
 from rim_probe.model import RiM
 from rim_probe.problems import ANSWER_MARKER, extract_answer
+from rim_probe.report import count
 
 # Back ends that honour an additive 4-D mask; flash attention drops it, flex attention crashed on the CPU.
 
@@ -390,3 +391,19 @@ class _Clock:
 
     def skip(self, seconds: float) -> None:
         self._start += seconds
+
+
+def format_answer(given: Answer) -> str:
+    """What stands under an answer's text: the readouts of memory, then the parsed answer and what it cost."""
+    lines = []
+    for readout in given.readouts:
+        place = f"block {readout.block}" if readout.block else "no block"
+        lines.append(f"  {place:<8}  {readout.text}  (probability {readout.probability:.2f})")
+    value = "no answer" if given.value is None else f"answer {given.value}"
+    first = "" if given.ttft_seconds is None else f"first answer token after {1000 * given.ttft_seconds:.1f} ms, "
+    passes = count(given.forward_passes, "pass", "passes")
+    tokens = count(given.generated_tokens, "token", "tokens")
+    cut = "; cut off by --max-new-tokens or the end of the context" if given.truncated else ""
+    whole = f"all {len(given.readouts)} readouts" if len(given.readouts) > 1 else "all"
+    lines.append(f"  {value}: {first}{whole} after {1000 * given.total_seconds:.1f} ms, {passes}, {tokens}{cut}")
+    return "\n".join(lines)

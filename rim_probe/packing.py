@@ -79,24 +79,28 @@ def pack_memory(
     readouts: Sequence[Sequence[int]],
     num_grounded: int = 0,
     results: Sequence[Sequence[int]] = (),
+    memory: bool = True,
 ) -> Row:
     """Question, then for every readout one block and the readout's tokens (the last of them as a label only).
 
     Args:
         results: for each block the ids of the result that its slots are to name, none to label no slot.
+        memory: False: of its block a readout sees the end token alone, and that sees the question alone; both stand at
+            the same positions as with memory.
     """
     ids, positions, numbers = list(question_ids), list(range(len(question_ids))), [0] * len(question_ids)
     labels, label_readouts = [IGNORED] * len(ids), [0] * len(ids)
     place = len(question_ids)
+    shown = list(block_ids) if memory else list(block_ids[-1:])
     for k, readout in enumerate(readouts, start=1):
         inputs = list(readout[:-1])
-        ids += list(block_ids) + inputs
-        positions += list(range(place, place + len(block_ids) + len(inputs)))
-        numbers += [0] * len(block_ids) + [k] * len(inputs)
-        # The readout stands directly after its block, so the block's end token predicts its first token.
-        labels += [IGNORED] * (len(block_ids) - 1) + list(readout)
-        label_readouts += [0] * (len(block_ids) - 1) + [k] * len(readout)
         place += len(block_ids)
+        ids += shown + inputs
+        positions += list(range(place - len(shown), place + len(inputs)))
+        numbers += [0 if memory else k] * len(shown) + [k] * len(inputs)
+        # The readout stands directly after its block, so the block's end token predicts its first token.
+        labels += [IGNORED] * (len(shown) - 1) + list(readout)
+        label_readouts += [0] * (len(shown) - 1) + [k] * len(readout)
     row = Row(ids, positions, numbers, labels, label_readouts, len(readouts), num_grounded)
     return _label_slots(row, results, len(block_ids) - 2) if any(results) else row
 
@@ -137,12 +141,18 @@ def pack_text(prompt_ids: Sequence[int], target_ids: Sequence[int]) -> Row:
 # The encoder of the rows below may also be `training.tokens.Tokens`, and the problem an entry of it: the same methods.
 
 
-def stage1_row(encoder: Encoder, problem: Problem, num_blocks: int | None = None, label_slots: bool = False) -> Row:
+def stage1_row(
+    encoder: Encoder,
+    problem: Problem,
+    num_blocks: int | None = None,
+    label_slots: bool = False,
+    memory: bool = True,
+) -> Row:
     """Grounding: readout t states step t + 1, the last one the answer (L1 of the paper).
 
     `num_blocks=None` gives one block per step, as in the paper; a number gives at least that many blocks, and every
     readout after the last step states the answer. With `label_slots` block k is also to name the result of step
-    min(k, T) in its slots.
+    min(k, T) in its slots. For `memory` see `pack_memory`.
     """
     steps = problem.steps[1:]  # step 1 is never a target: readout 1 already states step 2
     blocks = max(len(steps) + 1, num_blocks or 0)
@@ -150,7 +160,7 @@ def stage1_row(encoder: Encoder, problem: Problem, num_blocks: int | None = None
     readouts = [encoder.step_ids(step) for step in steps] + [encoder.answer_ids(problem.answer)] * answers
     results = [encoder.result_ids(step) for step in problem.steps] if label_slots else []
     results += results[-1:] * (blocks - len(results))
-    return pack_memory(encoder.question_ids(problem.question), encoder.block_ids, readouts, len(steps), results)
+    return pack_memory(encoder.question_ids(problem.question), encoder.block_ids, readouts, len(steps), results, memory)
 
 
 def stage2_row(encoder: Encoder, problem: Problem, num_blocks: int) -> Row:

@@ -15,8 +15,7 @@ from app.panels.race import Race
 from app.runs import Run
 from app.session import Session
 from app.view import Looking
-from rim_probe.pictures import PANELS
-from rim_probe.pictures.parts import Picture
+from rim_probe.plots import PANELS, Panel
 from rim_probe.probing import reading, study
 
 VIEWS = {
@@ -61,7 +60,7 @@ def drawn_by(monkeypatch, load_once):
     def run(html: str) -> str:
         lines = unescape(re.search(r'<pre class="pic-python"[^>]*>(.*?)</pre>', html, re.S)[1])
         saved: dict[str, str] = {}
-        monkeypatch.setattr(Picture, "save", lambda self, path: saved.setdefault(path, self.html()))
+        monkeypatch.setattr(Panel, "save", lambda self, path: saved.setdefault(path, self.html()))
         monkeypatch.chdir(CHECKPOINTS.parent)
         monkeypatch.setattr(study, "load_models", load_once)
         monkeypatch.setattr(reading, "load_models", load_once)

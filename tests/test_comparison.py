@@ -13,8 +13,8 @@ from rim_probe.costs import BATCH_SIZES, median_interval
 from rim_probe.decoding import answer, answer_batch, time_batch
 from rim_probe.model import METHODS, load_methods
 from rim_probe.options import name_files
-from rim_probe.pictures import measures
-from rim_probe.pictures.measures import draw_measures
+from rim_probe.plots import comparison as measures
+from rim_probe.plots.comparison import draw_measures
 from rim_probe.probing.evidence import load_evidence
 from rim_probe.report import format_report, format_share, relative_accuracy
 
@@ -408,7 +408,7 @@ def test_the_evidence_panel_reads_a_comparison(report, tmp_path):
     }
     [there] = metrics["others"]
     assert there["name"] == "GSM-Hard" and there["n"] == other["done"]
-    from rim_probe.pictures.evidence import draw_evidence
+    from rim_probe.plots.evidence import draw_evidence
 
-    shown = draw_evidence(load_evidence(tmp_path)).body
+    shown = draw_evidence(load_evidence(tmp_path)).html()
     assert "problems of GSM8K" in shown and "GSM-Hard, n = 4" in shown

@@ -26,7 +26,7 @@ from app.session import MAX_HISTORY, Session
 from app.view import PANELS, Looking
 from benchmarks.visitor import Visitor
 from rim_probe.errors import RiMError
-from rim_probe.pictures import draw, view_of
+from rim_probe.plots import draw, view_of
 from rim_probe.probing.reading import Reading
 from rim_probe.problems import Problem
 

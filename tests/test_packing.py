@@ -89,6 +89,24 @@ def test_packed_row_equals_separate_passes(family, attention, stage):
         assert difference(rim, rows) < 1e-5  # in a padded batch
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_readouts_of_the_no_memory_twin_see_the_question_and_their_end_token_alone(family):
+    rim = tiny_rim(family, "sdpa")
+    with_memory, row = (stage1_row(rim.encoder, THREE_STEPS, 4, memory=memory) for memory in (True, False))
+    assert readouts_of(row) == readouts_of(with_memory)
+    question = rim.encoder.question_ids(THREE_STEPS.question)
+    with torch.no_grad():
+        logits, batch = packed_logits(rim, [row])
+        for k, readout in enumerate(readouts_of(row), start=1):
+            ids = torch.tensor([[*question, rim.encoder.block_ids[-1], *readout[:-1]]])
+            end = len(question) + k * len(rim.encoder.block_ids) - 1  # where the end token of block k stands
+            positions = torch.tensor([[*range(len(question)), *range(end, end + len(readout))]])
+            seen = torch.ones_like(ids)  # or transformers takes a jump of positions for the start of another text
+            alone = rim.model(input_ids=ids, position_ids=positions, attention_mask=seen, use_cache=False).logits
+            alone = alone[0, len(question) :]
+            assert (logits[0][batch["label_readouts"][0] == k] - alone).abs().max() < 1e-5
+
+
 def gradients(rim, loss):
     rim.model.zero_grad()
     loss.backward()

@@ -70,6 +70,7 @@ def test_values_arrive_with_defaults_and_overrides(tmp_path):
         ({"stages": [STAGE | {"one_number_share": -1}]}, "recipe.stages[0].one_number_share", "0"),
         ({"stages": [STAGE | {"slot_labels": -1}]}, "recipe.stages[0].slot_labels", "0"),
         ({"stages": [STAGE | {"slot_labels": 6}]}, "recipe.stages[0]", "stage1 and interchange"),
+        ({"stages": [STAGE | {"memory": False}]}, "recipe.stages[0]", "memory: false goes with stage1"),
         ({"stages": [STAGE | {"objective": "interchange"}], "layout": {"num_blocks": 0}}, "recipe", "num_blocks"),
         ({"stages": [STAGE | {"weight_decay": -1}]}, "recipe.stages[0].weight_decay", "0"),
         ({"stages": [STAGE | {"blocks": 0}]}, "recipe.stages[0].blocks", "1"),

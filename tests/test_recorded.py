@@ -9,7 +9,7 @@ from app import recorded
 from app.demo import build_demo
 from app.models import ModelShelf
 from rim_probe.gallery import load_examples
-from rim_probe.pictures import PANELS, draw
+from rim_probe.plots import PANELS, draw
 
 PROBES = set("steps values words correctness attention commitment geometry importance depth".split())
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
@@ -34,8 +34,8 @@ def test_a_recording_is_of_the_shipped_weights_and_examples(checkpoint, run):
 @pytest.mark.parametrize("panel", PANELS)
 @pytest.mark.parametrize(("checkpoint", "run"), RUNS)
 def test_every_panel_is_drawn_from_every_recording(checkpoint, run, panel):
-    picture = draw(run.drawable(), panel)
-    assert picture.body and picture.table.rows
+    drawn = draw(run.drawable(), panel)
+    assert drawn.html() and drawn.table.rows
 
 
 def test_the_glass_box_opens_on_a_run_in_which_block_k_holds_step_k():

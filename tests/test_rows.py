@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -131,12 +132,13 @@ def test_sizes_are_those_of_the_rows():
     tokenizer = tiny_tokenizer(bos=True)
     tokenizer.add_special_tokens({"additional_special_tokens": list(layout.tokens)})
     tokens = tokenise(Encoder(tokenizer, layout), problems, print)
-    cases = [("cot", None, cot_row), ("direct", None, direct_row)]
-    cases += [("stage2", blocks, stage2_row) for blocks in (1, 8)]
-    cases += [("stage1", blocks, stage1_row) for blocks in (None, 1, 4, 12)]
-    for objective, blocks, make in cases:
+    cases = [("cot", None, cot_row, True), ("direct", None, direct_row, True)]
+    cases += [("stage2", blocks, stage2_row, True) for blocks in (1, 8)]
+    cases += [("stage1", blocks, stage1_row, True) for blocks in (None, 1, 4, 12)]
+    cases += [("stage1", 8, partial(stage1_row, memory=False), False)]
+    for objective, blocks, make, memory in cases:
         rows = [make(tokens, entry, *([blocks] if blocks else [])) for entry in tokens]
-        sizes = row_sizes(tokens, objective, blocks)
+        sizes = row_sizes(tokens, objective, blocks, memory)
         assert sizes.lengths.tolist() == [len(row) for row in rows], objective
         assert sizes.ends.tolist() == [max(row.positions) + 1 for row in rows], objective
 

@@ -89,7 +89,7 @@ def test_what_came_with_the_control_too_is_not_called_proof(visitor, monkeypatch
     real = trial.try_counterfactual
     monkeypatch.setattr(trial, "try_counterfactual", lambda *given, **options: real(*given, **options) | change)
     told = visitor.take(step)
-    assert "in this trial" not in told and ("proves nothing" in told or "no control" in told)
+    assert "in this trial" not in told and ("shows nothing" in told or "no control" in told)
 
 
 @pytest.mark.parametrize("step", ["0", "6", "close", "²", None, ["1"], "<img>"])

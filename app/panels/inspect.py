@@ -1,6 +1,6 @@
 """The panels that look inside: tabs, the open panel, what is done by hand in it, history, comparison, files, addresses.
 
-Wires the page to `app.hands` (what is computed) and `rim_probe.pictures` (how it is drawn). A run's reading is computed
+Wires the page to `app.hands` (what is computed) and `rim_probe.plots` (how it is drawn). A run's reading is computed
 once, after its race; every panel is drawn from it, so switching computes nothing.
 """
 
@@ -22,9 +22,9 @@ from app.runs import METHODS, RACERS, Run
 from app.session import MAX_BLOCKS, Session, check_blocks
 from app.view import Address, Looking, query
 from rim_probe.errors import RiMError
-from rim_probe.pictures import draw, view_of
-from rim_probe.pictures.parts import script
-from rim_probe.pictures.surgery import parse, write
+from rim_probe.plots import draw, view_of
+from rim_probe.plots.frame import script
+from rim_probe.plots.surgery import parse, write
 from rim_probe.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Inspector:
         return name if Path(path).is_dir() else path
 
     def _evidence(self, name: str | None) -> str:
-        from rim_probe.pictures.evidence import draw_evidence
+        from rim_probe.plots.evidence import draw_evidence
         from rim_probe.probing.evidence import load_evidence
 
         picture = draw_evidence(load_evidence(self.race.shelf.path(name)))

@@ -19,7 +19,7 @@ from app.runs import METHODS, RACERS, Lane, Run
 from app.session import MAX_BLOCKS, Session, check_asked, check_blocks, check_gold, check_question, race
 from rim_probe.errors import RiMError, UnknownWordsError
 from rim_probe.memory import MemoryLayout
-from rim_probe.pictures.parts import script
+from rim_probe.plots.frame import script
 
 STAGE_JS = script() + (Path(__file__).parent.parent / "stage.js").read_text(encoding="utf-8")
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

@@ -22,8 +22,8 @@ from app.runs import Run
 from app.session import Session
 from app.view import Looking
 from rim_probe.errors import RiMError
-from rim_probe.pictures.parts import plain_step
-from rim_probe.pictures.surgery_words import counterfactual_verdict, named
+from rim_probe.plots.surgery_words import counterfactual_verdict, named
+from rim_probe.probing.matches import plain_step
 from rim_probe.problems import Problem
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from rim_probe.options import (
     show_progress,
     silence_transformers,
 )
-from rim_probe.report import count
 
 if TYPE_CHECKING:
     from rim_probe.decoding import Answer
@@ -60,7 +59,7 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 def _ask_one(rim: "RiM", method: str, arguments: argparse.Namespace, shared: bool) -> "Answer":
     """One method's answer, printed while it comes unless JSON is wanted; `shared`: by the weights of memory."""
-    from rim_probe.decoding import answer, stream
+    from rim_probe.decoding import answer, format_answer, stream
 
     num_blocks = arguments.num_blocks if method == "memory" else None
     # A model's first passes pay for allocation and kernel choice; unwarmed, whichever method comes first looks slow.
@@ -74,7 +73,7 @@ def _ask_one(rim: "RiM", method: str, arguments: argparse.Namespace, shared: boo
         if event.kind == "token" and not arguments.json:
             print(event.text, end="", flush=True)
     if not arguments.json:
-        print(f"\n{_format_answer(event.answer)}")
+        print(f"\n{format_answer(event.answer)}")
     return event.answer
 
 
@@ -85,19 +84,3 @@ def _load(checkpoint: str, method: str, device: str | None) -> "dict[str, RiM]":
     silence_transformers()
     methods = load_methods(checkpoint, device, progress=show_progress())
     return methods if method == "all" else {method: methods[method]}
-
-
-def _format_answer(given: "Answer") -> str:
-    """What stands under an answer's text: the readouts of memory, then the parsed answer and what it cost."""
-    lines = []
-    for readout in given.readouts:
-        place = f"block {readout.block}" if readout.block else "no block"
-        lines.append(f"  {place:<8}  {readout.text}  (probability {readout.probability:.2f})")
-    value = "no answer" if given.value is None else f"answer {given.value}"
-    first = "" if given.ttft_seconds is None else f"first answer token after {1000 * given.ttft_seconds:.1f} ms, "
-    passes = count(given.forward_passes, "pass", "passes")
-    tokens = count(given.generated_tokens, "token", "tokens")
-    cut = "; cut off by --max-new-tokens or the end of the context" if given.truncated else ""
-    whole = f"all {len(given.readouts)} readouts" if len(given.readouts) > 1 else "all"
-    lines.append(f"  {value}: {first}{whole} after {1000 * given.total_seconds:.1f} ms, {passes}, {tokens}{cut}")
-    return "\n".join(lines)

@@ -151,7 +151,7 @@ def _publish(report: dict[str, Any], folder: str | None, cards: dict[str, Callab
     """Draws the figures and puts the tables into the cards, each with the figures' places as seen from it."""
     drawn = []
     if folder is not None:
-        from rim_probe.pictures.measures import draw_measures
+        from rim_probe.plots.comparison import draw_measures
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, (title, figure) in draw_measures(report).items():

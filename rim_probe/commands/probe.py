@@ -1,7 +1,6 @@
 """`probe`: what the memory blocks hold, for a file of problems or for one question."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def add_probe(commands: Any) -> None:
     asked.add_argument("--data", metavar="FILE", help="problems to report on (and to fit on, see above)")
     asked.add_argument("--question", metavar="TEXT", help="one word problem, in quotes")
     asked.add_argument(
-        "--page", action="store_true", help="draw report.html again from report.json (as where plotly was missing)"
+        "--page", action="store_true", help="draw report.html from report.json (also of a run that was interrupted)"
     )
     parser.add_argument("--steps", metavar="TEXT", default="", help="its gold steps, such as '<<3+4=7>> <<7*2=14>>'")
     parser.add_argument("--fit", metavar="FILE", help="problems to fit on")
@@ -97,8 +96,8 @@ def _probe(arguments: argparse.Namespace) -> int:
     }
     data = {name: read_data(path).problems for name, path in files.items() if path is not None}
 
+    from rim_probe.plots.report import draw_page
     from rim_probe.probing.artifacts import size_report
-    from rim_probe.probing.page import can_draw
     from rim_probe.probing.run import NotRun, Source, default_folder, run_probes, splits_of, summarise
     from rim_probe.probing.study import load_models
     from rim_probe.probing.text import format_section
@@ -130,19 +129,13 @@ def _probe(arguments: argparse.Namespace) -> int:
     for write in cards:
         write(summarise(folder))
     print(f"{folder} holds {size_report(folder)['total'] / 1e6:.1f} MB.")
-    if can_draw():
-        print(f"Report: {folder / 'report.html'}")
-    else:
-        print(
-            f"Report: {folder / 'report.json'}; its page needs plotly: `pip install plotly`, then "
-            f"`{shlex.join(['python', '-m', 'rim_probe', 'probe', arguments.checkpoint, '--page', '--output'])} "
-            f"{shlex.quote(str(folder))}`"
-        )
+    print(f"Report: {draw_page(folder)}")
     return OK
 
 
 def _probe_page(arguments: argparse.Namespace) -> int:
-    from rim_probe.probing.run import default_folder, draw_page
+    from rim_probe.plots.report import draw_page
+    from rim_probe.probing.run import default_folder
 
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
     print(f"Report: {draw_page(folder)}")

@@ -28,7 +28,6 @@ import torch
 
 from rim_probe.decoding import Answer, answer
 from rim_probe.errors import RiMError
-from rim_probe.evaluation import WARM_UP_QUESTIONS
 from rim_probe.model import RiM
 from rim_probe.probing.capture import Capture
 from rim_probe.probing.compact import is_large
@@ -42,6 +41,7 @@ from rim_probe.problems import Problem, is_correct
 WITHIN_POINT, HALF_TIME = "within a point", "half the time"
 POINT, HALF, BUDGET = 0.01, 0.5, 0.45
 QUANTILES = 101
+WARM_UP_QUESTIONS = 3  # before the clock counts
 TIMED_PROBLEMS = 200
 MOST_SECONDS, FEWEST_TIMED = 120, 20  # of clocking one split
 NEVER = 1.1  # a threshold no chance reaches: always chain of thought

@@ -6,7 +6,7 @@ Method:
    digest of the tensors, so that an interrupted save is neither loaded nor taken for done;
 3. loading checks, in this order: format, layout, fingerprint, digest. Nothing is ever unpickled;
 4. a probe's report of more than `LARGE_SECTION` bytes lies gzipped in its JSON, with numbers of `DIGITS` digits; in
-   report.json as well where that would be larger than `LARGE_REPORT` (report.html gives the whole of it to save).
+   report.json as well where that would be larger than `LARGE_REPORT`.
 
 Knows files, digests and who belongs to whom. Knows nothing of what a probe's tensors mean.
 """

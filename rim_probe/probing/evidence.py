@@ -23,18 +23,14 @@ from typing import Any
 
 from rim_probe.errors import ArtifactError
 from rim_probe.evaluation import REPORT_FORMAT
+from rim_probe.numbers import NOTHING, format_interval, is_number, says_percent
 from rim_probe.probing.artifacts import FOLDER, REPORT_FILE, load_report
-from rim_probe.probing.captions import is_number
 from rim_probe.probing.interchange_report import INSTRUMENT_FLOOR
 from rim_probe.probing.section import Estimate, Section, plain
 from rim_probe.probing.text import (
-    NOTHING,
-    format_estimate,
     format_goal,
-    format_number,
     format_target_value,
     format_verdict,
-    says_percent,
 )
 from rim_probe.report import COMPARISON_FORMAT, METHOD_NAMES, format_machine
 
@@ -304,7 +300,7 @@ def _text(row: Mapping[str, Any], percent: bool) -> str:
     if value is None:
         return NOTHING
     if not percent:
-        return format_estimate(Estimate(value, low, high, 0)) if low is not None else format_number(value)
+        return format_interval(value, low, high)
     return f"{100 * value:.1f} %" + ("" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})")
 
 

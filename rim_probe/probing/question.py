@@ -6,8 +6,9 @@ Knows what `reading.explain_blocks` gives and how a table is printed. Knows no m
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rim_probe.decoding import format_answer
 from rim_probe.probing.study import Observation
-from rim_probe.report import format_answer, table
+from rim_probe.report import table
 
 LEGEND = {
     "chance right": "by the judge, fitted on problems like the report's; of other questions it knows nothing",

@@ -1,11 +1,10 @@
-"""`python -m rim_probe probe`: every probe on one checkpoint, fitted once, kept beside it, told on one page.
+"""`python -m rim_probe probe`: every probe on one checkpoint, fitted once, kept beside it, told in one report.
 
 Method:
 1. the checkpoint's models are loaded by role, the problems split into fit, choose and report (`study`);
 2. each probe of `probes.PROBES` that was asked for is fitted and scored, and saved at once with its report; one that
    lies there already, made from the same weights, data and seed, is not made again;
-3. after every probe report.json and report.html are written anew from all that is done. Where plotly is missing there
-   is no page; `draw_page` makes it from report.json elsewhere.
+3. after every probe report.json is written anew from all that is done; `plots.report.draw_page` makes the page of it.
 
 Knows the order of work, files and resuming. Knows nothing of what a probe does.
 """
@@ -29,7 +28,6 @@ from rim_probe.probing.artifacts import (
     save_artifact,
     save_report,
 )
-from rim_probe.probing.page import PAGE_FILE, can_draw, write_page
 from rim_probe.probing.probes import PROBES, Result, Workbench
 from rim_probe.probing.section import Section
 from rim_probe.probing.study import HELD_OUT, SPLITS, Study, split_problems
@@ -180,18 +178,6 @@ def _report(folder: Path, keys: Mapping[str, str], provenance: Mapping[str, Any]
     sections = [load_section(folder, name) for name in done]
     provenance = provenance | {"probes": {name: load_provenance(folder, name) for name in done}}
     save_report(folder, sections, provenance)
-    if can_draw():
-        write_page(folder / PAGE_FILE, sections, provenance)
-
-
-def draw_page(folder: str | Path) -> Path:
-    """Writes report.html from the report.json of a folder.
-
-    Raises:
-        ArtifactError: no report, or a damaged one. RiMError: plotly is not installed.
-    """
-    sections, provenance = load_report(folder)
-    return write_page(Path(folder) / PAGE_FILE, sections, provenance)
 
 
 def summarise(folder: str | Path) -> str:

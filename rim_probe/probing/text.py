@@ -1,8 +1,7 @@
-"""A section as text: numbers, tables, targets; Markdown for the terminal and for model cards.
+"""A section as text: cells, tables, targets; Markdown for the terminal and for model cards.
 
-Knows how a number of a report is written. Knows nothing of figures, pages and probes.
-A value under a title that says % is a share from 0 to 1 and is shown in percent ("95 % interval" says nothing of the
-kind); every other number has three significant digits.
+Knows the shape of a report. Knows nothing of figures, pages and probes. A value under a title that says % is a share
+(`rim_probe.numbers`).
 """
 
 import math
@@ -10,12 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rim_probe.numbers import NOTHING, format_interval, format_number, says_percent
 from rim_probe.probing.section import Estimate, Section, Table, Target
 from rim_probe.report import table as markdown_table
 
-NOTHING = "–"  # where there is no value: not zero, and not forgotten
-
-_LEVEL = re.compile(r"\d+(\.\d+)?\s*%")
 _GOAL = re.compile(r"(>=|<=|≥|≤|>|<)\s*(-?\d+(?:\.\d+)?)\s*(%|points)?")
 _HTML_TAG = re.compile(r"<[/!?A-Za-z]")
 
@@ -30,38 +27,20 @@ class Goal(NamedTuple):
     unit: str
 
 
-def says_percent(title: str) -> bool:
-    """Whether values under this title are shares to be shown in percent; a level such as "95 %" does not count."""
-    return "%" in _LEVEL.sub("", title)
-
-
-def format_number(value: float | None, percent: bool = False) -> str:
-    """Three significant digits, or percent with one decimal; `–` where there is no number."""
-    return _format_all([value], percent)[0]
-
-
 def format_goal(target: Target) -> str:
     """The goal with the signs of print."""
     return target.goal.replace(">=", "≥").replace("<=", "≤")
 
 
-def format_estimate(estimate: Estimate, percent: bool = False) -> str:
-    """`value (low to high)`, all three with the same decimals."""
-    value, low, high = _format_all([estimate.value, estimate.low, estimate.high], percent)
-    return value if NOTHING in (value, low, high) else f"{value} ({low} to {high})"
-
-
 def format_cell(value: Cell, percent: bool = False) -> str:
     """One cell of a table; whole numbers are counts and never shown in percent."""
     if isinstance(value, Estimate):
-        return format_estimate(value, percent)
-    if value is None:
-        return NOTHING
+        return format_interval(value.value, value.low, value.high, percent)
+    if value is None or isinstance(value, float):
+        return format_number(value, percent)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return format_number(value, percent) if isinstance(value, float) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def format_rows(table: Table) -> list[list[str]]:
@@ -138,24 +117,3 @@ def _legible(cell: str) -> str:
     """A cell that Markdown neither splits nor swallows: a token such as `<m>` would vanish as an unknown tag."""
     cell = " ".join(cell.replace("|", r"\|").split())
     return f"`{cell}`" if _HTML_TAG.search(cell) else cell
-
-
-def _format_all(values: Sequence[float | None], percent: bool) -> list[str]:
-    """Numbers that belong together, with as many decimals as the greatest needs for three significant digits."""
-    scaled = [
-        None if value is None or not math.isfinite(value) else value * (100 if percent else 1) for value in values
-    ]
-    greatest = max((abs(value) for value in scaled if value is not None), default=0.0)
-    if percent:
-        decimals = 1
-    elif greatest >= 1e-4:
-        # Rounded first: 0.9996 is 1.00, not 1.000.
-        decimals = max(0, 2 - math.floor(math.log10(float(f"{greatest:.2e}"))))
-    else:
-        return [NOTHING if value is None else f"{value:.1e}" if value else "0" for value in scaled]
-    return [NOTHING if value is None else _signed(f"{value:,.{decimals}f}") for value in scaled]
-
-
-def _signed(text: str) -> str:
-    """`text` without the sign of a zero."""
-    return text.lstrip("-") if not text.strip("-0.,") else text

@@ -100,6 +100,7 @@ class Stage:
         one_number_share: interchange: share of pairs that differ in one number only, where there are such.
         slot_labels: stage 1 and interchange: after how many layers at most (evenly spaced, the last among them) slots
             are to name the result of their step; 0: after none.
+        memory: stage 1: false trains the no-memory twin, whose readouts see the question and their block's end alone.
         dropout: of the adapter in this stage (None: as the recipe says).
         batch_tokens: a batch holds rows of like length of at most so many tokens, padding counted, in the place of
             `batch_size` rows: short rows come in larger batches, so that every batch is as much work.
@@ -122,6 +123,7 @@ class Stage:
     share: Share = 1.0
     one_number_share: Share = 0.3
     slot_labels: Annotated[int, Field(ge=0)] = 0
+    memory: bool = True
     dropout: Share | None = None
     validate_every: Count = 500
 
@@ -130,6 +132,8 @@ class Stage:
             raise RecipeError(f"name must be a plain word for a folder of its own, not {self.name!r}.")
         if self.slot_labels and self.objective not in ("stage1", "interchange"):
             raise RecipeError(f"slot_labels goes with stage1 and interchange, not with {self.objective}.")
+        if not self.memory and (self.objective != "stage1" or self.slot_labels):
+            raise RecipeError("memory: false goes with stage1 without slot_labels: there are no slots.")
 
 
 @dataclass(frozen=True, config=_CHECKED)

@@ -178,12 +178,13 @@ class Sizes:
     ends: np.ndarray
 
 
-def row_sizes(tokens: Tokens, objective: str, blocks: int | None) -> Sizes:
+def row_sizes(tokens: Tokens, objective: str, blocks: int | None, memory: bool = True) -> Sizes:
     """The sizes of the rows that `packing` makes of all problems.
 
     Args:
         objective: stage1, stage2, interchange (as stage1: pairs are longer), cot or direct.
         blocks: as in `packing.stage1_row` and `packing.stage2_row`; unused for text rows.
+        memory: as in `packing.stage1_row`.
     """
     question = len(tokens.prefix_ids) + tokens.questions.lengths
     answer = tokens.answers.lengths[tokens.answer_numbers]
@@ -204,4 +205,4 @@ def row_sizes(tokens: Tokens, objective: str, blocks: int | None) -> Sizes:
     ends = question + count * block + answer
     later = place > 0
     np.maximum.at(ends, problem[later], (question[problem] + place * block + step)[later])
-    return Sizes(question + count * block + told + (count - grounded) * answer, ends)
+    return Sizes(question + count * (block if memory else 1) + told + (count - grounded) * answer, ends)

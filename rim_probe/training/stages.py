@@ -83,7 +83,7 @@ def make_row(encoder: Encoder | Tokens, stage: Stage, seed: int) -> Callable[[Pr
         if stage.objective == "direct":
             return direct_row(encoder, problem)
         if stage.objective in _STEPS_TOLD or _keeps_steps(stage, place, seed):
-            return stage1_row(encoder, problem, blocks, label_slots=stage.slot_labels > 0)
+            return stage1_row(encoder, problem, blocks, stage.slot_labels > 0, stage.memory)
         return stage2_row(encoder, problem, blocks)
 
     return row
@@ -160,7 +160,7 @@ def make_batches(
     repeats = plan.data.repeats or (1.0,) * len(pool.sizes)
     drawn, ends = draw(pool.sizes, repeats, usable, plan.seed, start, rows)
     blocks = _blocks(tokens, stage)
-    lengths = row_sizes(tokens, stage.objective, blocks).lengths[drawn]
+    lengths = row_sizes(tokens, stage.objective, blocks, stage.memory).lengths[drawn]
     if stage.grounded:
         grounded = row_sizes(tokens, "stage1", blocks).lengths[drawn]
         lengths = np.where(_keeps_steps(stage, np.arange(rows), plan.seed), grounded, lengths)

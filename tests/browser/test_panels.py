@@ -99,6 +99,7 @@ def body(page) -> str:
         copy.querySelectorAll(".lit").forEach(mark => mark.classList.remove("lit"));
         copy.querySelectorAll("[class='']").forEach(mark => mark.removeAttribute("class"));
         copy.querySelector(".pic-tip").textContent = "";
+        for (const slot of copy.querySelectorAll(".chart-slot")) slot.replaceWith(slot.dataset.figure);
         return copy.outerHTML;
     }""")
 
@@ -128,6 +129,7 @@ def test_the_whole_story(open_page, tmp_path):
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     page.get_by_label("Model").click()
     page.get_by_role("option", name="glass-box").click()
+    expect(page.locator("#ask input[type=range]")).to_have_value("3")  # the model's own K has come
     expect(page.locator(".model-state.ready")).to_be_visible()
     problem = load_examples(CHECKPOINTS / "glass-box")[0]
     ask(page, problem.question, problem.answer)
@@ -246,6 +248,32 @@ def test_every_panel_answers_to_hand_and_keyboard(open_page):
     press(page, page.locator("#history .shown").last, "blocks")
     expect(page.locator("#history .shown").last).to_have_attribute("aria-pressed", "true")
     expect(page.locator(".stage")).to_have_attribute("aria-label", re.compile("RiM"))
+
+
+def test_plotly_comes_with_the_first_chart_and_draws_saves_and_follows_the_theme(open_page, tmp_path):
+    page = open_page(query=link("rim-tiny", "blocks"), dark=True)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_selector("#history li")
+    drawn(page, "blocks")
+    assert page.evaluate("window.Plotly === undefined"), "a panel without a chart does not load it"
+    show(page, "trajectory")
+    page.wait_for_selector("#panel .chart-slot .main-svg")
+    assert sum(url.endswith("/plotly.js") for url in asked) == 1
+    tick = page.locator("#panel .xtick text").first
+    assert tick.evaluate("node => getComputedStyle(node).fill") == "rgb(179, 175, 168)"
+    for ending in ("svg", "png"):
+        file = saved(page, f"#panel [data-title='Download as {ending.upper()}']", tmp_path)
+        assert file.name == f"rim-probe-trajectory.{ending}" and file.stat().st_size > 5_000
+    assert "Path of the question" in (tmp_path / "rim-probe-trajectory.svg").read_text()
+    for panel, charts in (("layers", 1), ("attention", 1), ("evidence", 4)):
+        show(page, panel)
+        assert page.locator("#panel .chart-slot:visible").count() == charts
+        page.locator("#panel .chart-slot").first.scroll_into_view_if_needed()
+        page.wait_for_selector("#panel .chart-slot .main-svg")
+    page.locator("#panel .evidence-probe").first.click()
+    page.wait_for_selector(".evidence-inside .chart-slot .main-svg")
+    assert sum(url.endswith("/plotly.js") for url in asked) == 1
 
 
 def test_full_screen_outlives_a_choice(open_page):

@@ -7,7 +7,7 @@ import pytest
 from rim_probe.cli import main
 from rim_probe.commands.probe import PROBE_HELP
 from rim_probe.datasets.arithmetic import World, generate
-from rim_probe.probing import page, run
+from rim_probe.probing import run
 from rim_probe.probing.artifacts import load_report
 from rim_probe.probing.probes import PROBES
 from rim_probe.problems import read_problems, write_problems
@@ -55,21 +55,15 @@ def test_one_file_is_cut_in_three_and_leaves_a_report(small_checkpoint, files, t
     assert not out.with_name("probes.run").exists()
 
 
-def test_without_plotly_all_but_the_page_is_written_and_the_page_is_drawn_later(
-    small_checkpoint, files, tmp_path, monkeypatch, capsys
-):
+def test_the_page_is_drawn_again_from_the_report_alone(small_checkpoint, files, tmp_path, capsys):
     out = tmp_path / "probes"
-    command = ["probe", str(small_checkpoint), *three(files), "--only", QUICK, "--output", str(out)]
-    with monkeypatch.context() as patch:
-        patch.setattr(page, "can_draw", lambda: False)
-        patch.setattr(run, "can_draw", lambda: False)
-        assert main(command) == 0
-    assert "plotly" in capsys.readouterr().out and not (out / "report.html").exists()
+    assert main(["probe", str(small_checkpoint), *three(files), "--only", QUICK, "--output", str(out)]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    (out / "report.html").unlink()
     assert main(["probe", str(small_checkpoint), "--page", "--output", str(out)]) == 0
-    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
-    assert "report.json is missing" in complaint(
-        capsys, "probe", small_checkpoint, "--page", "--output", tmp_path / "p"
-    )
+    assert (out / "report.html").read_text(encoding="utf-8") == page
+    told = complaint(capsys, "probe", small_checkpoint, "--page", "--output", tmp_path / "p")
+    assert "report.json is missing" in told
 
 
 def test_what_is_done_is_not_done_again_and_other_data_is(small_checkpoint, files, tmp_path, monkeypatch):
