@@ -1,5 +1,10 @@
 """Tiny random models with a tiny tokenizer, made in memory: no download, no training, the same on every run."""
 
+import os
+
+for library in ("OMP", "OPENBLAS", "MKL"):  # read when numpy is imported; two tests at a time, each on one thread
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
 import json
 
 import pytest
