@@ -24,8 +24,8 @@ HERE = Path(__file__).parent
 HEADER = """
 <header class="masthead">
   <h1>RiM Probe</h1>
-  <p><b class="memory">RiM</b> thinks in silent memory blocks; <b class="cot">CoT</b> writes its chain of thought out.
-  Ask both, see what the silence is worth, and look inside it.</p>
+  <p><b class="memory">RiM</b> reads memory blocks and answers; <b class="cot">CoT</b> writes a chain of thought first.
+  Ask both, compare answers and time, and look inside the memory.</p>
 </header>
 """
 PARTED = {"apply_default_css": False}

@@ -161,7 +161,7 @@ def _meter(run: Run, method: str, what: str, label: str) -> str:
 
 
 def _memory_card(run: Run) -> str:
-    blocks = count(run.num_blocks, "silent memory block")
+    blocks = count(run.num_blocks, "memory block")
     how = f"Reads {blocks}, then answers." if run.num_blocks else "Answers at once, without memory blocks."
     return _card(run, "memory", how, strip(run))
 

@@ -56,7 +56,7 @@ def test_five_steps_run_one_experiment(visitor):
     found = run.counterfactual
     assert run.checkpoint == KNOWN and len(visitor.session.runs) == 1, "one race, one experiment"
     assert found["blocks"] == [2] and found["came"]
-    assert f"read {run.num_blocks} silent memory blocks" in told[0]
+    assert f"read {run.num_blocks} memory blocks" in told[0]
     assert run.steps[1].strip("<>") in told[1] and re.search(r"cosine \d\.\d\d", told[1])
     assert found["change"] in told[2] and f"turn its answer {found['own']} into exactly {found['expected']}" in told[2]
     assert f"predicted {found['expected']}, and it says {found['said']}" in told[3]

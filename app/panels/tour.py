@@ -128,7 +128,7 @@ class Tour:
 def _two_ways(run: Run, shown: Any) -> str:
     return (
         f"Both were asked the same question and took real time. <b>CoT</b> wrote its steps down. <b>RiM</b> wrote "
-        f"nothing: it read {figures.count(run.num_blocks, 'silent memory block')} after the question and answered. "
+        f"nothing: it read {figures.count(run.num_blocks, 'memory block')} after the question and answered. "
         "(The strip shows what each block would answer by itself; early ones count as wrong while the last step is "
         "still to come.) What did it think in there? This model, the <i>glass box</i>, has weights written by hand, so "
         "that we know: block k holds step k."

@@ -386,7 +386,7 @@ class Report:
             rows.append([f"control: {name}" if name in self.controls else name, *cells, lead])
         fit, choose = self.probe.splits
         return Table(
-            "Is it learnt by heart? AUROC, final readout, by whether the judge was made on the same steps",
+            "Is it memorised? AUROC, final readout, by whether the judge was made on the same steps",
             [
                 "score",
                 f"known chains (n = {(~self.new).sum()})",

@@ -250,7 +250,7 @@ class _Findings:
 
 
 def _followed(rim: RiM, given: Answer) -> str:
-    """The answer whose chance is followed; of one that came to no end its beginning, for the rest is babble."""
+    """The answer whose chance is followed; of one that came to no end its beginning, for the rest is meaningless."""
     return rim.decode(list(given.token_ids[:FOLLOWED])) if given.truncated else given.text
 
 

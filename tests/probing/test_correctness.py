@@ -211,7 +211,7 @@ def test_whether_it_knows_more_is_decided_on_new_chains_alone(section):
     assert [target.what.endswith("new chains") for target in section.targets] == [False, False, False, True, True]
     assert all(target.value.n == 150 for target in section.targets[3:])
     assert not any("pooled" in target.what for target in section.targets)
-    found = rows(section, "Is it learnt by heart?")
+    found = rows(section, "Is it memorised?")
     judge = section.settings["judge"]
     assert found[judge]["new chains (n = 150)"] == section.targets[3].value
     assert found[judge]["judge minus it, new"] is None
