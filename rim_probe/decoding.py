@@ -405,5 +405,6 @@ def format_answer(given: Answer) -> str:
     tokens = count(given.generated_tokens, "token", "tokens")
     cut = "; cut off by --max-new-tokens or the end of the context" if given.truncated else ""
     whole = f"all {len(given.readouts)} readouts" if len(given.readouts) > 1 else "all"
-    lines.append(f"  {value}: {first}{whole} after {1000 * given.total_seconds:.1f} ms, {passes}, {tokens}{cut}")
+    time = "" if given.total_seconds is None else f" after {1000 * given.total_seconds:.1f} ms"
+    lines.append(f"  {value}: {first}{whole}{time}, {passes}, {tokens}{cut}")
     return "\n".join(lines)
