@@ -65,6 +65,7 @@ function pictures(root, act) {
       slot.textContent = "The chart could not be drawn; its numbers are in the table below.";
       return;
     }
+    if (!slot.dataset.figure) return; // the panel was drawn anew while plotly.js came
     const { data, layout } = JSON.parse(coloured(slot.dataset.figure, isDark(slot)));
     layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom"; // a finger scrolls the page
     const filename = `rim-probe-${slot.closest("[data-panel]")?.dataset.panel ?? "figure"}`;
