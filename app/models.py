@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 GREETING = "rim-tiny"  # comes first where it is there: trained, and its questions are those of the page
 KEPT = 3  # as many as are shipped, so that visitors do not throw out each other's; 3.4 GB, most of it SmolLM2's
-SMALL_MODEL = 20_000_000  # parameters; it gains nothing from more threads, and waits for them where cores are shared
 WARM_UPS = 3  # the first passes pay for allocation and the choice of kernels; no visitor should
 WARM_UP_SECONDS = 2.0  # after which no further one begins: a large model would keep its first visitor waiting
 LOOK_SECONDS = 0.5  # between two looks at a model that is being loaded
@@ -77,6 +76,8 @@ class Loaded:
 
     @functools.cached_property
     def _is_small(self) -> bool:
+        from rim_probe.precision import SMALL_MODEL
+
         return sum(parameter.numel() for parameter in self.models["memory"].model.parameters()) < SMALL_MODEL
 
     @property

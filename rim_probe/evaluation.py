@@ -30,12 +30,12 @@ from tqdm import tqdm
 from rim_probe.decoding import answer_batch
 from rim_probe.errors import QuestionError
 from rim_probe.model import RiM
+from rim_probe.precision import SMALL_MODEL
 from rim_probe.problems import Problem, ProblemFile, is_correct
 from rim_probe.report import EVALUATION_FORMAT as REPORT_FORMAT
 
 BLOCK_SWEEP = tuple(range(17))
 GPU_BATCH, SMALL_MODEL_BATCH, CPU_BATCH = 128, 64, 16  # problems asked at once, see `usual_batch`
-SMALL_MODEL = 20_000_000  # parameters
 GROUP_BATCHES = 4  # batches sorted by length together; an interrupted run loses at most so many
 SHOWN_REJECTIONS = 20  # rejected data lines listed in a report; all are counted
 

@@ -197,7 +197,7 @@ def test_without_the_package_or_a_space_nothing_is_decorated():
 def test_each_call_has_the_threads_that_its_model_can_use(monkeypatch):
     import torch
 
-    monkeypatch.setattr("app.models.SMALL_MODEL", 10)
+    monkeypatch.setattr("rim_probe.precision.SMALL_MODEL", 10)
     monkeypatch.setattr("app.models._cores", 4)
     used = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)

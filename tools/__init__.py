@@ -1,1 +1,1 @@
-"""What makes the pictures of the project from the real page. Each is a command, `python -m tools.NAME`."""
+"""What is run now and then for the project itself: each is a command, `python -m tools.NAME`."""

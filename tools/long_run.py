@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -128,8 +129,6 @@ def recipe(stage: str) -> Path:
 
 def wait(process: subprocess.Popen) -> int:
     """The exit code; SIGTERM and SIGINT go on to the training, which then saves and stops."""
-    import signal
-
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: process.send_signal(number))
     return process.wait()

@@ -67,7 +67,7 @@ def check_flex(model) -> None:
 
 
 def chosen_attention(asked: str, precision: str) -> str:
-    """A recipe's word, with the faster of eager and sdpa for auto: on this kind of CPU 1.3 times, see README."""
+    """A recipe's word; auto is eager on a CPU in bfloat16, where the backward pass of sdpa is slow, else sdpa."""
     if asked != "auto":
         return asked
     return "eager" if precision == "bfloat16" and not on_gpu() else "sdpa"
