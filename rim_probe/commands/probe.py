@@ -98,9 +98,10 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     from rim_probe.plots.report import draw_page
     from rim_probe.probing.artifacts import size_report
+    from rim_probe.probing.probes import PROBES
     from rim_probe.probing.run import NotRun, Source, default_folder, run_probes, splits_of, summarise
     from rim_probe.probing.study import load_models
-    from rim_probe.probing.text import format_section
+    from rim_probe.probing.tables import format_report
     from rim_probe.probing.verdict import verdict
 
     sources, left_out = splits_of(
@@ -113,7 +114,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     silence_transformers()
     models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
     print(verdict(models["memory"]), end="\n\n", flush=True)
-    for section in run_probes(
+    for report in run_probes(
         models,
         sources,
         folder=folder,
@@ -122,10 +123,10 @@ def _probe(arguments: argparse.Namespace) -> int:
         num_blocks=arguments.num_blocks,
         seed=arguments.seed,
     ):
-        if isinstance(section, NotRun):
-            print(f"{section.name} was not run: {section.reason}", file=sys.stderr)
+        if isinstance(report, NotRun):
+            print(f"{report.name} was not run: {report.reason}", file=sys.stderr)
         else:
-            print(format_section(section), flush=True)
+            print(format_report(report, PROBES[report.name].title, PROBES[report.name].question), flush=True)
     for write in cards:
         write(summarise(folder))
     print(f"{folder} holds {size_report(folder)['total'] / 1e6:.1f} MB.")

@@ -12,10 +12,13 @@ from urllib.parse import urlsplit
 
 from rim_probe.numbers import format_interval, is_number
 from rim_probe.plots.frame import Panel, Table
+from rim_probe.plots.report import bars, lines
+from rim_probe.plots.report import figures as draw
+from rim_probe.probing.results import Estimate, Report, Result, View, headline, is_clear, plain
+from rim_probe.probing.tables import format_estimate
 
 TONES = {"memory": "memory", "cot": "cot", "direct": "ink"}
 OTHERS = {"cot": "chain of thought", "direct": "direct answer"}
-RELATIONS = {"above": "above", "overlapping": "not clear of", "below": "below"}
 
 
 def draw_evidence(evidence: Mapping[str, Any], *, report_url: str = "") -> Panel:
@@ -32,18 +35,19 @@ def draw_evidence(evidence: Mapping[str, Any], *, report_url: str = "") -> Panel
         figures["latency"] = latency_figure(metrics) if metrics["latency"] else None
         figures["steps"] = steps_figure(metrics)
         figures["sweep"] = sweep_figure(metrics) if len(metrics["sweep"]) > 1 else None
-    figures |= {f"probe {probe['name']}": probe_figure(probe) if probe["rows"] else None for probe in probes}
+    reports = {probe["name"]: Report.from_dict(probe["report"]) for probe in probes}
+    figures |= {f"probe {name} {i}": one for name, of in reports.items() for i, (_, one, _) in enumerate(draw(of))}
     data = {
         "told": _told(metrics) if metrics else "",
         "costs": [_cost(one) for one in metrics["latency"]] if metrics else [],
         "paired": _paired(metrics) if metrics else [],
         "elsewhere": _elsewhere(metrics) if metrics else [],
         "causes": evidence["causes"],
-        "probes": [probe | {"rail": _rail(probe), "relations": RELATIONS} for probe in probes],
+        "probes": [probe | _rail(reports[probe["name"]]) for probe in probes],
         "url": report_url if urlsplit(report_url).scheme in ("", "http", "https") else "",
         **_commands(evidence),
     }
-    table = _table(metrics, probes) if metrics or probes else None
+    table = _table(metrics, probes, reports) if metrics or probes else None
     title = f"Evidence: {evidence['checkpoint']}"
     return Panel("evidence", title, data, table, {}, figures, notes=evidence["complaints"])
 
@@ -53,86 +57,69 @@ def draw_evidence(evidence: Mapping[str, Any], *, report_url: str = "") -> Panel
 
 def accuracy_figure(metrics: Mapping[str, Any]) -> Any:
     """Share of right answers by method, and RiM with its blocks removed as the control."""
-    bars = [{"name": _name(one), "tone": TONES[one["method"]], **one["all"]} for one in metrics["accuracy"]]
-    removed = [one for one in metrics["sweep"] if one["num_blocks"] == 0]
-    bars += [{"name": "control: RiM, blocks removed", "control": True, **one} for one in removed]
-    return _figure("bars", "", "right, % of problems", {"bars": bars}).update_xaxes(range=[0, 1])
+    results = [_result(_name(one), one["all"]) for one in metrics["accuracy"]]
+    results += [_result("RiM, blocks removed", one, "control") for one in metrics["sweep"] if one["num_blocks"] == 0]
+    return bars(View("right", True, (), {}, results), _tones(metrics)).update_xaxes(range=[0, 1])
 
 
 def latency_figure(metrics: Mapping[str, Any]) -> Any:
     """Milliseconds of one answer by method: median and quartiles."""
-    spreads = [(one, one["total_ms"]) for one in metrics["latency"]]
-    bars = [
-        {"name": _name(one), "tone": TONES[one["method"]], "value": ms["median"], "low": ms["q1"], "high": ms["q3"]}
-        for one, ms in spreads
+    results = [
+        Result("ms", _name(one), Estimate(ms["median"], ms["q1"], ms["q3"], one["n"]), share=False)
+        for one in metrics["latency"]
+        for ms in [one["total_ms"]]
     ]
-    return _figure("bars", "", "milliseconds for one answer: median and quartiles", {"bars": bars})
+    return bars(View("milliseconds for one answer: median and quartiles", False, (), {}, results), _tones(metrics))
 
 
 def steps_figure(metrics: Mapping[str, Any]) -> Any:
     """Accuracy by the number of steps that a problem needs; None where there is one number alone."""
-    steps = list(metrics["accuracy"][0]["by_steps"]) if metrics["accuracy"] else []
-    none = {"value": None, "low": None, "high": None}
-    series = [
-        {"name": _name(one), "tone": TONES[one["method"]], "x": steps}
-        | _columns([one["by_steps"].get(count) or none for count in steps])
+    place = "steps the problem needs"
+    results = [
+        _result(_name(one), share, place={place: steps})
         for one in metrics["accuracy"]
+        for steps, share in one["by_steps"].items()
     ]
-    return _figure("lines", "steps the problem needs", "right, %", {"series": series}) if len(steps) > 1 else None
+    if len({one.place[place] for one in results}) < 2:
+        return None
+    return lines(View("right", True, (place,), {}, results), _tones(metrics)).update_yaxes(range=[0, 1.02])
 
 
 def sweep_figure(metrics: Mapping[str, Any]) -> Any:
     """Accuracy of RiM over the number of memory blocks at the time of asking."""
-    blocks = [entry["num_blocks"] for entry in metrics["sweep"]]
-    series = [{"name": "RiM", "tone": "memory", "x": blocks} | _columns(metrics["sweep"])]
-    figure = _figure("lines", "memory blocks K at the time of asking", "right, %", {"series": series})
-    return figure.update_xaxes(dtick=2).update_layout(showlegend=False)
+    place = "memory blocks K at the time of asking"
+    results = [_result("RiM", one, place={place: one["num_blocks"]}) for one in metrics["sweep"]]
+    figure = lines(View("right", True, (place,), {}, results), {"RiM": "memory"})
+    return figure.update_xaxes(dtick=2).update_yaxes(range=[0, 1.02]).update_layout(showlegend=False)
 
 
-def probe_figure(probe: Mapping[str, Any]) -> Any:
-    """The rows of one probe, each with the best control of its own as a tick."""
-    bars = [
-        row | {"mark": one["value"], "tip": f"best control, {one['name']}: {one['text']}"} if one else row
-        for row in probe["rows"]
-        for one in [row["against"]]
-    ]
-    figure = _figure("bars", "", "", {"bars": bars})
-    return figure.update_xaxes(range=_ends(probe), tickformat=".0%" if probe["percent"] else "")
+def _result(of: str, share: Mapping[str, Any], role: Any = "score", place: Mapping[str, Any] | None = None) -> Result:
+    numbers = [float("nan") if share[key] is None else share[key] for key in ("value", "low", "high")]
+    return Result("right", of, Estimate(*numbers, share["n"]), role, place=place or {})
 
 
-def _figure(kind: str, x: str, y: str, data: dict[str, Any]) -> Any:
-    from rim_probe.plots.report import section_figure
-    from rim_probe.probing.section import Figure
-
-    figure = section_figure(Figure(kind, "", x, y, data))
-    return figure.update_yaxes(range=[0, 1.02]) if kind == "lines" else figure
+def _tones(metrics: Mapping[str, Any]) -> dict[str, str]:
+    return {_name(one): TONES[one["method"]] for one in metrics["accuracy"]}
 
 
-def _columns(shares: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
-    return {key: [share[name] for share in shares] for key, name in (("y", "value"), ("low", "low"), ("high", "high"))}
-
-
-def _ends(probe: Mapping[str, Any]) -> list[float]:
-    """From 0 (or below) to 1 for shares and scores, further where the values go further."""
-    parts = [part for row in probe["rows"] for part in (row, row["against"] or {})]
-    values = [part[key] for part in parts for key in ("value", "low", "high") if is_number(part.get(key))]
-    low, high = min([0.0, *values]), max([1.0, *values])
-    room = 0.04 * (high - low)
-    return [low - (room if low < 0 else 0), high + (room if high > 1 else 0)]
-
-
-def _rail(probe: Mapping[str, Any]) -> dict[str, float]:
-    """Where the headline and its control lie on the probe's own axis, in percent."""
-    row = probe["headline"]
-    if row is None:
-        return {}
-    low, high = _ends(probe)
-    found = {key: row[key] for key in ("value", "low", "high")} | {"control": (row["against"] or {}).get("value")}
-    return {
-        key: round(100 * min(max((value - low) / (high - low), 0), 1), 1)
-        for key, value in found.items()
-        if is_number(value)
-    }
+def _rail(report: Report) -> dict[str, Any]:
+    """The headline for one line: `score`, `of`, `beside` as text; `rail`: where they lie from 0 to 1, in percent; a
+    headline that is no share has no rail."""
+    found = headline(report)
+    if found is None:
+        return {"rail": {}}
+    score, control = found
+    unit = " %" if score.share else ""
+    told = {"score": format_estimate(score.estimate, score.share, unit).partition(" (")[0], "of": score.of}
+    rail = {key: getattr(score.estimate, key) for key in ("value", "low", "high")}
+    if control:
+        relation = "above" if is_clear(score.estimate, control.estimate) else "not clear of"
+        relation = "below" if is_clear(control.estimate, score.estimate) else relation
+        told |= {"beside": format_estimate(control.estimate, control.share, unit).partition(" (")[0]}
+        told |= {"control": control.of, "relation": relation}
+        rail["control"] = control.estimate.value
+    places = {key: round(100 * min(max(value, 0.0), 1.0), 1) for key, value in rail.items() if is_number(value)}
+    return told | {"rail": places if score.share else {}}
 
 
 # -------------------------------------------------------------------------------------------------------- sentences
@@ -205,7 +192,9 @@ def _commands(evidence: Mapping[str, Any]) -> dict[str, Any]:
     return {"commands": commands, "machines": list(dict.fromkeys(m["machine"] for _, m in sources if m["machine"]))}
 
 
-def _table(metrics: Mapping[str, Any] | None, probes: Sequence[Mapping[str, Any]]) -> Table:
+def _table(
+    metrics: Mapping[str, Any] | None, probes: Sequence[Mapping[str, Any]], reports: Mapping[str, Report]
+) -> Table:
     rows: list[list[Any]] = []
     if metrics:
         for one in metrics["accuracy"]:
@@ -217,11 +206,10 @@ def _table(metrics: Mapping[str, Any] | None, probes: Sequence[Mapping[str, Any]
             numbers = [round(one["total_ms"][key], 2) for key in ("median", "q1", "q3")]
             rows.append([f"ms for one answer, {_name(one)}", "median, quartiles", *numbers, one["n"]])
     for probe in probes:
-        for row in probe["rows"]:
-            rows.append([f"{probe['title']}: {probe['measure']}", row["name"], *_numbers(row), None])
-            if control := row["against"]:
-                name = f"best control of {row['name']}: {control['name']}"
-                rows.append([probe["title"], name, *_numbers(control), None])
+        for one in reports[probe["name"]].results:
+            where = "".join(f", {name} {value}" for name, value in one.place.items())
+            numbers = _numbers(plain(vars(one.estimate)))
+            rows.append([f"{probe['title']}: {one.metric}", f"{one.name}{where}", *numbers, one.estimate.n])
     return Table(["what", "of", "value", "low", "high", "n"], rows)
 
 

@@ -5,7 +5,7 @@ Method:
 2. tensors are written first and the JSON after them, each to a temporary file that is then renamed; the JSON holds the
    digest of the tensors, so that an interrupted save is neither loaded nor taken for done;
 3. loading checks, in this order: format, layout, fingerprint, digest. Nothing is ever unpickled;
-4. a probe's report of more than `LARGE_SECTION` bytes lies gzipped in its JSON, with numbers of `DIGITS` digits; in
+4. a probe's report of more than `LARGE_PROBE` bytes lies gzipped in its JSON, with numbers of `DIGITS` digits; in
    report.json as well where that would be larger than `LARGE_REPORT`.
 
 Knows files, digests and who belongs to whom. Knows nothing of what a probe's tensors mean.
@@ -32,16 +32,16 @@ from rim_probe.errors import ArtifactError
 from rim_probe.evaluation import describe_machine
 from rim_probe.files import write_atomic
 from rim_probe.model import RiM
-from rim_probe.probing.section import Section, plain
+from rim_probe.probing.results import Report, plain
 
 FOLDER = "probes"
 REPORT_FILE = "report.json"
 FORMAT = "rim-probe artifact"
 REPORT_FORMAT = "rim-probe report"
 VERSION = 1
-LARGE_SECTION, LARGE_REPORT = 200_000, 1_000_000  # bytes of JSON
+LARGE_PROBE, LARGE_REPORT = 200_000, 1_000_000  # bytes of JSON
 DIGITS = 6  # significant ones
-_PACKED = "gzip"  # the key of a packed section
+_PACKED = "gzip"  # the key of a packed report
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _CONFIG_KEYS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -131,7 +131,7 @@ def save_artifact(
     provenance: Mapping[str, Any],
     *,
     key: str | None = None,
-    section: Section | None = None,
+    report: Report | None = None,
 ) -> int:
     """Writes one probe and returns its size in bytes.
 
@@ -140,7 +140,7 @@ def save_artifact(
         tensors: float16 or float32 arrays (float64 is stored as float32), whole numbers or truth values; may be empty.
         provenance: with `fingerprint` and `layout`, as `describe_study` gives it.
         key: as `resume_key` gives it; without one the probe is fitted again on every run.
-        section: the probe's report, so that a resumed run need not score again.
+        report: the probe's results, so that a resumed run need not score again.
 
     Raises:
         ArtifactError: a name that is no file name, or an array of another type.
@@ -159,7 +159,7 @@ def save_artifact(
         "tensors_sha256": hashlib.sha256(packed).hexdigest(),
         "settings": settings,
         "provenance": provenance,
-        "section": _pack_section(section.to_dict()) if section is not None else None,
+        "report": _pack(report.to_dict()) if report is not None else None,
     }
     text = _json_bytes(entry)
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,15 +192,15 @@ def load_artifact(
     return tensors, entry["settings"], entry["provenance"]
 
 
-def load_section(folder: str | Path, name: str) -> Section | None:
-    """The report that was saved with a probe; None where there was none.
+def load_results(folder: str | Path, name: str) -> Report | None:
+    """The results that were saved with a probe; None where there were none.
 
     Raises:
         ArtifactError: a missing or damaged file.
     """
     json_path = _paths(Path(folder), name)[1]
-    section = _read_entry(json_path, name).get("section")
-    return None if section is None else _section(section, json_path)
+    report = _read_entry(json_path, name).get("report")
+    return None if report is None else _unpack(report, json_path)
 
 
 def load_provenance(folder: str | Path, name: str) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def is_done(folder: str | Path, name: str, key: str) -> bool:
         whole = hashlib.sha256(tensors_path.read_bytes()).hexdigest() == entry["tensors_sha256"]
     except (ArtifactError, OSError):
         return False
-    return whole and entry.get("key") == key
+    return whole and entry.get("key") == key and entry.get("report") is not None
 
 
 def size_report(folder: str | Path) -> dict[str, int]:
@@ -233,30 +233,30 @@ def size_report(folder: str | Path) -> dict[str, int]:
 # ----------------------------------------------------------------------------------------------------------- the report
 
 
-def report_to_dict(sections: Sequence[Section], provenance: Mapping[str, Any]) -> dict[str, Any]:
+def report_to_dict(reports: Sequence[Report], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What `report.json` holds."""
     return {
         "format": REPORT_FORMAT,
         "version": VERSION,
         "provenance": plain(dict(provenance)),
-        "sections": [section.to_dict() for section in sections],
+        "reports": [report.to_dict() for report in reports],
     }
 
 
-def save_report(folder: str | Path, sections: Sequence[Section], provenance: Mapping[str, Any]) -> Path:
+def save_report(folder: str | Path, reports: Sequence[Report], provenance: Mapping[str, Any]) -> Path:
     """Writes `report.json`."""
     path = Path(folder) / REPORT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    report = report_to_dict(sections, provenance)
+    report = report_to_dict(reports, provenance)
     content = _json_bytes(report)
     if len(content) > LARGE_REPORT:
-        content = _json_bytes(report | {"sections": [_pack_section(section) for section in report["sections"]]})
+        content = _json_bytes(report | {"reports": [_pack(one) for one in report["reports"]]})
     write_atomic(path, content)
     return path
 
 
-def load_report(folder: str | Path) -> tuple[list[Section], dict[str, Any]]:
-    """The sections and the provenance of a report.
+def load_report(folder: str | Path) -> tuple[list[Report], dict[str, Any]]:
+    """The reports of the probes, and the provenance they share.
 
     Raises:
         ArtifactError: a missing or damaged file.
@@ -264,9 +264,9 @@ def load_report(folder: str | Path) -> tuple[list[Section], dict[str, Any]]:
     path = Path(folder) / REPORT_FILE
     report = _read_json(path, "run `python -m rim_probe probe` again")
     _check_format(report, REPORT_FORMAT, path)
-    if not isinstance(report.get("sections"), list) or not isinstance(report.get("provenance"), dict):
-        raise ArtifactError(f"{path} lacks its sections or its provenance; run `python -m rim_probe probe` again.")
-    return [_section(section, path) for section in report["sections"]], report["provenance"]
+    if not isinstance(report.get("reports"), list) or not isinstance(report.get("provenance"), dict):
+        raise ArtifactError(f"{path} lacks its results; run `python -m rim_probe probe` again.")
+    return [_unpack(one, path) for one in report["reports"]], report["provenance"]
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
@@ -337,12 +337,12 @@ def _check_model(entry: Mapping[str, Any], rim: RiM, path: Path) -> None:
         )
 
 
-def _pack_section(section: dict[str, Any]) -> dict[str, Any]:
-    """A section as it lies in its probe's JSON."""
-    text = json.dumps(section, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(text) <= LARGE_SECTION:
-        return section
-    text = json.dumps(_short(section), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+def _pack(report: dict[str, Any]) -> dict[str, Any]:
+    """A report as it lies in its probe's JSON."""
+    text = json.dumps(report, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) <= LARGE_PROBE:
+        return report
+    text = json.dumps(_short(report), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
     return {_PACKED: base64.b64encode(gzip.compress(text, 9, mtime=0)).decode()}
 
 
@@ -355,13 +355,13 @@ def _short(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def _section(data: Any, path: Path) -> Section:
+def _unpack(data: Any, path: Path) -> Report:
     try:
         if set(data) == {_PACKED}:
             data = json.loads(gzip.decompress(base64.b64decode(data[_PACKED], validate=True)))
-        return Section.from_dict(data)
+        return Report.from_dict(data)
     except (TypeError, KeyError, AttributeError, ValueError, OSError, EOFError, zlib.error):
-        raise ArtifactError(f"{path} holds a damaged report; run `python -m rim_probe probe` again.") from None
+        raise ArtifactError(f"{path} holds damaged results; run `python -m rim_probe probe` again.") from None
 
 
 def _again(name: Any) -> str:

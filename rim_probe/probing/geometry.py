@@ -30,8 +30,7 @@ import numpy as np
 
 from rim_probe.errors import RiMError
 from rim_probe.probing.capture import Capture, CaptureSet
-from rim_probe.probing.curves import mean_estimate
-from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap
+from rim_probe.probing.results import Cloud, Estimate, Report, Result, bootstrap, mean_estimate
 from rim_probe.probing.study import Observation, Study
 
 COMPONENTS = 3
@@ -43,6 +42,8 @@ ROLES = {"memory": "trained", "base": "untrained"}
 DISPLACEMENT, STRAIGHTNESS = "displacement first to last block, in norms", "straightness: displacement over path length"
 DIMENSIONS, TOGETHER = "participation ratio over questions", "share of variance of block and question together"
 
+BY_LAYER = (DISPLACEMENT, DIMENSIONS, TOGETHER)
+ACROSS = "cosine between blocks, different questions"
 BETWEEN, BETWEEN_KEPT = "cosine between blocks, same question", "cosine between blocks, same question, block means kept"
 # The sign of trained - untrained where untrained blocks are collapsed, and how the measure is said.
 CLAIM = {
@@ -131,59 +132,38 @@ class Geometry:
         right = study.right("report")[shown, -1]
         return cls(layer, over_blocks, over_depth, scale, cloud.astype(np.float32), right, steps)
 
-    def score(self, study: Study) -> Section:
-        """Trained beside untrained on the report split."""
+    def score(self, study: Study) -> Report:
+        """Trained beside untrained on the report split, layer by layer and at `layer`."""
         rows = _some(study, "report", REPORT_PROBLEMS)
         roles = {role: name for role, name in ROLES.items() if role in study.models}
-        by_role: dict[str, list[dict[str, Estimate]]] = {}
-        for role in roles:
-            capture = study.capture(role, "report")
-            by_role[role] = [
-                measure(block_states(capture, layer, rows), study.seed)
-                for layer in study.progress(study.layers[1:], f"geometry {role}")
+        states = {role: block_states(study.capture(role, "report"), self.layer, rows) for role in roles}
+        results, apart = [], {}
+        if len(roles) == 2:
+            apart = differences(states["memory"], states["base"], study.seed)
+            results += [_result(f"{name}, trained - untrained", "paired", found) for name, found in apart.items()]
+        for role, name in roles.items():
+            for layer in study.progress(study.layers[1:], f"geometry {role}"):
+                found = measure(block_states(study.capture(role, "report"), layer, rows), study.seed)
+                if layer == max(self.layer, 1):
+                    results = [_result(metric, name, one, role) for metric, one in found.items()] + results
+                results += [_result(metric, name, found[metric], role, {"layer": layer}) for metric in BY_LAYER]
+            results += [
+                _result("cosine between blocks", name, one, role, {"block": j + 1, "other block": k + 1})
+                for (j, k), one in pairwise_cosines(states[role]).items()
             ]
-        place = self.layer - 1 if self.layer else 0
-        here = {role: found[place] for role, found in by_role.items()}
-        apart = (
-            differences(*(block_states(study.capture(role, "report"), self.layer, rows) for role in roles), study.seed)
-            if len(roles) == 2
-            else {}
-        )
-        rows_of_table = [
-            [name, *(here[role][name] for role in roles), *([apart[name]] if apart else [])] for name in here["memory"]
-        ]
-        return Section(
-            name="geometry",
-            title="The shape of memory",
-            question="Do the blocks follow paths of their own, and does the path depend on the question? Is that so "
-            "without training?",
-            summary=_summary(here, apart, self.over_blocks),
-            n={"fit": min(FIT_PROBLEMS, len(study.problems("fit"))), "report": len(rows)},
-            settings={
+        return Report(
+            "geometry",
+            results,
+            {"fit": min(FIT_PROBLEMS, len(study.problems("fit"))), "report": len(rows)},
+            {
                 "state": "the slots of a block side by side",
                 "layer": self.layer,
-                "components": COMPONENTS,
-                "variance explained, over blocks": [round(float(share), 4) for share in self.over_blocks.explained],
-                "variance explained, over depth": [round(float(share), 4) for share in self.over_depth.explained],
+                "intervals": "over questions: bootstrap, participation ratio: jackknife",
+                "variance explained, over blocks": _rounded(self.over_blocks.explained),
+                "variance explained, over depth": _rounded(self.over_depth.explained),
             },
-            tables=[
-                Table(
-                    f"Memory blocks at layer {self.layer}, n = {len(rows)} questions",
-                    ["measure", *roles.values(), *(["trained - untrained, paired"] if apart else [])],
-                    rows_of_table,
-                    note="Untrained: the base model with the same memory tokens before RiM training. Shares of "
-                    "variance add up to 1. Cosines: block means removed unless said otherwise. "
-                    "The cosine across different questions is the control of that between "
-                    "blocks. Intervals over questions: bootstrap, participation ratio: jackknife.",
-                )
-            ],
-            figures=[
-                self._paths_figure(),
-                self._cloud_figure(),
-                self._depth_figure(study, rows),
-                *self._similarity_figures(study, rows, roles),
-                *_layer_figures(by_role, roles, study.layers[1:]),
-            ],
+            verdict=_verdict(apart) if apart else "",
+            clouds=self._clouds(study, rows),
         )
 
     def explain(self, observation: Observation) -> dict[str, Any]:
@@ -250,81 +230,36 @@ class Geometry:
         except (KeyError, ValueError, TypeError) as error:
             raise RiMError(f"The geometry cannot be restored ({error}); fit it anew.") from None
 
-    # ------------------------------------------------------------------------------------------------------ figures
+    def _clouds(self, study: Study, rows: np.ndarray) -> dict[str, Cloud]:
+        """Final blocks of questions, and mean paths over the blocks and over the layers, in two components each."""
+        last, capture = self.cloud[:, -1], study.capture("memory", "report")
+        deep = np.stack(
+            [self.over_depth.project(block_states(capture, x, rows) / self.scale[x]) for x in study.layers[1:]], axis=2
+        ).mean(axis=0)  # [K, L, 3]
+        finals = {"right": last[self.cloud_right], "wrong": last[~self.cloud_right]}
+        paths = {f"{t} steps": self.cloud[self.cloud_steps == t].mean(axis=0) for t in np.unique(self.cloud_steps)}
+        return {
+            f"Final block of {len(last)} questions, layer {self.layer}": _cloud(self.over_blocks, finals),
+            f"Mean path from block 1 to {study.K} by number of steps, layer {self.layer}": _cloud(
+                self.over_blocks, paths
+            ),
+            f"Mean path of each block from layer 1 to {study.layers[-1]}": _cloud(
+                self.over_depth, {f"block {k + 1}": path for k, path in enumerate(deep)}
+            ),
+        }
 
-    def _paths_figure(self) -> Figure:
-        """Mean path of the blocks by number of steps."""
-        series = [
-            _line(f"{steps} step{'s' if steps != 1 else ''}", self.cloud[self.cloud_steps == steps])
-            for steps in np.unique(self.cloud_steps).tolist()
-        ]
-        return Figure(
-            "lines",
-            f"From block 1 to block {self.cloud.shape[1]}: mean path by number of steps, layer {self.layer} "
-            f"(report, n = {len(self.cloud)})",
-            self._axis(self.over_blocks, 0),
-            self._axis(self.over_blocks, 1),
-            {"series": series},
-            note="Intervals over questions, of the vertical axis alone.",
-        )
 
-    def _cloud_figure(self) -> Figure:
-        last = self.cloud[:, -1]
-        groups = [
-            {"name": name, "x": _rounded(last[mask, 0]), "y": _rounded(last[mask, 1]), "text": None}
-            for name, mask in (("right", self.cloud_right), ("wrong", ~self.cloud_right))
-        ]
-        return Figure(
-            "scatter",
-            f"Final block of {len(last)} questions, layer {self.layer}",
-            self._axis(self.over_blocks, 0),
-            self._axis(self.over_blocks, 1),
-            {"groups": groups},
-        )
+def _cloud(basis: Basis, points: Mapping[str, np.ndarray]) -> Cloud:
+    x, y = (f"component {i + 1} ({basis.explained[i]:.0%} of variance)" for i in (0, 1))
+    return Cloud(x, y, {name: (_rounded(at[:, 0]), _rounded(at[:, 1])) for name, at in points.items()})
 
-    def _depth_figure(self, study: Study, rows: np.ndarray) -> Figure:
-        capture = study.capture("memory", "report")
-        points = np.stack(
-            [
-                self.over_depth.project(block_states(capture, layer, rows) / self.scale[layer])
-                for layer in study.layers[1:]
-            ],
-            axis=2,
-        )  # [n, K, L, 3]
-        series = [_line(f"block {block + 1}", points[:, block]) for block in range(points.shape[1])]
-        return Figure(
-            "lines",
-            f"From layer 1 to layer {study.layers[-1]}: mean path of each block (report, n = {len(rows)})",
-            self._axis(self.over_depth, 0),
-            self._axis(self.over_depth, 1),
-            {"series": series},
-            note="Intervals over questions, of the vertical axis alone.",
-        )
 
-    def _similarity_figures(self, study: Study, rows: np.ndarray, roles: Mapping[str, str]) -> list[Figure]:
-        labels = [f"block {block}" for block in range(1, study.K + 1)]
-        return [
-            Figure(
-                "heatmap",
-                f"Cosine between blocks, block means removed, layer {self.layer}, {name} (report, n = {len(rows)})",
-                "block",
-                "block",
-                {
-                    "x": labels,
-                    "y": labels,
-                    **_cosine_cells(block_states(study.capture(role, "report"), self.layer, rows)),
-                    "z_title": "cosine",
-                    "low": -1.0,
-                    "high": 1.0,
-                    "diverging": True,
-                },
-            )
-            for role, name in roles.items()
-        ]
-
-    @staticmethod
-    def _axis(basis: Basis, component: int) -> str:
-        return f"component {component + 1} ({basis.explained[component]:.0%} of variance)"
+def _result(
+    metric: str, of: str, found: Estimate, role: str = "memory", place: Mapping[str, int] | None = None
+) -> Result:
+    control = role == "base" or metric == ACROSS
+    share = metric.startswith("share of variance")
+    return Result(metric, of, found, "control" if control else "score", share, place=place or {})
 
 
 # ----------------------------------------------------------------------------------------------------------- measures
@@ -373,7 +308,7 @@ def _statistics(states: np.ndarray) -> dict[str, tuple[tuple[np.ndarray, ...], C
             for i, name in enumerate(("between blocks", "between questions", "of block and question together"))
         },
         BETWEEN: ((between,), np.mean),
-        "control: cosine between blocks, other question": ((across,), np.mean),
+        ACROSS: ((across,), np.mean),
         BETWEEN_KEPT: ((_cosines(states)[0],), np.mean),
     }
 
@@ -395,21 +330,11 @@ def _with_dimensions(found: dict[str, Estimate], value: float, without: np.ndarr
     return found | {DIMENSIONS: Estimate(value, value - half, value + half, n)}
 
 
-def _cosine_cells(states: np.ndarray) -> dict[str, list]:
-    """`z` and `hover` of a heat map of `similarity`, each cell with its interval."""
+def pairwise_cosines(states: np.ndarray) -> dict[tuple[int, int], Estimate]:
+    """Mean cosine of blocks j and k (from 0) of the same question, block means removed, each with its interval."""
     unit = _unit(states - states.mean(axis=0))
     cosines = np.einsum("njf,nkf->njk", unit, unit)
-    cells = [[mean_estimate(cosines[:, j, k]) for k in range(cosines.shape[2])] for j in range(cosines.shape[1])]
-    return {
-        "z": _rounded(similarity(states)),
-        "hover": [[f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for e in row] for row in cells],
-    }
-
-
-def similarity(states: np.ndarray) -> np.ndarray:
-    """Mean cosine of blocks j and k of the same question after removal of the block means, [K, K]."""
-    unit = _unit(states - states.mean(axis=0))
-    return np.einsum("njf,nkf->jk", unit, unit) / len(unit)
+    return {(j, k): mean_estimate(cosines[:, j, k]) for j, k in np.ndindex(cosines.shape[1:])}
 
 
 def _variance_parts(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -463,69 +388,8 @@ def _some(study: Study, split: str, count: int) -> np.ndarray:
     return np.sort(study.rng(f"geometry/{split}").permutation(total)[:count])
 
 
-def _line(name: str, points: np.ndarray) -> dict[str, Any]:
-    """The mean path of points [n, places, 3] in the first two components."""
-    across, up = ([mean_estimate(place) for place in points[:, :, axis].T] for axis in (0, 1))
-    return {
-        "name": name,
-        "x": _rounded([e.value for e in across]),
-        "y": _rounded([e.value for e in up]),
-        "low": _rounded([e.low for e in up]),
-        "high": _rounded([e.high for e in up]),
-        "control": False,
-    }
-
-
-def _layer_figures(
-    by_role: Mapping[str, list[dict[str, Estimate]]], roles: Mapping[str, str], layers: Sequence[int]
-) -> list[Figure]:
-    titles = {
-        DISPLACEMENT: "Displacement from first to last block, over the mean norm of a state",
-        DIMENSIONS: "Participation ratio over questions",
-        TOGETHER: "Share of variance that is block-specific and question-dependent",
-    }
-    return [
-        Figure(
-            "lines",
-            f"{title}, by layer",
-            "layer",
-            name,
-            {
-                "series": [
-                    {
-                        "name": label,
-                        "x": list(layers),
-                        "y": [found[name].value for found in by_role[role]],
-                        "low": [found[name].low for found in by_role[role]],
-                        "high": [found[name].high for found in by_role[role]],
-                        "control": role == "base",
-                    }
-                    for role, label in roles.items()
-                ]
-            },
-        )
-        for name, title in titles.items()
-    ]
-
-
 def _rounded(values: np.ndarray) -> list:
     return np.round(np.asarray(values, dtype=float), 4).tolist()
-
-
-def _summary(here: Mapping[str, Mapping[str, Estimate]], apart: Mapping[str, Estimate], basis: Basis) -> str:
-    def said(role: str) -> str:
-        found = here[role]
-        return (
-            f"from the first to the last block a state moves {found[DISPLACEMENT].value:.2f} norms, straightness "
-            f"{found[STRAIGHTNESS].value:.2f}; cosine between blocks {found[BETWEEN_KEPT].value:.2f}, with block means "
-            f"removed {found[BETWEEN].value:.2f}; questions spread over {found[DIMENSIONS].value:.1f} directions; "
-            f"{found[TOGETHER].value:.0%} of the variance belongs to block and question together"
-        )
-
-    text = f"Trained: {said('memory')}. "
-    if apart:
-        text += f"Untrained: {said('base')}. {_verdict(apart)} "
-    return text + f"Three components explain {float(basis.explained.sum()):.0%} of the trained states' variance."
 
 
 def _verdict(apart: Mapping[str, Estimate]) -> str:

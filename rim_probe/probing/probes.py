@@ -17,15 +17,15 @@ import numpy as np
 
 from rim_probe.model import RiM
 from rim_probe.probing.artifacts import is_done, load_artifact
-from rim_probe.probing.section import Section
+from rim_probe.probing.results import Report
 from rim_probe.probing.study import Study
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one probe leaves: its report, and the arrays and settings it is restored from."""
+class Fitted:
+    """What one probe leaves: its results, and the arrays and settings it is restored from."""
 
-    section: Section
+    report: Report
     tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,54 +51,134 @@ class Probe:
     """One probe.
 
     Attributes:
+        title, question: what it is called and what it asks, in plain words.
         module, decoder: where it lives; no decoder where nothing is fitted.
-        run: from a workbench to a result.
+        run: from a workbench to what it leaves.
         needs: probes whose decoders it builds on.
         form: of what is stored; what lies there in another form is fitted anew.
     """
 
+    title: str
+    question: str
     module: str
     decoder: str | None
-    run: Callable[[Workbench], Result]
+    run: Callable[[Workbench], Fitted]
     needs: tuple[str, ...] = ()
     form: int = 1
 
 
-def _fitted(name: str) -> Callable[[Workbench], Result]:
-    def run(workbench: Workbench) -> Result:
+def _fitted(name: str) -> Callable[[Workbench], Fitted]:
+    def run(workbench: Workbench) -> Fitted:
         return _scored(_decoder(name).fit(workbench.study), workbench.study)
 
     return run
 
 
-def _scored(decoder: Any, study: Study) -> Result:
-    return Result(decoder.score(study), decoder.tensors(), decoder.settings())
+def _scored(decoder: Any, study: Study) -> Fitted:
+    return Fitted(decoder.score(study), decoder.tensors(), decoder.settings())
 
 
-def _function(name: str) -> Callable[[Workbench], Result]:
-    return lambda workbench: Result(_module(name).score(workbench.study))
+def _function(name: str) -> Callable[[Workbench], Fitted]:
+    return lambda workbench: Fitted(_module(name).score(workbench.study))
 
 
-def _adaptive(workbench: Workbench) -> Result:
+def _adaptive(workbench: Workbench) -> Fitted:
     return _scored(_decoder("adaptive").fit(workbench.study, workbench.decoder("correctness")), workbench.study)
 
 
-def _interchange(workbench: Workbench) -> Result:
-    return Result(_module("interchange").score(workbench.study, workbench.decoder("steps").claims))
+def _interchange(workbench: Workbench) -> Fitted:
+    return Fitted(_module("interchange").score(workbench.study, workbench.decoder("steps").claims))
 
 
 PROBES: dict[str, Probe] = {
-    "steps": Probe("nearest_step.fit", "StepDecoder", _fitted("steps"), form=2),
-    "words": Probe("words", None, _function("words")),
-    "lens": Probe("lens", "VocabularyLens", _fitted("lens")),
-    "values": Probe("values", "ValueProbes", _fitted("values")),
-    "correctness": Probe("correctness", "CorrectnessProbe", _fitted("correctness")),
-    "adaptive": Probe("adaptive", "AdaptivePolicy", _adaptive, needs=("correctness",)),
-    "commitment": Probe("commitment", None, _function("commitment")),
-    "attention": Probe("attention", None, _function("attention")),
-    "geometry": Probe("geometry", "Geometry", _fitted("geometry")),
-    "importance": Probe("importance", None, _function("importance")),
-    "interchange": Probe("interchange", None, _interchange, needs=("steps",)),
+    "steps": Probe(
+        "Nearest explicit step",
+        "Which step of an explicit reasoning does a memory block lie nearest to, read from plain text by the "
+        "same model, and is it the step that the problem needs?",
+        "nearest_step.fit",
+        "StepDecoder",
+        _fitted("steps"),
+        form=2,
+    ),
+    "words": Probe(
+        "Own words",
+        "What does the model itself say after block k, is it the step, and do the words come from the memory?",
+        "words",
+        None,
+        _function("words"),
+    ),
+    "lens": Probe(
+        "Vocabulary lens",
+        "Which words does the model's own head read in the memory slots, layer by layer, and is the result of "
+        "an explicit step among them?",
+        "lens",
+        "VocabularyLens",
+        _fitted("lens"),
+    ),
+    "values": Probe(
+        "Values",
+        "Can a linear probe read the operands, the operator and the result of each explicit step in the "
+        "memory blocks, and where?",
+        "values",
+        "ValueProbes",
+        _fitted("values"),
+    ),
+    "correctness": Probe(
+        "Will it be right?",
+        "Can a linear probe on the memory blocks tell, before anything is read out, whether a readout will be "
+        "right? Does it know more than the probability the readout gives itself?",
+        "correctness",
+        "CorrectnessProbe",
+        _fitted("correctness"),
+    ),
+    "adaptive": Probe(
+        "Answer by memory when sure, else think aloud",
+        "Does it pay to answer by memory where the probe trusts the answer, and by chain of thought where it does not?",
+        "adaptive",
+        "AdaptivePolicy",
+        _adaptive,
+        needs=("correctness",),
+    ),
+    "commitment": Probe(
+        "Commitment",
+        "How early is the model sure of the answer it will give: after which block, and after which step of a chain of "
+        "thought?",
+        "commitment",
+        None,
+        _function("commitment"),
+    ),
+    "attention": Probe(
+        "Attention to memory",
+        "Where do the memory slots and the answer attend, and do the heads that attend most to memory matter "
+        "most for the answer?",
+        "attention",
+        None,
+        _function("attention"),
+    ),
+    "geometry": Probe(
+        "The shape of memory",
+        "Do the blocks follow paths of their own, and does the path depend on the question? Is that so without "
+        "training?",
+        "geometry",
+        "Geometry",
+        _fitted("geometry"),
+    ),
+    "importance": Probe(
+        "Importance of blocks and layers",
+        "What does the answer lose when a block is taken away, at one layer or everywhere?",
+        "importance",
+        None,
+        _function("importance"),
+    ),
+    "interchange": Probe(
+        "Interchange test",
+        "If a block is taken from a problem that differs in one number, does the model then give the answer that the "
+        "problem's own equations predict?",
+        "interchange",
+        None,
+        _interchange,
+        needs=("steps",),
+    ),
 }
 """In the order of the report; the command line's help says what each is."""
 

@@ -23,15 +23,15 @@ from rim_probe.probing.artifacts import (
     is_done,
     load_provenance,
     load_report,
-    load_section,
+    load_results,
     resume_key,
     save_artifact,
     save_report,
 )
-from rim_probe.probing.probes import PROBES, Result, Workbench
-from rim_probe.probing.section import Section
+from rim_probe.probing.probes import PROBES, Fitted, Workbench
+from rim_probe.probing.results import Report
 from rim_probe.probing.study import HELD_OUT, SPLITS, Study, split_problems
-from rim_probe.probing.text import format_targets
+from rim_probe.probing.tables import format_headline, format_targets
 from rim_probe.problems import Problem
 from rim_probe.report import format_machine
 
@@ -94,7 +94,7 @@ def run_probes(
     num_blocks: int | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Iterator[Section | NotRun]:
+) -> Iterator[Report | NotRun]:
     """Runs the probes asked for and yields each one's report as soon as it is saved, or why it was not run.
 
     Args:
@@ -135,16 +135,16 @@ def run_probes(
                     result.settings,
                     provenance,
                     key=keys[name],
-                    section=result.section,
+                    report=result.report,
                 )
             _report(folder, keys, provenance | {"not_run": failed})
-            yield load_section(folder, name)
+            yield load_results(folder, name)
     shutil.rmtree(work, ignore_errors=True)
     if len(failed) == len(wanted):
         raise RiMError("No probe could be run on these problems and this checkpoint; the reasons stand above.")
 
 
-def _run(name: str, workbench: Workbench, failed: Mapping[str, str]) -> Result:
+def _run(name: str, workbench: Workbench, failed: Mapping[str, str]) -> Fitted:
     for need in PROBES[name].needs:
         if need in failed:
             raise RiMError(f"It builds on the probe {need}, which was not run.")
@@ -175,15 +175,15 @@ def _with_needs(only: Sequence[str]) -> list[str]:
 def _report(folder: Path, keys: Mapping[str, str], provenance: Mapping[str, Any]) -> None:
     """Writes the report of every probe that is done and belongs to this run's models and data."""
     done = [name for name in PROBES if is_done(folder, name, keys[name])]
-    sections = [load_section(folder, name) for name in done]
+    reports = [load_results(folder, name) for name in done]
     provenance = provenance | {"probes": {name: load_provenance(folder, name) for name in done}}
-    save_report(folder, sections, provenance)
+    save_report(folder, reports, provenance)
 
 
 def summarise(folder: str | Path) -> str:
     """What a model card tells of the report in `folder`: the command, the targets, and each probe's sentence."""
-    sections, provenance = load_report(folder)
-    lines = [f"- **{section.title}.** {section.summary}" for section in sections]
+    reports, provenance = load_report(folder)
+    lines = [f"- **{PROBES[report.name].title}.** {format_headline(report)}" for report in reports]
     data = ", ".join(
         f"{split} {part['problems']:,} (`{Path(part['file']).name}`, sha256 {part['sha256'][:12]}…)"
         for split, part in provenance["data"].items()
@@ -193,4 +193,4 @@ def summarise(folder: str | Path) -> str:
         format_machine(provenance["machine"]) + ".",
         f"`{provenance['command']}`",
     ]
-    return "\n\n".join(["\n".join(head), format_targets(sections), "\n".join(lines)]) + "\n"
+    return "\n\n".join(["\n".join(head), format_targets(reports), "\n".join(lines)]) + "\n"

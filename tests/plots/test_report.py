@@ -7,64 +7,36 @@ import numpy as np
 import pytest
 
 from rim_probe.plots.colours import dark_colours
-from rim_probe.plots.report import draw_page, figure_table, looks, make_page, section_figure
+from rim_probe.plots.report import draw_page, figures, looks, make_page
 from rim_probe.probing.artifacts import save_report
-from rim_probe.probing.section import Estimate, Figure, Section, Table, Target
+from rim_probe.probing.results import Cloud, Estimate, Goal, Report, Result
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "</script><script>document.title = 'taken'</script>"
-HEATMAP = Figure(
-    "heatmap",
-    "Layer by block",
-    "block",
-    "layer",
-    {
-        "x": ["a", "a", "<b>"],  # a question says a word twice, and memory tokens look like markup
-        "y": ["0", "1"],
-        "z": [[0.1, None, 0.3], [0.25, 0.9, float("nan")]],
-        "hover": None,
-        "z_title": "right, %",
-        "low": 0,
-        "high": 1,
-        "diverging": False,
-    },
-    "Mean over heads.",
+
+
+def result(of: str, value: float, role: str = "score", metric: str = "right", n: int = 9, **place) -> Result:
+    return Result(metric, of, Estimate(value, value - 0.1, value + 0.1, n), role, place=place)
+
+
+NAN = float("nan")
+CELLS = [(0, "a", 0.1), (0, "<b>", 0.3), (1, "a", 0.25), (1, "b", 0.9), (1, "<b>", NAN)]
+REPORT = Report(
+    "steps",
+    [
+        Result("top-1", "memory", Estimate(0.834, 0.8, 0.86, 1500), goal=Goal(">=", 0.9)),
+        result("shuffled", 0.05, "control", "top-1"),
+        *(result("memory", value, layer=layer, block=block) for layer, block, value in CELLS),
+        *(result("memory", k / 10, metric="says it", block=k) for k in range(1, 6)),
+        *(result("random", 0.1, "control", "says it", block=k) for k in range(1, 3)),
+    ],
+    {"fit": 6000, "report": 1500},
+    {"layer": np.int64(5), "map": {"kind": "ridge"}},
+    verdict=f"80 % right. {HOSTILE}",
+    clouds={"Heads": Cloud("share", "effect", {"g": ([0.0], [1.0])})},
 )
-LINES = Figure(
-    "lines",
-    "By block",
-    "block",
-    "accuracy",
-    {
-        "series": [
-            {
-                "name": "memory",
-                "x": [1, 2, 3, 4, 5],
-                "y": [0.1, 0.2, 0.3, 0.4, 0.5],
-                "low": [0.0, 0.1, None, 0.3, 0.4],
-                "high": [0.2, 0.3, None, 0.5, 0.6],
-                "control": False,
-            },
-            {"name": "shuffled", "x": [1, 2], "y": [0.1, 0.1], "low": None, "high": None, "control": True},
-        ]
-    },
-)
-SCATTER = Figure(
-    "scatter", "Heads", "share", "effect", {"groups": [{"name": "g", "x": [0.0], "y": [1.0], "text": None}]}
-)
-BARS = Figure(
-    "bars",
-    "Against controls",
-    "",
-    "top-1, %",
-    {
-        "bars": [
-            {"name": "memory", "value": 0.8, "low": 0.7, "high": 0.9, "control": False},
-            {"name": "shuffled", "value": 0.05, "low": None, "high": None, "control": True},
-        ]
-    },
-)
-FIGURES = [HEATMAP, LINES, SCATTER, BARS]
+BARS, HEATMAP, LINES, SCATTER = ([*figures(REPORT)][i] for i in range(4))
+REPORTS = [REPORT, Report("geometry", [], {})]
 PROVENANCE = {
     "checkpoint": "checkpoints/rim-tiny",
     "fingerprint": "f00d",
@@ -75,93 +47,62 @@ PROVENANCE = {
 }
 
 
-def section(name: str = "steps", **changes) -> Section:
-    score = Estimate(0.834, 0.8, 0.86, 1500)
-    rows = [["memory", score, 0.91234, 1500], ["<m>|", None, float("nan"), 3]]
-    content = {
-        "title": "Nearest step",
-        "question": "Which step is it?",
-        "summary": f"80 % right. {HOSTILE}",
-        "n": {"fit": 6000, "report": 1500},
-        "settings": {"layer": np.int64(5), "map": {"kind": "ridge"}},
-        "tables": [Table("Scores", ["method", "top-1, % (95 % interval)", "AUROC", "n"], rows, "Chosen on “choose”.")],
-        "figures": FIGURES,
-        "targets": [Target("top-1", ">= 90 %", score, False)],
-    }
-    return Section(name, **{**content, **changes})
-
-
-SECTIONS = [section(), section("other", figures=[], targets=[], tables=[], settings={})]
-
-
 @pytest.fixture(scope="module")
 def page() -> str:
-    return make_page(SECTIONS, PROVENANCE)
+    return make_page(REPORTS, PROVENANCE)
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.kind)
-def test_every_colour_of_every_kind_has_a_dark_counterpart(figure):
-    used = set(re.findall(r'"(#\w{6}|rgba\([^"]*\))"', section_figure(figure).to_json()))
+@pytest.mark.parametrize("drawn", [BARS, HEATMAP, LINES, SCATTER], ids=["bars", "heat map", "lines", "scatter"])
+def test_every_colour_of_every_kind_has_a_dark_counterpart(drawn):
+    used = set(re.findall(r'"(#\w{6}|rgba\([^"]*\))"', drawn[1].to_json()))
     assert used - {"rgba(0,0,0,0)"} <= set(dark_colours())
 
 
-def test_a_heat_map_keeps_repeated_labels_markup_and_gaps():
-    figure = section_figure(HEATMAP)
-    cells, crosses = figure.data
-    assert list(figure.layout.xaxis.ticktext) == ["a", "a", "&lt;b&gt;"]
-    assert [list(row) for row in cells.z] == [[0.1, None, 0.3], [0.25, 0.9, None]]
-    assert list(zip(crosses.x, crosses.y, strict=True)) == [(1, 0), (2, 1)]
-    assert "90.0 %" in cells.hovertext[1][1] and "&lt;b&gt;" in cells.hovertext[0][2]
+def test_a_heat_map_keeps_markup_and_gaps():
+    cells, crosses = HEATMAP[1].data
+    assert list(HEATMAP[1].layout.xaxis.ticktext) == ["a", "&lt;b&gt;", "b"]
+    assert [list(row) for row in cells.z] == [[0.1, 0.3, None], [0.25, None, 0.9]]
+    assert list(zip(crosses.x, crosses.y, strict=True)) == [(2, 0), (1, 1)]
+    assert "90.0 %" in cells.hovertext[1][2] and "&lt;b&gt;" in cells.hovertext[0][1]
 
 
-def test_a_diverging_scale_has_zero_in_its_middle():
-    data = {**HEATMAP.data, "low": None, "high": None, "diverging": True, "z": [[-0.1, 0.4, 0.0]], "y": ["0"]}
-    trace = section_figure(Figure("heatmap", "t", "x", "y", data)).data[0]
+def test_a_scale_with_values_below_zero_has_zero_in_its_middle():
+    report = Report("steps", [result("x", value, layer=1, block=i) for i, value in enumerate((-0.1, 0.4, 0.0))], {})
+    trace = next(figures(report))[1].data[0]
     assert (trace.zmin, trace.zmax) == (-0.4, 0.4)
 
 
-def test_a_band_leaves_out_points_without_an_interval_and_a_control_is_dashed():
-    band, memory, control = section_figure(LINES).data
-    assert list(band.x) == [1, 2, 4, 5, 5, 4, 2, 1] and list(band.y)[:4] == [0.0, 0.1, 0.3, 0.4]
+def test_a_control_is_dashed_and_hollow():
+    memory, control = (trace for trace in LINES[1].data if trace.mode == "lines+markers")
     assert memory.line.dash == "solid" != control.line.dash
-    assert band.legendgroup == memory.legendgroup != control.legendgroup
+    symbols = {symbol for trace in BARS[1].data for symbol in trace.marker.symbol}
+    assert symbols == {"circle", "circle-open"}
 
 
 def test_many_series_are_told_apart():
-    found = looks([{"control": i > 7} for i in range(12)])
+    found = looks([i > 7 for i in range(12)])
     assert len({(look["tone"], look["dash"], look["symbol"]) for look in found}) == 12
 
 
-def test_tables_hold_every_number_of_a_figure_as_its_title_says():
-    assert ["1", "a", "90.0"] in figure_table(HEATMAP).rows and len(figure_table(HEATMAP).rows) == 6
-    assert figure_table(LINES).rows[2] == ["memory", "3", "0.300", "–", "–"]
-    assert figure_table(SCATTER).rows == [["g", "0", "1.00", "–"]]
-    assert figure_table(BARS).rows[0] == ["memory", "80.0", "70.0", "90.0"]
+def test_tables_hold_every_number_of_a_figure():
+    assert HEATMAP[2].rows[3] == ["memory", "1", "b", "90.0 (80.0 to 100.0)", "9"]
+    assert LINES[2].rows[0] == ["1", "10.0 (0.0 to 20.0)", "10.0 (0.0 to 20.0)"]
 
 
 def test_the_page_says_everything_and_text_of_data_stays_text(page):
-    assert page.count('class="chart-slot"') == len(FIGURES)
-    for part in (
-        "NOT MET by 6.6",
-        "fit 6,000",
-        "f00d",
-        "python -m rim_probe probe",
-        "Mean over",
-        "83.4 (80.0 to 86.0)",
-    ):
+    assert page.count('class="chart-slot"') == 4
+    for part in ("NOT MET by 6.6", "fit 6,000", "f00d", "python -m rim_probe probe", "83.4 %", "(80.0 to 86.0)"):
         assert part in page, part
-    assert (
-        HOSTILE not in page and "&lt;/script&gt;" in page and "default-src &#39;none&#39;"
-    ) or "default-src 'none'" in page
+    assert HOSTILE not in page and "&lt;/script&gt;" in page and "default-src" in page
 
 
 def test_a_stored_report_gives_the_same_page(page, tmp_path):
-    save_report(tmp_path, SECTIONS, PROVENANCE)
+    save_report(tmp_path, REPORTS, PROVENANCE)
     assert draw_page(tmp_path).read_text(encoding="utf-8") == page
 
 
 def test_a_probe_may_have_a_command_of_its_own():
-    page = make_page([section()], {**PROVENANCE, "probes": {"steps": {"command": "python own"}}})
+    page = make_page([REPORT], {**PROVENANCE, "probes": {"steps": {"command": "python own"}}})
     assert page.count("python own") == 1 and page.count("python -m rim_probe probe") == 1
 
 
@@ -178,12 +119,12 @@ def test_a_dark_phone_shows_every_figure_and_asks_nothing_of_the_network(page, t
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("request", lambda request: complaints.append(request.url) if "http" in request.url else None)
         tab.goto((tmp_path / "report.html").as_uri())
-        for place in range(len(FIGURES)):
+        for place in range(4):
             tab.locator(".chart-slot").nth(place).scroll_into_view_if_needed()
             tab.locator(".chart-slot").nth(place).locator(".main-svg").first.wait_for()
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing scrolls the page sideways"
-        assert tab.locator(".chart-slot").nth(0).locator(".xtick").all_text_contents() == ["a", "a", "<b>"]
-        tick = tab.locator(".chart-slot").nth(1).locator(".xtick text").first
+        assert tab.locator(".chart-slot").nth(1).locator(".xtick").all_text_contents() == ["a", "<b>", "b"]
+        tick = tab.locator(".chart-slot").nth(2).locator(".xtick text").first
         assert tick.evaluate("node => getComputedStyle(node).fill") == "rgb(179, 175, 168)", "figures follow the theme"
         assert tab.title() == "RiM probe report: rim-tiny"
         for button, ending in (("[data-tool=csv]", "csv"), ("[data-title*=SVG]", "svg"), ("[data-title*=PNG]", "png")):

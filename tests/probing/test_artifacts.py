@@ -19,21 +19,27 @@ from rim_probe.probing.artifacts import (
     load_artifact,
     load_provenance,
     load_report,
-    load_section,
+    load_results,
     resume_key,
     save_artifact,
     save_report,
     size_report,
 )
-from rim_probe.probing.section import Estimate, Section, Table
+from rim_probe.probing.results import Estimate, Report, Result
 
 TENSORS = {
     "map": np.arange(6, dtype=np.float32).reshape(2, 3),
     "half": np.ones(2, np.float16),
     "flags": np.array([True]),
 }
-SECTION = Section(
-    "steps", "t", "q", "s", {"report": 3}, tables=[Table("a", ["b", "c"], [["d", Estimate(1.0, 0.0, 1.0, 3)]])]
+REPORT = Report(
+    "steps",
+    [
+        Result("top-1", "memory", Estimate(0.8, 0.7, 0.9, 100)),
+        Result("top-1", "shuffled", Estimate(0.1, 0, 0.2, 9), "control"),
+    ],
+    {"fit": 3},
+    {"layer": 5},
 )
 
 
@@ -54,7 +60,7 @@ def stored(rim, provenance, tmp_path):
     """A folder with the probe `steps`, saved under the key that `resume_key` gives it."""
     folder = tmp_path / "probes"
     key = resume_key("steps", provenance)
-    save_artifact(folder, "steps", TENSORS, {"layer": 5}, provenance, key=key, section=SECTION)
+    save_artifact(folder, "steps", TENSORS, {"layer": 5}, provenance, key=key, report=REPORT)
     return folder
 
 
@@ -121,7 +127,7 @@ def test_what_is_saved_comes_back(stored, rim, provenance):
     assert {name: array.dtype for name, array in tensors.items()} == {name: a.dtype for name, a in TENSORS.items()}
     assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert settings == {"layer": 5} and origin == provenance and origin["score"] == 0.5
-    assert load_section(stored, "steps") == SECTION and load_provenance(stored, "steps") == provenance
+    assert load_results(stored, "steps") == REPORT and load_provenance(stored, "steps") == provenance
 
 
 def test_provenance_names_the_data_by_their_digest(provenance, data, rim):
@@ -142,7 +148,7 @@ def test_views_doubles_and_numpy_settings_are_stored(rim, provenance, tmp_path):
 
 def test_a_probe_that_fits_nothing_is_stored_too(rim, provenance, tmp_path):
     save_artifact(tmp_path, "commitment", {}, {}, provenance)
-    assert load_artifact(tmp_path, "commitment", rim)[0] == {} and load_section(tmp_path, "commitment") is None
+    assert load_artifact(tmp_path, "commitment", rim)[0] == {} and load_results(tmp_path, "commitment") is None
 
 
 @pytest.mark.parametrize("name", ["", "../steps", "a/b", "report", "Ä", ".hidden"])
@@ -262,8 +268,8 @@ def test_an_interrupted_save_is_not_done_and_leaves_no_rubbish(stored, rim, prov
 
 
 def test_a_report_comes_back(tmp_path, provenance):
-    save_report(tmp_path, [SECTION], provenance)
-    assert load_report(tmp_path) == ([SECTION], provenance)
+    save_report(tmp_path, [REPORT], provenance)
+    assert load_report(tmp_path) == ([REPORT], provenance)
 
 
 @pytest.mark.parametrize(
@@ -272,8 +278,8 @@ def test_a_report_comes_back(tmp_path, provenance):
         (None, "is missing"),
         ("{", "is damaged"),
         ("7", "holds no JSON object"),
-        ('{"format": "rim-probe report", "version": 1}', "lacks its sections"),
-        ('{"format": "rim-probe report", "version": 1, "sections": [1], "provenance": {}}', "damaged report"),
+        ('{"format": "rim-probe report", "version": 1}', "lacks its results"),
+        ('{"format": "rim-probe report", "version": 1, "reports": [1], "provenance": {}}', "damaged results"),
     ],
 )
 def test_a_damaged_report_is_refused(tmp_path, content, match):

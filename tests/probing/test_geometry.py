@@ -10,6 +10,7 @@ from planted import observed
 from rim_probe.errors import RiMError
 from rim_probe.probing import geometry
 from rim_probe.probing.geometry import (
+    ACROSS,
     DIMENSIONS,
     DISPLACEMENT,
     STRAIGHTNESS,
@@ -18,9 +19,9 @@ from rim_probe.probing.geometry import (
     Geometry,
     differences,
     measure,
-    similarity,
+    pairwise_cosines,
 )
-from rim_probe.probing.section import Section
+from rim_probe.probing.results import Report
 
 
 @pytest.fixture(autouse=True)
@@ -107,11 +108,10 @@ def test_blocks_that_share_the_question_are_alike_and_other_questions_are_not():
     states = rng.normal(size=(300, 1, 16)) + 0.1 * rng.normal(size=(300, 4, 16)) + 5 * rng.normal(size=(1, 4, 16))
     held = measure(states)
     assert held["cosine between blocks, same question"].low > 0.9
-    control = held["control: cosine between blocks, other question"]
+    control = held[ACROSS]
     assert abs(control.value) < 0.05
-    matrix = similarity(states)
-    np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-6)
-    np.testing.assert_allclose(matrix, matrix.T)
+    cosines = pairwise_cosines(states)
+    assert cosines[0, 0].value == pytest.approx(1) and 0.9 < cosines[0, 2].value == pytest.approx(cosines[2, 0].value)
 
 
 def test_a_collapsed_memory_moves_nowhere():
@@ -129,30 +129,25 @@ def test_a_basis_finds_the_directions_of_most_variance_with_a_fixed_sign():
 
 
 def test_the_report_sets_trained_beside_untrained(study, found):
-    section = found.score(study)
-    table = section.tables[0]
-    assert (
-        table.header == ["measure", "trained", "untrained", "trained - untrained, paired"]
-        and section.n["report"] == 250
-    )
-    heat = [figure for figure in section.figures if figure.kind == "heatmap"]
-    assert [f", {name} (" in figure.title for figure, name in zip(heat, ("trained", "untrained"), strict=True)] == [
-        True
-    ] * 2
-    assert all(np.shape(figure.data["z"]) == (BLOCKS, BLOCKS) for figure in heat)
-    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
+    report = found.score(study)
+    frame = report.frame()
+    assert report.n["report"] == 250 and "claim" in report.verdict
+    assert set(frame[frame.metric == DISPLACEMENT].of) == {"trained", "untrained"}
+    cosines = frame[frame.metric == "cosine between blocks"]
+    assert len(cosines) == 2 * BLOCKS**2 and set(cosines["at block"]) == set(range(1, BLOCKS + 1))
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
 
 
-def test_without_a_base_model_the_table_has_one_column():
-    section = Geometry.fit(study := JudgedStudy(base=False)).score(study)
-    assert section.tables[0].header == ["measure", "trained"] and "Untrained" not in section.summary
+def test_without_a_base_model_nothing_is_compared():
+    report = Geometry.fit(study := JudgedStudy(base=False)).score(study)
+    assert set(report.frame().of) == {"trained"} and not report.verdict
 
 
 def test_the_cloud_is_thin_and_says_right_and_steps(study, found):
     assert len(found.cloud) == len(found.cloud_right) == len(found.cloud_steps) <= 500
     assert found.cloud.shape[1:] == (BLOCKS, 3)
-    scatter = next(figure for figure in found.score(study).figures if figure.kind == "scatter")
-    assert sum(len(group["x"]) for group in scatter.data["groups"]) == len(found.cloud)
+    final = next(iter(found.score(study).clouds.values()))
+    assert sum(len(x) for x, _ in final.groups.values()) == len(found.cloud)
 
 
 def test_a_stored_geometry_draws_the_same_path(study, found):
