@@ -1,5 +1,7 @@
 """The glass box itself, and every probe on it: what is written there must be found, and nothing else."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ from rim_probe.probing.lens import VocabularyLens
 from rim_probe.probing.nearest_step import fit as steps
 from rim_probe.probing.nearest_step import results
 from rim_probe.probing.nearest_step.formula import Candidates, places_of, read_places, read_steps, step_space
-from rim_probe.probing.section import bootstrap
+from rim_probe.probing.results import Report, bootstrap, headline
 from rim_probe.probing.selective import auroc
 from rim_probe.probing.study import Study, observe
 from rim_probe.probing.sweep import patching_sweep
@@ -390,21 +392,27 @@ def test_interchange_succeeds_with_the_claimed_blocks_and_fails_with_others(stud
 
 
 def test_importance_is_that_of_the_window(study):
-    section = importance.score(study, problems=6, pool=20, donors=2)
-    for figure in (figure for figure in section.figures if figure.kind == "heatmap"):
-        for layer, row in zip(figure.data["y"], figure.data["z"], strict=True):
-            for block, change in zip(BLOCKS, row, strict=True):
-                # Zero also takes away that it is a slot, without which nothing is written later.
-                begin = 0 if "zero" in figure.title else window(block).start
-                assert (abs(change) > 0.05) == (begin <= int(layer) < window(block).stop), (figure.title, layer, block)
+    report = importance.score(study, problems=6, pool=20, donors=2)
+    frame = report.frame()
+    cells = frame[(frame.metric == importance.FALL) & frame["at block"].notna()]
+    assert len(cells) == 3 * LAYERS * len(BLOCKS)
+    for removal, layer, block, fall in cells[["of", "at layer", "at block", "value"]].itertuples(index=False):
+        # Zero also takes away that it is a slot, without which nothing is written later.
+        begin = 0 if "zero" in removal else window(block).start
+        assert (abs(fall) > 0.05) == (begin <= layer < window(block).stop), (removal, layer, block)
+    said = frame[frame.metric == importance.SAID].set_index(["at taken away", "of"]).value
+    assert said["nothing", "clean"] == 1
+    assert said[importance.SLOTS, "set to zero"] < 0.5 and said[importance.ALONE, "left out"] < 0.5
+    score, control = headline(report)
+    assert score.estimate.value > 1 and control.of == importance.REMOVALS["resample"][0]
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
 
 
 def test_attention_that_is_read_is_found_by_knockout(box, problems):
     scorer = GoldScorer(box.rim, problems[:6])
     heads = [(layer, head) for layer in range(1, LAYERS + 1) for head in range(1, 5)]
     needed = {
-        role: {head for head in heads if not scorer.scores([head], role).says.all()}
-        for role in ("reader", "writer")
+        role: {head for head in heads if not scorer.scores([head], role).says.all()} for role in ("reader", "writer")
     }
     assert needed["reader"] == {(END_LAYER, 1)}
     assert needed["writer"] == {(layer, head) for layer in HELD_LAYER.values() for head in (1, 2, 3)}

@@ -1,11 +1,11 @@
-"""The interchange test and the importance of blocks on the glass box, where both are known."""
+"""The interchange test on the glass box, where it is known which block holds what."""
 
 import numpy as np
 import pytest
 
 from rim_probe.errors import RiMError
 from rim_probe.glassbox.box import END_LAYER, HELD_LAYER, LAYERS, glassbox
-from rim_probe.probing import importance, interchange
+from rim_probe.probing import interchange
 from rim_probe.probing.section import Section
 from rim_probe.probing.study import Study
 
@@ -93,20 +93,3 @@ def test_claims_must_name_blocks_and_some_pair_must_be_right(study):
             interchange.score(study, claims, **FEW)
     with pytest.raises(RiMError, match="answered right"):
         interchange.score(study_of(glassbox(), glassbox(trained=False)), **FEW)
-
-
-def test_importance_finds_the_slot_layers_that_are_read(study):
-    found = importance.score(study, problems=8, pool=12, donors=2)
-    mean, zero = (np.array(found.data["change"][mode]) for mode in ("mean", "zero"))
-    ends = {1: HELD_LAYER[2], 2: HELD_LAYER[3], 3: END_LAYER}
-    for block, end in ends.items():
-        layers = found.data["layers"]
-        held = [HELD_LAYER[block] <= layer < end for layer in layers]
-        np.testing.assert_array_equal(mean[:, block - 1] < -0.1, held)
-        # Set to zero before it reads its step, a slot no longer knows where it stands, either.
-        np.testing.assert_array_equal(zero[:, block - 1] < -0.1, [layer < end for layer in layers])
-    said = {cells[0]: cells[2].value for cells in found.tables[0].rows}
-    assert said["nothing (clean)"] == 1
-    assert said["all slots: set to zero"] < 0.5
-    assert said["the token where the answer is read, alone at its place"] < 0.5
-    assert Section.from_dict(found.to_dict()).to_dict() == found.to_dict()
