@@ -105,13 +105,12 @@ def _everything(source: Donors, clean: Patcher, held: Pool, stranger: Pool, rng)
 def _report(study: Study, layers, clean, cells, whole, donors: int, pool: int) -> Report:
     """Results of `clean` [n]; `cells` [n, removals, (fall, said), layers, blocks]; `whole` [n, (fall, said, same), what
     is removed how]."""
-    removed = [(scope, *how) for how in REMOVALS.values() for scope in (SLOTS, ALL_BUT_ONE)]
-    removed.append((ALONE, "left out", "score"))
+    removed = [(scope, how) for how, _ in REMOVALS.values() for scope in (SLOTS, ALL_BUT_ONE)] + [(ALONE, "left out")]
     results = []
     for metric, of_metric in zip((FALL, SAID, SAME), whole.transpose(1, 2, 0), strict=True):
-        for (scope, how, role), values in zip(removed, of_metric, strict=True):
+        for (scope, how), values in zip(removed, of_metric, strict=True):
             estimate = mean_estimate(values) if metric == FALL else proportion_estimate(values)
-            results.append(Result(metric, how, estimate, role, metric != FALL, place={"taken away": scope}))
+            results.append(Result(metric, how, estimate, share=metric != FALL, place={"taken away": scope}))
     said = proportion_estimate(clean)
     results.append(Result(SAID, "clean", said, "control", place={"taken away": "nothing"}))
     grid = {"layer": layers, "block": range(1, study.K + 1)}

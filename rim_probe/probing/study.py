@@ -188,20 +188,21 @@ class Study:
             )
         return self._captures[role, split]
 
-    def answers(self, method: str, split: str) -> list[Answer]:
-        """Answers by a method (`memory` with all K readouts, `cot`, `direct`) on a split; without times."""
-        if (method, split) not in self._answers:
-            rim, questions = self.models[method], [problem.question for problem in self.splits[split]]
+    def answers(self, role: str, split: str) -> list[Answer]:
+        """Answers of a role on a split (memory models with all K readouts); without times."""
+        if (role, split) not in self._answers:
+            rim, questions = self.models[role], [problem.question for problem in self.splits[split]]
+            method = METHOD_OF_ROLE[role]
             num_blocks = self.K if method == "memory" else None
-            path, key = self.folder / f"answers-{method}-{split}.json", request_key(rim, questions, method, num_blocks)
+            path, key = self.folder / f"answers-{role}-{split}.json", request_key(rim, questions, method, num_blocks)
             given = _load_answers(path, key)
             if given is None:
-                given = self._ask(rim, questions, method, num_blocks, f"answers {method}-{split}")
+                given = self._ask(rim, questions, method, num_blocks, f"answers {role}-{split}")
                 stored = {"key": key, "answers": [answer.to_dict() for answer in given]}
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, json.dumps(stored).encode())
-            self._answers[method, split] = given
-        return self._answers[method, split]
+            self._answers[role, split] = given
+        return self._answers[role, split]
 
     def _ask(self, rim: RiM, questions: list[str], method: str, num_blocks: int | None, label: str) -> list[Answer]:
         order = sorted(range(len(questions)), key=lambda i: len(questions[i]))  # like lengths together pad least
