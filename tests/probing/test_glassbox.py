@@ -33,8 +33,8 @@ from rim_probe.probing.hooks import edit_residual, spread_layers
 from rim_probe.probing.interventions import Pool, Variant, intervene_many
 from rim_probe.probing.judge import fit_judge
 from rim_probe.probing.lens import VocabularyLens
-from rim_probe.probing.nearest_step import fit as steps
-from rim_probe.probing.nearest_step import results
+from rim_probe.probing.nearest_step import search as steps
+from rim_probe.probing.nearest_step.fit import StepDecoder
 from rim_probe.probing.nearest_step.formula import Candidates, places_of, read_places, read_steps, step_space
 from rim_probe.probing.results import Report, bootstrap, headline
 from rim_probe.probing.selective import auroc
@@ -208,15 +208,13 @@ def few_draws(monkeypatch):
 def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, monkeypatch):
     for name, count in {"FIT_PROBLEMS": 200, "CHOOSE_PROBLEMS": 40}.items():
         monkeypatch.setattr(steps, name, count)
-    for module in (steps, results):
-        monkeypatch.setattr(module, "spread_layers", lambda layers: spread_layers(layers, 5))  # 0, 2, 4, 6, 8
-    decoder = steps.StepDecoder.fit(study)
-    section = decoder.score(study)
+    monkeypatch.setattr(steps, "spread_layers", lambda layers: spread_layers(layers, 5))  # 0, 2, 4, 6, 8
+    decoder = StepDecoder.fit(study)
+    report = decoder.score(study)
     assert decoder.claims == {step: [step] for step in BLOCKS}
-    memory, *controls = section.tables[0].rows
-    assert len(controls) == 6 and max(row[3].value for row in controls) < 0.15
-    assert memory[3].value > 0.98 and "more than the best control" in section.summary
-    assert all(target.met for target in section.targets)
+    score, control = headline(report)
+    assert score.estimate.value > 0.98 and control.estimate.value < 0.15 and ": more than" in report.verdict
+    assert all(result.goal.met(result.estimate) for result in report.results if result.goal)
     for (block, step), one in decoder.maps.items():
         assert one.alignment > 0.9 if block == step else one.alignment < 0.5
         assert block != step or one.layer >= HELD_LAYER[block]
