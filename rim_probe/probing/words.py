@@ -21,8 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +33,7 @@ from rim_probe.probing.hooks import causal_lm, edit_residual, layers_told, sprea
 from rim_probe.probing.results import Estimate, Report, Result, proportion_estimate, ratio_estimate
 
 if TYPE_CHECKING:
+    from rim_probe.probing.capture import Capture, CaptureSet
     from rim_probe.probing.study import Observation, Study
     from rim_probe.problems import Problem
 
@@ -56,74 +55,62 @@ def same_words(first: str, second: str) -> bool:
     return "".join(first.split()) == "".join(second.split())
 
 
-def carried_words(
+def carry(
     rim: RiM,
     questions: Sequence[str],
     states: Mapping[int, np.ndarray | torch.Tensor],
+    where: Mapping[int, Sequence[bool]] | None = None,
     *,
     max_new_tokens: int = 64,
-) -> list[str]:
-    """What `rim` says after k blocks whose states in the residual stream were replaced.
+) -> list[Answer]:
+    """What `rim` answers behind k blocks whose states in the residual stream were replaced, with all k readouts.
+
+    Readout j sees blocks 1..j alone: it is the one that it would be with these blocks carried and no others.
 
     Args:
         states: layer 0..L -> [n, k, P, d], the states of blocks 1..k: P = M for the slots, M + 1 with the end last.
-
-    Returns:
-        Readout k of every question.
+        where: layer -> which of the n questions they are put into; all of them by default.
 
     Raises:
         RiMError: states of another shape than the questions and the layout ask for; questions that cannot be asked.
     """
-    slots, length = rim.layout.slots_per_block, rim.layout.block_length
-    shapes = {tuple(given.shape[:3]) for given in states.values()}
-    if len(shapes) != 1 or (shape := shapes.pop())[0] != len(questions) or shape[2] not in (slots, slots + 1):
+    slots, length, width = rim.layout.slots_per_block, rim.layout.block_length, causal_lm(rim).config.hidden_size
+    shapes = {tuple(given.shape) for given in states.values()}
+    if len(shapes) != 1 or (shape := shapes.pop())[::3] != (len(questions), width) or shape[2] - slots not in (0, 1):
         raise RiMError(
-            f"Carried states must be [{len(questions)} questions, blocks, {slots} slots (and 1 end), width] at every "
-            "layer; take them from a capture of as many questions."
+            f"Carried states do not fit into {rim.name}: they must be [{len(questions)} questions, blocks, {slots} "
+            f"slots (and 1 end), {width}] at every layer; take them from a model of its shape."
         )
-    blocks, positions = shape[1:]
+    _, blocks, positions, _ = shape
     # Prompts are padded on the left, so the blocks of all rows end in the last columns.
-    columns = [-(blocks - block) * length + 1 + place for block in range(blocks) for place in range(positions)]
-
-    def edits(rows: slice) -> dict[int, Callable]:
-        held = {layer: torch.as_tensor(given[rows]).flatten(1, 2) for layer, given in states.items()}
-        return {layer: _once(given, columns, range(len(given))) for layer, given in held.items()}
-
-    return _readouts(rim, questions, blocks, max_new_tokens, edits)
-
-
-def _readouts(
-    rim: RiM,
-    questions: Sequence[str],
-    blocks: int,
-    max_new_tokens: int,
-    edits: Callable[[slice], Mapping] | None = None,
-) -> list[str]:
-    """The readout after `blocks` blocks; `edits`: of the residual stream, from the rows of a batch."""
-    said = []
+    columns = torch.tensor([-(blocks - b) * length + 1 + place for b in range(blocks) for place in range(positions)])
+    said: list[Answer] = []
     for start in range(0, len(questions), BATCH):
-        rows = slice(start, start + BATCH)
-        with edit_residual(rim, edits(rows) if edits else {}):
-            answers = answer_batch(rim, questions[rows], "memory", num_blocks=blocks, max_new_tokens=max_new_tokens)
-        said += [answer.text for answer in answers]
+        batch, edits = slice(start, start + BATCH), {}
+        for layer, given in states.items():
+            rows = torch.as_tensor(where[layer][batch]).nonzero() if where else torch.arange(len(given[batch]))[:, None]
+            if len(rows):
+                edits[layer] = _once(torch.as_tensor(given[batch]).flatten(1, 2)[rows[:, 0]], rows, columns)
+        with edit_residual(rim, edits):
+            said += answer_batch(rim, questions[batch], "memory", num_blocks=blocks, max_new_tokens=max_new_tokens)
     return said
 
 
-def _once(states: torch.Tensor, columns: list[int], rows: Sequence[int]):
+def _once(states: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """An edit of the first pass alone (later passes hold the readout's own tokens): states [rows, columns, d]."""
     left = [states]
 
     def edit(stream: torch.Tensor) -> torch.Tensor:
         if left:
             stream = stream.clone()
-            stream[torch.tensor(rows)[:, None], torch.tensor(columns)] = left.pop().to(stream)
+            stream[rows, columns] = left.pop().to(stream)
         return stream
 
     return edit
 
 
-def carried_states(held, blocks: int, layers: Sequence[int], ends: bool) -> dict[int, np.ndarray]:
-    """The states of blocks 1..`blocks` of a capture as `carried_words` takes them: layer -> [n, blocks, P, d]."""
+def carried_states(held: Capture | CaptureSet, blocks: int, layers: Sequence[int], ends: bool) -> dict[int, np.ndarray]:
+    """The states of blocks 1..`blocks` of a capture as `carry` takes them: layer -> [n, blocks, P, d]."""
     places = [*range(1, held.M + 1), *(["end"] if ends else [])]
     return {
         layer: np.stack(
@@ -133,7 +120,7 @@ def carried_states(held, blocks: int, layers: Sequence[int], ends: bool) -> dict
     }
 
 
-# ----------------------------------------------------------------------------------------------------- one question
+# -------------------------------------------------------------------------------------------------------- one question
 
 
 def carried_answers(
@@ -141,38 +128,19 @@ def carried_answers(
 ) -> list[Answer]:
     """What `rim` answers to one question with the slots of another run of it carried in, all variants in one batch.
 
-    Readout k sees blocks 1..k alone, so with all K blocks carried it is the one that `carried_words` gives for blocks
-    1..k, and one row per variant tells all K.
-
     Args:
         observation: whose slots are carried, into the same question with as many blocks.
         variants: for each the layers 0..L at which slots are replaced; () carries nothing.
-
-    Returns:
-        One answer per variant, with all K readouts.
 
     Raises:
         RiMError: a question that this model cannot be asked, or slots of another shape than its own.
     """
     held = observation.capture
-    if rim.layout.slots_per_block != held.M or held.slots.shape[-1] != causal_lm(rim).config.hidden_size:
+    if rim.layout.slots_per_block != held.M:
         raise RiMError(f"The slots do not fit into {rim.name}, which has others; take them from a model of its shape.")
-    columns = [
-        column - held.K * rim.layout.block_length for block in rim.layout.slot_positions(0, held.K) for column in block
-    ]
-    said: list[Answer] = []
-    for start in range(0, len(variants), BATCH):
-        part = variants[start : start + BATCH]
-        edits = {}
-        for layer in sorted({layer for layers in part for layer in layers}):
-            rows = [row for row, layers in enumerate(part) if layer in layers]
-            slots = held.slots[0, held.layers.index(layer)].flatten(0, 1)
-            edits[layer] = _once(slots.expand(len(rows), -1, -1), columns, rows)
-        with edit_residual(rim, edits):
-            said += answer_batch(
-                rim, [observation.question] * len(part), "memory", num_blocks=held.K, max_new_tokens=max_new_tokens
-            )
-    return said
+    states = {layer: held.slots[:1, at].expand(len(variants), -1, -1, -1) for at, layer in enumerate(held.layers)}
+    where = {layer: [layer in layers for layers in variants] for layer in states}
+    return carry(rim, [observation.question] * len(variants), states, where, max_new_tokens=max_new_tokens)
 
 
 def explain(observation: Observation, plain: Answer | None = None, carried: Answer | None = None) -> dict[str, Any]:
@@ -267,54 +235,53 @@ class _Patchscope:
     """The memory model's states in the stage-1 model (steps 2 to 4).
 
     Attributes:
-        cases: split -> (k, number of the asked problem, number of its donor) of every readout k that can state a step
-            k + 1, in the order of k.
+        asked, donors: split -> problem numbers.
+        cases: split -> (place in `asked`, k) of every readout that can state a step k + 1.
     """
 
     def __init__(self, study: Study):
-        self.study, self.rim = study, study.models["stage1"]
-        self.cases = {
-            split: self._cases(split, most)
-            for split, most in (("choose", CHOOSE_QUESTIONS), ("report", REPORT_QUESTIONS))
-        }
+        self.study, self.rim, self.blocks = study, study.models["stage1"], min(MOST_BLOCKS, study.K)
+        self.asked, self.donors, self.cases = {}, {}, {}
+        for split, most in (("choose", CHOOSE_QUESTIONS), ("report", REPORT_QUESTIONS)):
+            problems = study.problems(split)
+            asked = [i for i, problem in enumerate(problems) if len(problem.steps) > 1][:most]
+            partners = _partners([problems[i] for i in asked], study.rng(f"words donors {split}"))
+            self.asked[split], self.donors[split] = asked, [asked[partner] for partner in partners]
+            self.cases[split] = []
+            for k in range(1, self.blocks + 1):
+                able = [(at, k) for at, i in enumerate(asked) if len(problems[i].steps) > k]
+                self.cases[split] += able if k == 1 or len(able) >= FEWEST_PROBLEMS else []
         longest = max(len(self.rim.encoder.step_ids(step)) for p in study.problems("report") for step in p.steps)
         self.limit = longest + 4  # what is longer is no step
         self.neutral = min((problem.question for problem in study.problems("fit")), key=len)
 
-    def _cases(self, split: str, most: int) -> list[tuple[int, int, int]]:
-        problems = self.study.problems(split)
-        rows = [i for i, problem in enumerate(problems) if len(problem.steps) > 1][:most]
-        donors = _partners([problems[i] for i in rows], self.study.rng(f"words donors {split}"))
-        found = []
-        for k in range(1, min(MOST_BLOCKS, self.study.K) + 1):
-            able = [(k, i, rows[at]) for i, at in zip(rows, donors, strict=True) if len(problems[i].steps) > k]
-            found += able if k == 1 or len(able) >= FEWEST_PROBLEMS else []
-        return found
+    def words(self, split: str, carried: str, layer: int | str, into: str) -> list[str]:
+        """What the readouts say with memory carried at a layer into what question."""
+        layers = self.study.layers if layer == EVERY else [layer]
+        states = carried_states(self.study.capture("memory", split), self.blocks, layers, ends=carried != CARRIED[0])
+        rows = self.donors[split] if into == ANOTHER else self.asked[split]
+        questions = [self.study.problems(split)[i].question for i in self.asked[split]]
+        questions = [self.neutral] * len(questions) if into == NEUTRAL else questions
+        states = {at: cell[rows] for at, cell in states.items()}
+        answers = carry(self.rim, questions, states, max_new_tokens=self.limit)
+        return [answers[at].readouts[k - 1].text for at, k in self.cases[split]]
 
-    def words(self, split: str, carried: str | None, layer: int | str = EVERY, into: str = OWN) -> list[str]:
-        """What every readout says with memory carried, or with nothing (None), at a layer, into what question."""
-        problems, held, said = self.study.problems(split), self.study.capture("memory", split), []
-        for k, cases in groupby(self.cases[split], key=itemgetter(0)):
-            _, own, donors = map(list, zip(*cases, strict=True))
-            questions = [self.neutral if into == NEUTRAL else problems[i].question for i in own]
-            if carried is None:
-                said += _readouts(self.rim, questions, k, self.limit)
-                continue
-            layers = self.study.layers if layer == EVERY else [layer]
-            states = carried_states(held, k, layers, ends=carried != CARRIED[0])
-            rows = donors if into == ANOTHER else own
-            states = {at: cell[rows] for at, cell in states.items()}
-            said += carried_words(self.rim, questions, states, max_new_tokens=self.limit)
-        return said
+    def plain(self) -> list[str]:
+        """What they say on "report" with nothing carried."""
+        answers = [self.study.answers("stage1", "report")[i] for i in self.asked["report"]]
+        readouts = [answers[at].readouts[k - 1] for at, k in self.cases["report"]]
+        return [
+            told.text if len(told.token_ids) <= self.limit else self.rim.decode(list(told.token_ids[: self.limit]))
+            for told in readouts
+        ]
 
     def states(self, split: str, words: Sequence[str], donor: bool = False) -> np.ndarray:
         """Which of the words are step k + 1 of the asked problem, or of its donor; bool [readouts]."""
-        problems = self.study.problems(split)
-        wanted = (problems[other if donor else own].steps[k] for k, own, other in self.cases[split])
-        return _same(words, wanted)
+        problems, whose = self.study.problems(split), (self.donors if donor else self.asked)[split]
+        return _same(words, [problems[whose[at]].steps[k] for at, k in self.cases[split]])
 
     def share(self, split: str, outcomes: np.ndarray) -> Estimate:
-        return _problem_share(outcomes, [own for _, own, _ in self.cases[split]])
+        return _problem_share(outcomes, [at for at, _ in self.cases[split]])
 
     def report(self) -> Report:
         """Layers searched on "choose", and four variants on "report", the one that follows its donor most first."""
@@ -337,7 +304,7 @@ class _Patchscope:
             for variant in ((carried, max(layers, key=lambda at, c=carried: follows[c, at])), (carried, EVERY))
         ]
         variants.sort(key=follows.get, reverse=True)
-        plain, results = self.words("report", None), []
+        plain, results = self.plain(), []
         for carried, layer in variants:
             own, another, neutral = (self.words("report", carried, layer, into) for into in (OWN, ANOTHER, NEUTRAL))
             donor, asked = self.states("report", another, donor=True), self.states("report", another)
@@ -364,7 +331,7 @@ class _Patchscope:
         return Report(
             "words",
             results + curves,
-            {"choose": len({own for _, own, _ in self.cases["choose"]}), "carried": lead.n},
+            {"choose": len(self.asked["choose"]), "carried": lead.n},
             {
                 "variants carried, chosen on choose": [_variant(*variant) for variant in variants],
                 "single layers searched": layers_told(layers, between),

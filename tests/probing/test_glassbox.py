@@ -41,7 +41,7 @@ from rim_probe.probing.selective import auroc
 from rim_probe.probing.study import Study, observe
 from rim_probe.probing.sweep import patching_sweep
 from rim_probe.probing.values import ValueProbes
-from rim_probe.probing.words import carried_states, carried_words
+from rim_probe.probing.words import carried_states, carry
 
 BLOCKS = tuple(HELD_LAYER)
 
@@ -364,7 +364,7 @@ def test_words_carried_from_another_question_are_those_of_its_memory(box):
     for block in BLOCKS:
         for layer in range(LAYERS + 1):
             states = {layer: carried_states(held, block, [layer], ends=False)[layer]}
-            said = carried_words(box.rim, [problem.question for problem in own], states)
+            said = [answer.text for answer in carry(box.rim, [problem.question for problem in own], states)]
             donor_says = HELD_LAYER[block] <= layer < END_LAYER
             follows = [parts(problem.steps[block - 1])[3] for problem in (donors if donor_says else own)]
             if donor_says or layer < HELD_LAYER[1] or layer >= END_LAYER:
