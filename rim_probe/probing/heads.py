@@ -108,6 +108,7 @@ class GoldScorer:
 
     Args:
         problems: problems with an answer; those that do not fit (`fitting`) are left out.
+        answers: token ids, EOS included, of other answers to the same problems, which are then all taken.
 
     Attributes:
         problems: the n problems that are scored.
@@ -116,14 +117,20 @@ class GoldScorer:
         RiMError: no problem that fits into the context.
     """
 
-    def __init__(self, rim: RiM, problems: Sequence[Problem], num_blocks: int | None = None):
-        problems = fitting(rim, problems, num_blocks)
+    def __init__(
+        self,
+        rim: RiM,
+        problems: Sequence[Problem],
+        num_blocks: int | None = None,
+        answers: Sequence[Sequence[int]] | None = None,
+    ):
+        problems = fitting(rim, problems, num_blocks) if answers is None else problems
         if not problems:
             raise RiMError(f"No question fits into {rim.max_length} tokens with its answer; give shorter problems.")
         self.rim, self.problems, self.n = rim, problems, len(problems)
         blocks, layout = rim.layout.check_blocks(num_blocks), rim.layout
         prompts = [rim.prompt_ids(problem.question, "memory", num_blocks) for problem in problems]
-        answers = [rim.encoder.answer_ids(problem.answer) for problem in problems]
+        answers = answers or [rim.encoder.answer_ids(problem.answer) for problem in problems]
         order = sorted(range(self.n), key=lambda i: len(prompts[i]))
         self._batches = []
         for start in range(0, self.n, BATCH):
@@ -133,7 +140,7 @@ class GoldScorer:
             labels = torch.full((len(batch), length), -1)
             slots, question, memory = (torch.zeros((len(batch), length), dtype=torch.bool) for _ in range(3))
             for row, i in enumerate(batch):
-                prompt, answer = prompts[i], answers[i]
+                prompt, answer = prompts[i], list(answers[i])
                 text = prompt + answer[:-1]
                 ids[row, : len(text)] = torch.tensor(text)
                 labels[row, len(prompt) - 1 : len(text)] = torch.tensor(answer)

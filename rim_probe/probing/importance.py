@@ -11,6 +11,7 @@ Method:
    token alone at its place, with no memory block before it. If the answer survives this, no block mattered.
    Counted are gold answers, and answers that stay the same as the clean one, be it right or wrong.
 States are read by later layers alone, so single layers go from 0 to L - 1; of a deep model `MOST_LAYERS` of them.
+The token alone (`heads`: the answer cut from memory) keeps its position and sees the question and itself.
 
 Knows removals and what they cost. Knows nothing of what a block is claimed to hold (see `interchange`).
 """
@@ -20,12 +21,10 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 
 from rim_probe.decoding import answer as ask
 from rim_probe.model import RiM
-from rim_probe.packing import additive_mask
-from rim_probe.probing.heads import fitting
+from rim_probe.probing.heads import GoldScorer, fitting
 from rim_probe.probing.hooks import layers_told, num_layers, spread_layers
 from rim_probe.probing.interventions import Donors, Pool, Variant
 from rim_probe.probing.patching import Edits, Patcher
@@ -64,7 +63,8 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         if fitting(rim, [problem], study.K)
     ][:problems]
     held = Pool.of([problem.question for problem in study.problems("fit")[:pool]], rim, study.K, limit=pool)
-    clean, cells, whole = [], [], []
+    asked, answers = [problem for problem, _ in kept], [given.token_ids for _, given in kept]
+    cells, whole = [], []
     for number, (problem, given) in enumerate(study.progress(kept, "importance")):
         targets = [rim.encoder.answer_ids(problem.answer), list(given.token_ids)]
         patcher = Patcher(rim, problem.question, targets, num_blocks=study.K)
@@ -83,11 +83,12 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         found = np.stack([(scores.clean - scores.log_probability)[:, 0, 0].numpy(), *scores.says[:, 0].numpy().T])
         by_origin = found[:, : len(single)].reshape(3, 2 + donors, len(layers), len(blocks))
         cells.append([by_origin[:, 0], by_origin[:, 1], by_origin[:, 2:].mean(axis=1)])
-        (gold, says), (_, same) = (read_token_alone(rim, problem.question, target, study.K) for target in targets)
-        alone = [float(patcher.log_probability[0, 0]) - gold, says, same]
-        whole.append(np.column_stack([found[:, len(single) :], alone]))
-        clean.append(bool(patcher.says[0, 0]))
-    return _report(study, layers, np.array(clean), np.array(cells), np.array(whole), donors, pool)
+        whole.append(found[:, len(single) :])
+    gold, own = GoldScorer(rim, asked, study.K), GoldScorer(rim, asked, study.K, answers)
+    clean, alone, same = gold.scores(), gold.scores(cut=("memory",)), own.scores(cut=("memory",)).says
+    left = np.stack([clean.log_probability - alone.log_probability, alone.says, same], axis=1)
+    whole = np.concatenate([whole, left[..., None]], axis=2)
+    return _report(study, layers, clean.says, np.array(cells), whole, donors, pool)
 
 
 def _everything(source: Donors, clean: Patcher, held: Pool, stranger: Pool, rng) -> list[Edits]:
@@ -131,31 +132,6 @@ def _report(study: Study, layers, clean, cells, whole, donors: int, pool: int) -
         f"than another question's in {more} of {len(beyond)} cells, less in {less} (by chance about "
         f"{len(beyond) * 0.025:.1f} each).",
     )
-
-
-@torch.inference_mode()
-def read_token_alone(
-    rim: RiM, question: str, answer: str | Sequence[int], num_blocks: int | None = None
-) -> tuple[float, bool]:
-    """Log probability of an answer (text or token ids), and whether it is said, when the last block's end
-    token follows the question alone.
-
-    It keeps its position, so that the model cannot tell where it stands; every other memory token is left out.
-    """
-    prompt = rim.encode_question(question)
-    target = rim.encoder.answer_ids(answer) if isinstance(answer, str) else list(answer)
-    place = len(prompt) + rim.layout.check_blocks(num_blocks) * rim.layout.block_length - 1
-    ids = torch.tensor([prompt + [rim.memory_ids[2]] + target[:-1]], device=rim.device)
-    positions = torch.tensor([[*range(len(prompt)), *range(place, place + len(target))]], device=rim.device)
-    # Without a mask transformers would take the gap between positions for the border of two packed texts.
-    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=rim.device).tril()
-    mask = additive_mask(causal[None], rim.dtype)
-    logits = rim.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits
-    logits = logits[0, -len(target) :].float()
-    logits[:, rim.banned_ids] = -torch.inf
-    wanted = torch.tensor(target, device=rim.device)
-    log = logits.log_softmax(-1).gather(-1, wanted[:, None]).sum()
-    return log.item(), bool((logits.argmax(-1) == wanted).all())
 
 
 def explain(

@@ -199,7 +199,7 @@ def _stated(study: Study, role: str, partners: Sequence[int]) -> list[Result]:
     told = {t: held for t, held in enumerate(steps, start=1) if len(held) >= FEWEST_PROBLEMS}
     gold = told | {"answer": {i: problem.answer for i, problem in enumerate(problems)}}
     for k in range(1, study.K + 1):
-        words = [answer.readouts[k - 1].text if len(answer.readouts) >= k else "" for answer in answers]
+        words = [answer.readouts[k - 1].text for answer in answers]
         if k + 1 in told:
             others = {i: problems[partners[i]].steps[k] for i in told[k + 1]}
             results.append(Result(STATES, name, share(words, told[k + 1]), place={"readout": k}))
@@ -220,13 +220,8 @@ def _partners(problems: Sequence[Problem], rng: np.random.Generator) -> list[int
     for count in sorted({len(problem.steps) for problem in problems}):
         group = rng.permutation([i for i, problem in enumerate(problems) if len(problem.steps) == count])
         for place, i in enumerate(group):
-            turned = (int(group[(place + shift) % len(group)]) for shift in range(1, len(group)))
-            own = problems[i].steps
-            apart = (
-                other
-                for other in turned
-                if not any(same_words(a, b) for a, b in zip(own, problems[other].steps, strict=True))
-            )
+            others = (int(other) for other in np.roll(group, -place)[1:])
+            apart = (at for at in others if not any(map(same_words, problems[i].steps, problems[at].steps)))
             found[i] = next(apart, int(i))
     return found
 
@@ -323,11 +318,8 @@ class _Patchscope:
                 )
             ]
         lead = results[2].estimate
-        said = "whether it follows question or memory cannot be told"
-        if lead.low > 0 or lead.high < 0:
-            said = (
-                f"the steps it states come from the {'memory carried' if lead.low > 0 else 'question, not the memory'}"
-            )
+        source = "the memory carried" if lead.low > 0 else "the question, not the memory" if lead.high < 0 else ""
+        said = f"the steps it states come from {source}" if source else "whether it follows either cannot be told"
         return Report(
             "words",
             results + curves,

@@ -61,15 +61,11 @@ MEMORY = "memory"
 
 
 def splits_of(study: Study, part: str) -> tuple[str, ...]:
-    """The splits that serve as "fit", "choose" or "report".
-
-    Where a study has problems of the report's kind to fit and to choose on, they are used: a map that fails on other
-    phrasings tells nothing of what the memory holds.
-    """
-    held_out = "fit-heldout" in study.splits and "choose-heldout" in study.splits
-    if part == "fit":
-        return ("fit", "fit-heldout") if held_out else ("fit",)
-    return ("choose-heldout",) if part == "choose" and held_out else (part,)
+    """The splits that serve as "fit", "choose" or "report": where a study has problems of the report's kind to fit and
+    to choose on, they do. A map that fails on other phrasings tells nothing of what the memory holds."""
+    if not {"fit-heldout", "choose-heldout"} <= set(study.splits):
+        return (part,)
+    return {"fit": ("fit", "fit-heldout"), "choose": ("choose-heldout",)}.get(part, (part,))
 
 
 def problems_of(study: Study, part: str) -> list[Problem]:
@@ -103,30 +99,27 @@ def control_sources(study: Study) -> list[Source]:
 
     def question_row(question: str) -> Row:
         ids = rim.encode_question(question)
-        slots = [slot for block in rim.layout.slot_positions(len(ids), K) for slot in block]
-        return Row(ids, tail, [(slot, end) for slot in slots])
+        return Row(ids, tail, [(slot, end) for block in rim.layout.slot_positions(len(ids), K) for slot in block])
 
     def window(place: int) -> list[int]:
         """Which of the tail: the last M - 1 and the one that is `place` before them."""
         return [K - place, *range(K, K + M - 1)]
 
-    def lone(place: int) -> list[int]:
-        return [len(tail) + (place - 1) * M + m for m in range(M)]
+    def lone(place: int) -> range:
+        return range(len(tail) + (place - 1) * M, len(tail) + place * M)
+
+    def source(name: str, places: int, read: Callable, columns: Callable[[int], Sequence[int]]) -> Source:
+        return Source(name, places, lambda part, layer, place: read(part, layer, columns(place)))
 
     question = _states(study, "question", rim, question_row)
-    sources = [Source("last question token", 1, lambda part, layer, _: question(part, layer, [K + M - 2]))]
-    if M > 1:
-        sources.append(Source(f"last {M} question tokens", 1, lambda part, layer, _: question(part, layer, window(1))))
-    name = f"best {M} of the last {K + M - 1} question tokens"
-    sources.append(Source(name, K, lambda part, layer, k: question(part, layer, window(k))))
-    name = f"{M} lone end tokens at a block's place"
-    sources.append(Source(name, K, lambda part, layer, k: question(part, layer, lone(k))))
-    if "base" in study.models:
-        sources.append(memory_source(study, "base"))
+    sources = [source("last question token", 1, question, lambda _: [K + M - 2])]
+    sources += [source(f"last {M} question tokens", 1, question, window)] if M > 1 else []
+    sources.append(source(f"best {M} of the last {K + M - 1} question tokens", K, question, window))
+    sources.append(source(f"{M} lone end tokens at a block's place", K, question, lone))
+    sources += [memory_source(study, "base")] if "base" in study.models else []
     if (direct := study.models.get("direct")) is not None:
         prompt = _states(study, "direct", direct, lambda text: Row(direct.prompt_ids(text, "direct"), tail))
-        name = f"direct model, best {M} of its prompt's last {K + M - 1} tokens"
-        sources.append(Source(name, K, lambda part, layer, k: prompt(part, layer, window(k))))
+        sources.append(source(f"direct model, best {M} of its prompt's last {K + M - 1} tokens", K, prompt, window))
     return sources
 
 
