@@ -104,7 +104,7 @@ class StepDecoder:
         Raises:
             RiMError: too few problems with steps in split "report".
         """
-        return report(study, self._fit or StepDecoder.fit(study)._fit)
+        return report(study, self._fit or StepDecoder.fit(study)._fit, self.claims)
 
     def explain(self, observation: Observation, steps: Sequence[str] | None = None) -> dict[str, Any]:
         """Nearest explicit steps of every block.

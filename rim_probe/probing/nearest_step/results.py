@@ -10,7 +10,7 @@ Knows ranks and what is made of them. Knows nothing of how a step is read or a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,8 @@ BANK = "true step is the nearest in the whole bank"
 Hits = dict[str, np.ndarray]  # TOP1, BANK -> [steps, n] for every problem of "report", NaN where it is not asked
 
 
-def report(study: Study, fit: Fit) -> Report:
-    """The results.
+def report(study: Study, fit: Fit, claims: Mapping[int, Sequence[int]]) -> Report:
+    """The results; `claims`: step -> the blocks that are claimed to hold it.
 
     Raises:
         RiMError: too few problems with steps.
@@ -78,6 +78,7 @@ def report(study: Study, fit: Fit) -> Report:
         results + _searched(study, fit, steps),
         {"fit": len(fit.tasks[0].rows)} | {part: len(fit.tasks[0].asked[part].rows) for part in ("choose", "report")},
         {
+            "blocks claimed to hold each step": {str(step): list(blocks) for step, blocks in claims.items()},
             "reading layer of the steps": fit.reading_layer,
             "most features of a cell": MOST_FEATURES,
             "read from: cells, features, and the cell chosen on choose for each step": read,
