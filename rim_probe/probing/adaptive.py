@@ -328,11 +328,12 @@ def _results(
     """Rules beside their controls, then what they choose between and the most that routing could gain."""
     judge, own, chain = by["judge"], by["own"], clock.seconds[CHAIN]
 
-    def told(name, role, right, seconds=None, place=None, goals=None) -> Iterator[Result]:
+    def told(name, role, right=None, seconds=None, place=None, goals=None) -> Iterator[Result]:
         """One way of answering: right [n], or the chance of it, and seconds [timed]."""
-        found = {"right": proportion_estimate(right) if right.dtype == bool else mean_estimate(right)}
-        if name != CHAIN:
-            found = {GAIN: mean_estimate(right - 1.0 * judge.cot), **found}
+        found = {}
+        if right is not None:
+            gain = {GAIN: mean_estimate(right - 1.0 * judge.cot)} if name != CHAIN else {}
+            found = gain | {"right": proportion_estimate(right) if right.dtype == bool else mean_estimate(right)}
         if seconds is not None:
             found |= {RELATIVE: ratio_estimate(seconds, chain), "latency, ms": mean_estimate(1000 * seconds)}
         for metric, estimate in found.items():
@@ -357,7 +358,7 @@ def _results(
         yield Result("right, judge minus it", OWN, mean_estimate(lead), place=place)
         extra = mean_estimate(1000 * (spent - own_spent))
         yield Result("latency, ms, judge minus it", OWN, extra, share=False, place=place)
-    for name, right in ((MEMORY, judge.memory), (JUDGED, judge.memory), (CHAIN, judge.cot)):
+    for name, right in ((MEMORY, judge.memory), (JUDGED, None), (CHAIN, judge.cot)):
         yield from told(name, "control", right, clock.seconds[name])
     yield from told("sends on exactly what memory gets wrong", "positive control", judge.memory | judge.cot)
 

@@ -27,21 +27,24 @@ def few_draws():
 # ------------------------------------------------------------------------------------------------------------ measures
 
 
-def test_auroc_counts_pairs_and_is_not_made_up_for_one_class():
-    assert np.isnan(selective.auroc(np.array([0.1, 0.2]), np.array([True, True])))
+def test_measures_by_hand():
     assert selective.auroc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True])) == 0.875
-
-
-def test_calibration_error_by_hand():
+    assert np.isnan(selective.auroc(np.array([0.1, 0.2]), np.array([True, True])))
     # Bin 0.6-0.7: confidence 0.65, accuracy 0.5, two of three answers; bin 0.9-1: confidence 1, accuracy 1.
     error = selective.calibration_error(np.array([0.65, 0.65, 1.0]), np.array([True, False, True]))
     assert error == pytest.approx(2 / 3 * 0.15)
-
-
-def test_risk_area_by_hand_and_of_a_score_without_information():
     scores, right = np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, True, False, True])
     assert selective.risk_area(scores, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 4) / 4)
-    assert selective.risk_area(np.zeros(4, dtype=int), right) == 0.25
+    assert selective.risk_area(np.zeros(4, dtype=int), right) == 0.25  # without information
+
+
+def test_measures_are_those_of_scikit_learn_ties_included():
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    rng = np.random.default_rng(0)
+    scores, right = rng.integers(0, 20, 200), rng.random(200) < 0.3
+    assert selective.average_precision(scores, right) == pytest.approx(average_precision_score(right, scores))
+    assert selective.auroc(scores, right) == pytest.approx(roc_auc_score(right, scores))
 
 
 def test_majority_prefers_the_latest_of_equals_and_ignores_silence():
@@ -226,12 +229,6 @@ def test_final_readouts_that_all_end_alike_leave_nothing_to_tell_apart(probe, ou
     assert "nan" not in format_report(report, "title", "question?")
     # Of the other readouts there is something to tell.
     assert values(report, "AUROC, all readouts pooled").value[PROBE] > 0.6
-
-
-def test_the_same_seed_gives_the_same_probe(probe):
-    again = CorrectnessProbe.fit(JudgedStudy())
-    for name, tensor in probe.tensors().items():
-        np.testing.assert_array_equal(tensor, again.tensors()[name])
 
 
 def test_a_restored_probe_says_the_same_of_a_question(study, probe):
