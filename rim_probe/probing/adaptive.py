@@ -13,8 +13,8 @@ Method:
    For thresholds, the seconds of the chains that were not timed are a line in their passes, so that sending off the
    long ones is not taken for average. Of a slow model fewer problems are timed: as many as `MOST_SECONDS` allow, and
    never fewer than `FEWEST_TIMED`.
-5. A rule that sends nothing on is pure memory, whose latency says nothing of routing. Latency, and the gain over random
-   routing at the same rate, have a goal only where a rule routes: some problems sent on, and some not.
+5. A rule that sends nothing on is pure memory, whose latency says nothing of routing. Latency has a goal only where a
+   rule routes (some problems sent on, and some not), the gain over random routing only where there could be one.
 
 Compared with pure memory, pure chain of thought, random routing, and the same rules on the readout's own probability
 (which costs nothing to read), paired by problem.
@@ -352,7 +352,8 @@ def _results(
         yield from told(RANDOM, "control", judge.random(at), None, place)
         for name, role, sent in (("judge", "score", judge.sent(at)), (OWN, "control", own.sent(own_at))):
             yield Result("sent on to chain of thought", name, proportion_estimate(sent), role, place=place)
-        goal, lead = Goal(">=", 0.0, whole=True) if routes else None, judge.right(at) - judge.random(at)
+        lead = judge.right(at) - judge.random(at)
+        goal = None if np.allclose(lead, 0) else Goal(">=", 0.0, whole=True)
         yield Result("right, judge minus it", RANDOM, mean_estimate(lead), place=place, goal=goal)
         lead = judge.right(at) - 1.0 * own.right(own_at)
         yield Result("right, judge minus it", OWN, mean_estimate(lead), place=place)
