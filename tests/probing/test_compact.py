@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from rim_probe.errors import RiMError
-from rim_probe.probing import lens_store
+from rim_probe.probing import artifacts, compact
+from rim_probe.probing import lens as lens_module
 from rim_probe.probing.adaptive import HALF_TIME, WITHIN_POINT, AdaptivePolicy
-from rim_probe.probing.artifacts import load_report, load_section, save_artifact, save_report
+from rim_probe.probing.artifacts import load_report, load_results, save_artifact, save_report
 from rim_probe.probing.compact import PLAIN_BYTES, is_large, packed, rounded, unpacked
 from rim_probe.probing.correctness import MEMORY, MEMORY_OWN, MEMORY_READOUTS, PROBE, PROBE_OWN, CorrectnessProbe
 from rim_probe.probing.judge import Judge, cells
-from rim_probe.probing.lens import VocabularyLens
+from rim_probe.probing.lens import VocabularyLens, low_rank, pack_factors
 from rim_probe.probing.linear import LinearMap
 from rim_probe.probing.nearest_step.fit import BlockMap, StepDecoder
 from rim_probe.probing.nearest_step.formula import DIRECTIONS, Bank, StepMap
-from rim_probe.probing.section import Figure, Section
+from rim_probe.probing.results import Estimate, Report, Result
 from rim_probe.probing.values import ValueProbes
 
 LAYERS, WIDTH, BLOCKS, SLOTS = tuple(range(31)), 576, 8, 2  # SmolLM2-135M with K = 8, M = 2
@@ -55,34 +56,30 @@ def test_rounding_twice_changes_nothing():
 def test_a_translator_of_low_rank_moves_states_as_the_whole_one_does():
     low = normal(WIDTH, 8) @ normal(8, WIDTH) / WIDTH
     states = normal(300, WIDTH) * np.geomspace(0.1, 10, WIDTH, dtype=np.float32)
-    pair = lens_store.factors(low, states)
+    left, right = low_rank(low, states)
     moved = states @ low
-    for rank in lens_store.RANKS:
-        assert np.linalg.norm(states @ lens_store.of_rank(pair, rank) - moved) < 0.03 * np.linalg.norm(moved)
+    for rank in lens_module.RANKS:
+        assert np.linalg.norm(states @ left[:rank].T @ right[:rank] - moved) < 0.03 * np.linalg.norm(moved)
 
 
-def test_the_smallest_rank_that_costs_little_is_taken():
-    assert lens_store.choose_rank(1.0, {8: 1.5, 16: 1.01, 24: 1.0}) == 16
-    assert lens_store.choose_rank(1.0, {8: 1.5, 16: 1.4, 24: 1.3}) == 24
-
-
-def test_a_large_lens_is_fitted_stored_and_restored_in_low_rank(monkeypatch, rim):
+def test_a_large_lens_is_fitted_stored_and_restored_in_the_smallest_rank_that_costs_little(monkeypatch, rim):
     from planted import PlantedStudy, chains
 
-    from rim_probe.probing import compact
-
     monkeypatch.setattr(compact, "PLAIN_BYTES", 1024)
-    monkeypatch.setattr(lens_store, "RANKS", (2, 4))
+    monkeypatch.setattr(lens_module, "RANKS", (2, 4))
     splits = {split: chains(60, seed) for seed, split in enumerate(("fit", "choose", "report"))}
     states = {("memory", split): normal(60, 3, 2, 2, 32) for split in splits}
     study = PlantedStudy({"memory": rim}, splits, states)
-    lens = VocabularyLens.fit(study, steps=30)
+    for tolerated, rank in ((1e9, 2), (-1, 4)):
+        monkeypatch.setattr(lens_module, "TOLERATED", tolerated)
+        lens = VocabularyLens.fit(study, steps=30)
+        assert lens.history["low rank"]["rank"] == rank
     again = VocabularyLens.restore(lens.tensors(), lens.settings(), rim)
     probe = normal(5, 32)
     torch.testing.assert_close(again.logits(probe, 1), lens.logits(probe, 1))
     assert not torch.allclose(lens.logits(probe, 1), lens.logits(probe, 1, "logit")), "a translator was fitted"
     assert size(lens.tensors()) < 4 * lens.weights.numel() / 2
-    assert "rank" in lens.score(study).settings["tuned lens"]["translators"]
+    assert set(lens.score(study).settings["tuned lens"]["low rank"]["mean KL on choose by rank"]) == {"2", "4"}
 
 
 # ------------------------------------------------------------------------------------------------------- the whole size
@@ -150,14 +147,14 @@ def test_of_many_large_value_probes_those_stay_that_say_most():
 
 
 def test_everything_fitted_for_a_model_of_smollm2s_size_stays_small():
-    pairs = normal(len(LAYERS) - 1, 2, lens_store.RANKS[-1], WIDTH)
+    pairs = normal(len(LAYERS) - 1, 2, lens_module.RANKS[-1], WIDTH)
     bank = Bank(("",) * 8_000, normal(8_000, WIDTH))
     to_directions = LinearMap(normal(SLOTS * WIDTH, DIRECTIONS), normal(DIRECTIONS))
     mapped = BlockMap(15, StepMap(to_directions, normal(WIDTH, DIRECTIONS)), 0.5, 0.5, 1.0)
     maps = {(block, step): mapped for block in range(1, BLOCKS + 1) for step in range(1, 6)}
     probe = judges()
     sizes = {
-        "lens": size(lens_store.stored(pairs)),
+        "lens": size(pack_factors(pairs)),
         "steps": size(StepDecoder(bank, maps, {}, 20).tensors()),
         "correctness": size(probe.tensors()),
         "adaptive": size(policy(probe).tensors()),
@@ -171,22 +168,28 @@ def test_what_is_small_is_stored_as_it_is():
     assert not is_large(small) and is_large([*small, np.zeros(1)])
 
 
-def test_a_long_report_is_packed_in_its_probes_file_and_comes_back(tmp_path):
-    provenance = {"fingerprint": "f", "layout": {}}
-    for count in (10, 30_000):
-        numbers = RNG.random(count).tolist()
-        figure = Figure("heatmap", "t", "x", "y", {"z": [numbers]})
-        section = Section("steps", "t", "q", "s", {"report": 3}, figures=[figure])
-        save_artifact(tmp_path, "steps", {}, {}, provenance, section=section)
-        (found,) = load_section(tmp_path, "steps").figures
-        assert found.data["z"][0] == (numbers if count == 10 else pytest.approx(numbers, rel=1e-5))
-    assert (tmp_path / "steps.json").stat().st_size < len(json.dumps(numbers)) / 2
+def long_report(numbers) -> Report:
+    results = [Result("m", "a", Estimate(x, x, x, 3), place={"layer": i}) for i, x in enumerate(numbers)]
+    return Report("steps", results, {"report": 3})
 
 
-def test_a_large_report_is_packed_and_comes_back(tmp_path):
-    numbers = RNG.random(100_000).round(4).tolist()
-    figure = Figure("heatmap", "t", "x", "y", {"z": [numbers]})
-    sections = [Section("steps", "t", "q", "s", {"report": 3}, figures=[figure]), Section("words", "t", "q", "s", {})]
-    path = save_report(tmp_path, sections, {"seed": 0})
-    assert load_report(tmp_path) == (sections, {"seed": 0})
-    assert path.stat().st_size < len(json.dumps(numbers)) and '"words"' in path.read_text()
+def test_a_long_report_is_packed_in_its_probes_file_and_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "LARGE_PROBE", 10_000)
+    provenance, plain = {"fingerprint": "f", "layout": {}}, {}
+    for count in (10, 500):
+        report = long_report(RNG.random(count).tolist())
+        save_artifact(tmp_path, "steps", {}, {}, provenance, report=report)
+        found = load_results(tmp_path, "steps").frame()
+        assert found.value.tolist() == pytest.approx(report.frame().value.tolist(), rel=1e-5 if count > 10 else 1e-15)
+        assert found["at layer"].tolist() == list(range(count))
+        plain = report.to_dict()
+    assert (tmp_path / "steps.json").stat().st_size < len(json.dumps(plain)) / 2
+
+
+def test_a_large_report_is_packed_and_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "LARGE_PROBE", 10_000)
+    monkeypatch.setattr(artifacts, "LARGE_REPORT", 10_000)
+    reports = [long_report(RNG.random(500).round(4).tolist()), Report("words", [], {})]
+    path = save_report(tmp_path, reports, {"seed": 0})
+    assert load_report(tmp_path) == (reports, {"seed": 0})
+    assert path.stat().st_size < len(json.dumps(reports[0].to_dict())) / 2 and '"words"' in path.read_text()
