@@ -8,9 +8,9 @@ import pytest
 from planted import PlantedStudy, chains, observed, result_of
 
 from rim_probe.errors import RiMError
-from rim_probe.probing.section import Section
-from rim_probe.probing.value_grid import MOST_DIGITS, PARTS, POSITIONS, _part, targets_of
-from rim_probe.probing.values import ValueProbes
+from rim_probe.probing.quantities import MOST_DIGITS, PARTS, part_of, targets_of
+from rim_probe.probing.results import Report
+from rim_probe.probing.values import POSITIONS, RANDOM, ValueProbes
 from rim_probe.problems import Problem
 
 SIZES = {"fit": 500, "choose": 150, "report": 250}
@@ -42,38 +42,53 @@ def probes(study):
 
 
 @pytest.fixture(scope="module")
-def section(study, probes):
+def report(study, probes):
     return probes.score(study)
 
 
-def row(section, name):
-    return next(cells for cells in section.tables[0].rows if cells[0] == name)
+def at_best(report, quantity="result", step=1) -> dict[str, object]:
+    """What stands for a quantity of a step: estimates by what they are of."""
+    return {
+        result.of: result.estimate
+        for result in report.results
+        if result.metric == f"accuracy, {quantity}" and result.place["step"] == step
+    }
 
 
-def test_a_planted_code_is_found_in_its_cell_and_beats_every_control(section):
-    _, cell, _, _, accuracy, selectivity, control, majority, question, *_ = row(section, "result of step 1")
-    assert cell == f"layer {LAYER}, block {BLOCK} slots"
-    assert accuracy.low > 0.9
-    assert selectivity.low > 0.3
-    for other in (control, majority, question):
-        assert other.high < accuracy.low
+def selectivities(report) -> list:
+    return [result.estimate for result in report.results if result.metric.startswith("selectivity")]
+
+
+def test_a_planted_code_is_found_in_its_cell_and_beats_every_control(report):
+    assert report.settings["cell, best on choose"]["result of step 1"] == f"layer {LAYER}, block {BLOCK} slots"
+    memory, *controls = at_best(report).values()
+    assert memory.low > 0.9 and len(controls) == 3
+    assert all(control.high < memory.low for control in controls)
+    assert selectivities(report)[0].low > 0.3
+    above, *rest = report.verdict.split(";")
+    assert "result of step 1" in above and not any("result of step 1" in side for side in rest)
 
 
 def test_noise_reads_at_chance_and_its_interval_covers_it():
-    section = ValueProbes.fit(noise := planted_study(code=False, seed=5)).score(noise)
-    covered = []
-    for name, _, _, _, accuracy, selectivity, _, majority, *_ in section.tables[0].rows:
-        assert accuracy.value < majority.value + 0.12, name
-        covered.append(selectivity.low <= 0 <= selectivity.high)
-    assert np.mean(covered) >= 0.7
+    report = ValueProbes.fit(noise := planted_study(code=False, seed=5)).score(noise)
+    frame = report.frame()
+    frame = frame[frame["at step"].notna()]
+    accuracy = frame[frame.metric.str.startswith("accuracy")].pivot(
+        index=["metric", "at step"], columns="of", values="value"
+    )
+    assert (accuracy["memory"] < accuracy["majority class"] + 0.12).all()
+    assert np.mean([one.low <= 0 <= one.high for one in selectivities(report)]) >= 0.7
 
 
-def test_nothing_is_found_in_the_other_cells(section, study):
-    grid = np.array(section.data["result of step 1"]["accuracy"])
-    here = (POSITIONS.index("slots"), LAYER, BLOCK - 1)
-    others = np.delete(grid.ravel(), np.ravel_multi_index(here, grid.shape))
-    assert grid[here] > 0.9
-    assert others.max() < 0.35
+def test_nothing_is_found_in_the_other_cells(report):
+    found = {
+        (result.place["layer"], result.place["position"]): result.estimate.value
+        for result in report.results
+        if result.metric == "accuracy" and result.of == "result of step 1"
+    }
+    assert len(found) == 2 * K * len(POSITIONS)
+    assert found.pop((LAYER, f"block {BLOCK} slots")) > 0.9
+    assert max(found.values()) < 0.35
 
 
 def test_the_control_task_is_a_random_function_of_the_step_with_the_classes_of_the_quantity(study):
@@ -116,7 +131,7 @@ def test_explain_reads_what_is_planted_also_after_a_round_trip(study, probes):
 
 def test_what_is_said_of_a_value_is_no_surer_than_the_classes_cover(study, monkeypatch):
     """A probe that never met a value reads another one in its place: it may not say "surely"."""
-    monkeypatch.setattr("rim_probe.probing.value_grid.FEWEST_SEEN", 50)  # rare results are no classes
+    monkeypatch.setattr("rim_probe.probing.quantities.FEWEST_SEEN", 50)  # rare results are no classes
     probes = ValueProbes.fit(study)
     (read,) = [read for read in probes.reads if (read["step"], read["quantity"]) == (1, "result")]
     asked = [p for p in study.problems("choose") if len(p.steps) > 1 and str(result_of(p.steps[0])) != p.answer]
@@ -128,19 +143,22 @@ def test_what_is_said_of_a_value_is_no_surer_than_the_classes_cover(study, monke
 
 
 def test_states_wider_than_the_bound_are_read_through_their_principal_components(monkeypatch):
-    monkeypatch.setattr("rim_probe.probing.value_grid.MOST_FEATURES", 24)
+    monkeypatch.setattr("rim_probe.probing.values.MOST_FEATURES", 24)
     study = planted_study(wide=40)
     probes = ValueProbes.fit(study)
-    section = probes.score(study)
-    assert row(section, "result of step 1")[4].low > 0.9
+    assert at_best(probes.score(study))["memory"].low > 0.9
     told = probes.explain(observed(study.capture("memory", "report")))
     (value,) = [v for v in told["blocks"][BLOCK - 1]["values"] if (v["step"], v["quantity"]) == (1, "result")]
     assert value["value"] == str(result_of(study.problems("report")[0].steps[0]))
 
 
-def test_the_report_is_plain_data(section):
-    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).name == "values"
-    assert section.settings["cells searched per quantity"] == 2 * K * len(POSITIONS)
+def test_the_report_is_plain_data_and_follows_results_by_block(report):
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
+    assert report.settings["cells searched per quantity"] == 2 * K * len(POSITIONS)
+    frame = report.frame()
+    by_block = frame[(frame.metric == "accuracy by block at the best layer, result") & (frame.of == "step 1")]
+    assert by_block["at block"].tolist() == [1, 2] and by_block.value.tolist()[1] > 0.9 > by_block.value.tolist()[0]
+    assert (frame.of == f"{RANDOM}, step 1").any()
 
 
 def test_problems_without_steps_are_refused_in_a_sentence(study):
@@ -165,4 +183,4 @@ def test_problems_without_steps_are_refused_in_a_sentence(study):
     ],
 )
 def test_parts_of_a_number_however_large(number, digit, magnitude):
-    assert [_part(Fraction(number), part) for part in PARTS] == [digit, magnitude]
+    assert [part_of(Fraction(number), part) for part in PARTS] == [digit, magnitude]
