@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
-from rim_probe.equations import number_text, number_value, read_equation
+from rim_probe.equations import Equation, number_text, number_value, read_equation
 from rim_probe.problems import Problem
 
 QUANTITIES = ("operand 1", "operator", "operand 2", "result")
@@ -88,35 +88,57 @@ def _target(splits: dict[str, Sequence[Problem]], step: int | None, quantity: st
     counts = {split: int((own >= 0).sum()) for split, own in labels.items()}
     if len(classes) < 2 or counts["report"] < FEWEST_REPORTED or not counts["choose"]:
         return None
-    functions = [
-        _random_function(
-            told["fit"], classes, np.random.default_rng([seed, zlib.crc32(f"{quantity} {step}".encode()), i])
+    fitted = Counter(text for value, text in told["fit"] if value in number)
+    counted = {text: fitted[text] for rows in told.values() for value, text in rows if value in number}
+    shares = np.bincount(labels["fit"][labels["fit"] >= 0]) / counts["fit"]
+    control = {split: np.full((CONTROL_FUNCTIONS, len(rows)), -1) for split, rows in told.items()}
+    for i in range(CONTROL_FUNCTIONS):
+        drawn = _random_classes(
+            counted, shares, np.random.default_rng([seed, zlib.crc32(f"{quantity} {step}".encode()), i])
         )
-        for i in range(CONTROL_FUNCTIONS)
-    ]
-    control = {
-        split: np.array([[-1 if value not in number else draw(text) for value, text in rows] for draw in functions])
-        for split, rows in told.items()
-    }
+        for split, rows in told.items():
+            control[split][i] = [drawn[text] if value in number else -1 for value, text in rows]
     asked = {split: sum(value is not None for value, _ in rows) for split, rows in told.items()}
     return Target(step, quantity, classes, labels, control, asked)
 
 
-def _quantity(problem: Problem, step: int | None, quantity: str) -> tuple[str | None, str]:
-    """The quantity's value (None where it is not asked for) and the step as one text."""
+def _random_classes(counts: dict[str, int], shares: np.ndarray, rng: np.random.Generator) -> dict[str, int]:
+    """A random class for every step, such that each class has about its share of the problems of "fit" (or the control
+    task would be easier by its more uneven classes); `counts`: how many problems of "fit" have the step."""
+    left, drawn = shares * sum(counts.values()), {}
+    # Frequent steps first, so that the rare ones can even out the classes.
+    for step, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        room = left.clip(min=0)
+        drawn[step] = int(rng.choice(len(left), p=room / room.sum() if count and room.any() else shares))
+        left[drawn[step]] -= count
+    return drawn
+
+
+def asked_step(problem: Problem, step: int | None, result: bool = True) -> Equation | None:
+    """A step (from 1; None is the last one) as an equation; None where it is none.
+
+    Args:
+        result: its result is asked for. That of step t counts only where the problem goes on and its answer is another
+            value: every readout is trained to say the answer, so finding the answer says nothing of the step.
+    """
     steps = problem.steps
     equation = read_equation(steps[-1 if step is None else step - 1]) if len(steps) >= (step or 1) else None
+    if equation is None or step is None or not result:
+        return equation
+    return None if len(steps) == step or equation.result.value == number_value(problem.answer) else equation
+
+
+def _quantity(problem: Problem, step: int | None, quantity: str) -> tuple[str | None, str]:
+    """The quantity's value (None where it is not asked for) and the step as one text."""
+    part, _, whole = quantity.rpartition(" of ")
+    equation = asked_step(problem, step, whole == "result")
     if equation is None or len(equation.operands) < 2:
         return None, ""
     first, second = equation.operands[:2]
-    numbers = (first.value, None, second.value, equation.result.value)
+    numbers = {"operand 1": first.value, "operand 2": second.value, "result": equation.result.value}
     # By value, so that .5 and 0.50 are one class.
-    values = [equation.operators[0].sign if number is None else number_text(number) for number in numbers]
-    part, _, whole = quantity.rpartition(" of ")
-    place = QUANTITIES.index(whole)
-    if whole == "result" and step is not None and (len(steps) == step or numbers[-1] == number_value(problem.answer)):
-        return None, ""
-    return (part_of(numbers[place], part) if part else values[place]), " ".join(values)
+    values = {name: number_text(number) for name, number in numbers.items()} | {"operator": equation.operators[0].sign}
+    return part_of(numbers[whole], part) if part else values[whole], " ".join(values[name] for name in QUANTITIES)
 
 
 def part_of(number: Fraction, part: str) -> str:
@@ -132,31 +154,3 @@ def part_of(number: Fraction, part: str) -> str:
     if power > MOST_DIGITS:
         return f"{10 ** (MOST_DIGITS + 1):,} or more"
     return f"{10**power:,} to {10 ** (power + 1) - 1:,}" if power >= 0 else "below 1"
-
-
-def _random_function(
-    told: Sequence[tuple[str | None, str]], classes: tuple[str, ...], rng: np.random.Generator
-) -> Callable[[str], int]:
-    """A random map from steps to class indices that gives each class about as many problems as it has.
-
-    Args:
-        told: value and step of every problem of "fit".
-    """
-    scored = [(value, text) for value, text in told if value in classes]
-    left = np.array([sum(value == own for value, _ in scored) for own in classes], dtype=float)
-    shares = left / left.sum()
-    steps = Counter(text for _, text in scored)
-    labels = {}
-    # Frequent steps first, so that the rare ones can even out the classes.
-    for text, count in sorted(steps.items(), key=lambda item: (-item[1], item[0])):
-        room = left.clip(min=0)
-        labels[text] = int(rng.choice(len(classes), p=room / room.sum() if room.any() else shares))
-        left[labels[text]] -= count
-
-    def label(text: str) -> int:
-        if text not in labels:  # a step that "fit" does not hold
-            drawn = np.random.default_rng(zlib.crc32(text.encode())).random()
-            labels[text] = int(np.searchsorted(np.cumsum(shares), drawn).clip(max=len(classes) - 1))
-        return labels[text]
-
-    return label

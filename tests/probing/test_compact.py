@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from planted import PlantedStudy, chains
 
 from rim_probe.errors import RiMError
 from rim_probe.probing import artifacts, compact
@@ -58,28 +59,21 @@ def test_a_translator_of_low_rank_moves_states_as_the_whole_one_does():
     states = normal(300, WIDTH) * np.geomspace(0.1, 10, WIDTH, dtype=np.float32)
     left, right = low_rank(low, states)
     moved = states @ low
-    for rank in lens_module.RANKS:
-        assert np.linalg.norm(states @ left[:rank].T @ right[:rank] - moved) < 0.03 * np.linalg.norm(moved)
+    assert np.linalg.norm(states @ left.T @ right - moved) < 0.03 * np.linalg.norm(moved)
 
 
-def test_a_large_lens_is_fitted_stored_and_restored_in_the_smallest_rank_that_costs_little(monkeypatch, rim):
-    from planted import PlantedStudy, chains
-
+def test_a_large_lens_is_fitted_stored_and_restored_in_low_rank(monkeypatch, rim):
     monkeypatch.setattr(compact, "PLAIN_BYTES", 1024)
-    monkeypatch.setattr(lens_module, "RANKS", (2, 4))
+    monkeypatch.setattr(lens_module, "RANK", 4)
     splits = {split: chains(60, seed) for seed, split in enumerate(("fit", "choose", "report"))}
     states = {("memory", split): normal(60, 3, 2, 2, 32) for split in splits}
-    study = PlantedStudy({"memory": rim}, splits, states)
-    for tolerated, rank in ((1e9, 2), (-1, 4)):
-        monkeypatch.setattr(lens_module, "TOLERATED", tolerated)
-        lens = VocabularyLens.fit(study, steps=30)
-        assert lens.history["low rank"]["rank"] == rank
+    lens = VocabularyLens.fit(PlantedStudy({"memory": rim}, splits, states), steps=30)
     again = VocabularyLens.restore(lens.tensors(), lens.settings(), rim)
     probe = normal(5, 32)
     torch.testing.assert_close(again.logits(probe, 1), lens.logits(probe, 1))
     assert not torch.allclose(lens.logits(probe, 1), lens.logits(probe, 1, "logit")), "a translator was fitted"
     assert size(lens.tensors()) < 4 * lens.weights.numel() / 2
-    assert set(lens.score(study).settings["tuned lens"]["low rank"]["mean KL on choose by rank"]) == {"2", "4"}
+    assert lens.history["rank"] == 4 and len(lens.history["choose_kl of that rank"]) == 2
 
 
 # ------------------------------------------------------------------------------------------------------- the whole size
@@ -147,7 +141,7 @@ def test_of_many_large_value_probes_those_stay_that_say_most():
 
 
 def test_everything_fitted_for_a_model_of_smollm2s_size_stays_small():
-    pairs = normal(len(LAYERS) - 1, 2, lens_module.RANKS[-1], WIDTH)
+    pairs = normal(len(LAYERS) - 1, 2, lens_module.RANK, WIDTH)
     bank = Bank(("",) * 8_000, normal(8_000, WIDTH))
     to_directions = LinearMap(normal(SLOTS * WIDTH, DIRECTIONS), normal(DIRECTIONS))
     mapped = BlockMap(15, StepMap(to_directions, normal(WIDTH, DIRECTIONS)), 0.5, 0.5, 1.0)

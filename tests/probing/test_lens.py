@@ -116,7 +116,7 @@ def test_values_that_say_nothing_of_the_step_are_left_out(rim):
         Problem("d", (), "2"),
         Problem("e", ("<<6+2=8>>", "<<8+1=9>>"), "9"),
     ]
-    tokens = target_tokens(rim, problems, [1, -1], np.random.default_rng(0))
+    tokens = target_tokens(rim, problems, [1, None], np.random.default_rng(0))
     gold = tokens[:, :, TARGETS.index("gold")]
     assert gold[:, 0].tolist() == [first_token(rim, "7"), -1, -1, -1, first_token(rim, "8")]
     assert gold[:, 1].tolist() == [first_token(rim, value) for value in "552"] + [-1, first_token(rim, "9")]
