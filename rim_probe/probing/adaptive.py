@@ -113,7 +113,6 @@ def answer_observed(rim: RiM, question: str, judge: Judge, *, max_new_tokens: in
         slots=states[:, :, slots],
         ends=states[:, :, ends],
         question=states[:, :, place - 1],
-        answer=states[:, :, -1],
         to_question=None,
         to_memory=None,
         question_ids=[],
