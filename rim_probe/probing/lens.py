@@ -394,9 +394,6 @@ def _results(
                 series["the result by the base model's logit lens"] = base.rank[0, :, p, i, 0]
             score, *controls = (_mrr(metric, of, ranks[layer], at, ranks is gold) for of, ranks in series.items())
             at_cell += [score, *controls]
-            for of, ranks in series.items():
-                title = f"{metric}, {result}, {positions[p]}"
-                by_layer += [_mrr(title, of, ranks[y], {"layer": layers[y]}, ranks is gold) for y in range(len(layers))]
             on_top = proportion_estimate(gold[layer][~np.isnan(gold[layer])] == 1)
             chance = mean_estimate(found.probability[which, layer, p, i])
             shares.append(Result("result on top of the vocabulary", lens, on_top, place=at))
@@ -408,6 +405,12 @@ def _results(
                 for place in [{"layer": layers[y], "position": position}]
             ]
             if name == "tuned":
+                title = f"{metric}, {result}, {positions[p]}"
+                by_layer += [
+                    _mrr(title, of, row, {"layer": at}, ranks is gold)
+                    for of, ranks in series.items()
+                    for at, row in zip(layers, ranks, strict=True)
+                ]
                 clear = all(is_clear(score.estimate, control.estimate) for control in controls if control.estimate.n)
                 sides["above every control" if clear else "not clear of the controls"].append(result)
     told = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)

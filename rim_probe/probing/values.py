@@ -245,7 +245,9 @@ class ValueProbes:
                 "layers searched": layers_told(layers, study.layers),
                 "cells searched per quantity": len(memory[0]),
                 "cell, best on choose": {
-                    target.name: _cell_name(best_cell(own)) for target, own in zip(targets, memory, strict=True)
+                    target.name: f"layer {layer}, block {block} {position}"
+                    for target, own in zip(targets, memory, strict=True)
+                    for position, layer, block in [best_cell(own)]
                 },
                 "a class is a value seen in fit at least": FEWEST_SEEN,
             },
@@ -344,12 +346,11 @@ def _results(
 ) -> tuple[list[Result], str]:
     """The results, those of the steps' results first, and what follows."""
     at_cell, selective, covered, by_block, maps = [], [], [], [], []
-    sides: dict[str, list[str]] = {"Read above every control": [], "not clear of the controls": []}
+    above, unclear = [], []
     bests = [best_cell(outcomes) for outcomes in memory]
     lead = [float((own[best].right - own[best].control).mean()) for own, best in zip(memory, bests, strict=True)]
     shown = np.argsort(lead)[::-1][:MOST_HEAT_MAPS]
-    for i in sorted(range(len(targets)), key=lambda i: not targets[i].quantity.endswith("result")):
-        target, outcomes, (position, layer, _) = targets[i], memory[i], bests[i]
+    for i, (target, outcomes, (position, layer, _)) in enumerate(zip(targets, memory, bests, strict=True)):
         best, quantity, step = outcomes[bests[i]], target.quantity, target.step or "last"
         labels = target.labels["report"][target.labels["report"] >= 0]
         metric, at, score = f"accuracy, {quantity}", {"step": step}, proportion_estimate(best.right)
@@ -359,7 +360,7 @@ def _results(
         at_cell.append(Result(metric, "memory", score, place=at))
         at_cell += [Result(metric, name, control, "control", place=at) for name, control in beside.items()]
         clear = all(is_clear(score, control) for control in beside.values())
-        sides["Read above every control" if clear else "not clear of the controls"].append(target.name)
+        (above if clear else unclear).append(target.name)
         known = proportion_estimate(np.arange(target.asked["report"]) < len(labels))
         selectivity = mean_estimate(best.right - best.control)
         selective.append(Result(f"selectivity: accuracy less that of a {RANDOM}", quantity, selectivity, place=at))
@@ -373,10 +374,7 @@ def _results(
             for cell in sorted(outcomes, key=lambda cell: cell[1:]):
                 at, right = {"layer": cell[1], "position": f"block {cell[2]} {cell[0]}"}, outcomes[cell].right
                 maps.append(Result("accuracy", target.name, proportion_estimate(right), place=at))
-    verdict = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)
-    return at_cell + selective + covered + by_block + maps, f"{verdict[0].upper()}{verdict[1:]}."
-
-
-def _cell_name(cell: Cell) -> str:
-    position, layer, block = cell
-    return f"layer {layer}, block {block} {position}"
+    at_cell.sort(key=lambda result: not result.metric.endswith("result"))
+    which = f", all but {', '.join(unclear)}" if len(unclear) < len(above) else f": {', '.join(above) or 'none'}"
+    verdict = f"{len(above)} of {len(targets)} quantities are read above every control{which if unclear else ''}."
+    return at_cell + selective + covered + by_block + maps, verdict

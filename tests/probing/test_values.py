@@ -55,8 +55,9 @@ def at_best(report, quantity="result", step=1) -> dict[str, object]:
     }
 
 
-def selectivities(report) -> list:
-    return [result.estimate for result in report.results if result.metric.startswith("selectivity")]
+def selectivities(report) -> dict:
+    found = [result for result in report.results if result.metric.startswith("selectivity")]
+    return {(result.of, result.place["step"]): result.estimate for result in found}
 
 
 def test_a_planted_code_is_found_in_its_cell_and_beats_every_control(report):
@@ -64,9 +65,8 @@ def test_a_planted_code_is_found_in_its_cell_and_beats_every_control(report):
     memory, *controls = at_best(report).values()
     assert memory.low > 0.9 and len(controls) == 3
     assert all(control.high < memory.low for control in controls)
-    assert selectivities(report)[0].low > 0.3
-    above, *rest = report.verdict.split(";")
-    assert "result of step 1" in above and not any("result of step 1" in side for side in rest)
+    assert selectivities(report)["result", 1].low > 0.3
+    assert "result of step 1" in report.verdict.partition("above every control: ")[2]
 
 
 def test_noise_reads_at_chance_and_its_interval_covers_it():
@@ -77,7 +77,7 @@ def test_noise_reads_at_chance_and_its_interval_covers_it():
         index=["metric", "at step"], columns="of", values="value"
     )
     assert (accuracy["memory"] < accuracy["majority class"] + 0.12).all()
-    assert np.mean([one.low <= 0 <= one.high for one in selectivities(report)]) >= 0.7
+    assert np.mean([one.low <= 0 <= one.high for one in selectivities(report).values()]) >= 0.7
 
 
 def test_nothing_is_found_in_the_other_cells(report):
