@@ -52,7 +52,7 @@ def format_headline(report: Report) -> str:
     score, control = found
     unit = " %" if score.share else ""
     told = format_estimate(score.estimate, score.share, unit)
-    text = f"{_upper(score.metric)}, {score.of}: {told}, n = {score.estimate.n:,}"
+    text = f"{_upper(score.metric)}, {score.of}{_where(score)}: {told}, n = {score.estimate.n:,}"
     if control:
         beside = format_estimate(control.estimate, control.share, unit)
         text += f"; strongest control, {control.of}: {beside}"
@@ -76,7 +76,7 @@ def target_rows(report: Report) -> Rows:
     """What, goal, measured, verdict of every result with a goal."""
     return [
         [
-            f"{one.metric}: {one.name}",
+            f"{one.metric}: {one.name}{_where(one)}",
             format_goal(one.goal, one.share),
             format_estimate(one.estimate, one.share, " %" if one.share else ""),
             format_verdict(one),
@@ -114,6 +114,10 @@ def view_table(view: View) -> tuple[list[str], Rows]:
         told = [_cell(cells[g], len(counts[g]) > 1) if g in cells else "" for g in groups]
         rows.append([f"{name}{first.of}", *told])
     return header, rows
+
+
+def _where(result: Result) -> str:
+    return "".join(f", {name} {value}" for name, value in result.place.items())
 
 
 def _place(result: Result, view: View) -> list[str]:
