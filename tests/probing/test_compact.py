@@ -42,13 +42,10 @@ def test_eight_bits_keep_an_array_to_a_hundredth_and_zeros_as_they_are():
     assert np.linalg.norm(back - array) < 0.01 * np.linalg.norm(array)
     assert not rounded(np.zeros((3, 4))).any() and rounded(np.zeros((0, 4))).shape == (0, 4)
     assert size(packed("a", array)) < 0.3 * array.nbytes + 16
-    np.testing.assert_array_equal(unpacked({"a": array}, "a"), array), "what was not packed is as it was"
-
-
-def test_rounding_twice_changes_nothing():
-    """What is used after fitting is what comes back from disk."""
-    once = rounded(normal(50, 50))
-    np.testing.assert_allclose(rounded(once), once, rtol=1e-5)
+    np.testing.assert_array_equal(unpacked({"a": array}, "a"), array)  # what was not packed is as it was
+    np.testing.assert_allclose(rounded(back), back, rtol=1e-5)  # what is used after fitting comes back from disk
+    small = [np.zeros(PLAIN_BYTES // 4, np.float16)]
+    assert not is_large(small) and is_large([*small, np.zeros(1)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- lens
@@ -155,33 +152,20 @@ def test_everything_fitted_for_a_model_of_smollm2s_size_stays_small():
     assert sum(sizes.values()) < LIMIT, sizes
 
 
-def test_what_is_small_is_stored_as_it_is():
-    small = [np.zeros(PLAIN_BYTES // 4, np.float16)]
-    assert not is_large(small) and is_large([*small, np.zeros(1)])
-
-
-def long_report(numbers) -> Report:
-    results = [Result("m", "a", Estimate(x, x, x, 3), place={"layer": i}) for i, x in enumerate(numbers)]
-    return Report("steps", results, {"report": 3})
-
-
-def test_a_long_report_is_packed_in_its_probes_file_and_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "LARGE_PROBE", 10_000)
-    provenance, plain = {"fingerprint": "f", "layout": {}}, {}
-    for count in (10, 500):
-        report = long_report(RNG.random(count).tolist())
-        save_artifact(tmp_path, "steps", {}, {}, provenance, report=report)
-        found = load_results(tmp_path, "steps").frame()
-        assert found.value.tolist() == pytest.approx(report.frame().value.tolist(), rel=1e-5 if count > 10 else 1e-15)
-        assert found["at layer"].tolist() == list(range(count))
-        plain = report.to_dict()
-    assert (tmp_path / "steps.json").stat().st_size < len(json.dumps(plain)) / 2
-
-
-def test_a_large_report_is_packed_and_comes_back(tmp_path, monkeypatch):
+def test_long_reports_are_packed_and_come_back(tmp_path, monkeypatch):
+    """That of a probe with six digits, those of all probes as they are."""
     monkeypatch.setattr(artifacts, "LARGE_PROBE", 10_000)
     monkeypatch.setattr(artifacts, "LARGE_REPORT", 10_000)
-    reports = [long_report(RNG.random(500).round(4).tolist()), Report("words", [], {})]
-    path = save_report(tmp_path, reports, {"seed": 0})
-    assert load_report(tmp_path) == (reports, {"seed": 0})
-    assert path.stat().st_size < len(json.dumps(reports[0].to_dict())) / 2 and '"words"' in path.read_text()
+    numbers = RNG.random(500).tolist()
+    results = [Result("m", "a", Estimate(x, x, x, 3), place={"layer": i}) for i, x in enumerate(numbers)]
+    report, small = Report("steps", results, {"report": 3}), Report("words", results[:5], {})
+    save_artifact(tmp_path, "steps", {}, {}, provenance := {"fingerprint": "f", "layout": {}}, report=report)
+    save_artifact(tmp_path, "words", {}, {}, provenance, report=small)
+    found = load_results(tmp_path, "steps").frame()
+    assert found.value.tolist() == pytest.approx(numbers, rel=1e-5) and found["at layer"].tolist() == list(range(500))
+    assert load_results(tmp_path, "words") == small
+    path, plain = save_report(tmp_path, [report, small], {"seed": 0}), json.dumps(report.to_dict())
+    (steps, words), provenance = load_report(tmp_path)
+    assert steps.frame().value.tolist() == pytest.approx(numbers, rel=1e-5) and words == small
+    assert provenance == {"seed": 0} and '"words"' in path.read_text()
+    assert all(file.stat().st_size < len(plain) / 2 for file in (path, tmp_path / "steps.json"))
