@@ -7,10 +7,8 @@ from conftest import tiny_rim
 
 from rim_probe.glassbox.box import END_LAYER, HELD_LAYER, LAYERS, glassbox
 from rim_probe.memory import MemoryLayout
-from rim_probe.model import RiM
 from rim_probe.probing import depth
 from rim_probe.probing.depth import token_text
-from rim_probe.probing.hooks import num_layers
 from rim_probe.probing.lens import VocabularyLens, places
 from rim_probe.probing.linear import LinearMap
 from rim_probe.probing.nearest_step.fit import BlockMap, StepDecoder
@@ -76,9 +74,11 @@ def test_without_translators_or_control_there_is_the_logit_lens_alone(models, se
 def test_a_base_that_cannot_be_compared_is_no_control(models, seen):
     fewer = tiny_rim(num_blocks=2, seed=1)
     fewer.layout = MemoryLayout(num_blocks=2, slots_per_block=1)
-    short = tiny_rim(num_blocks=2, context=20)
-    other = tiny_rim(num_blocks=2, bos=True)
-    for base in (fewer, short, other):
+    shallow = tiny_rim(num_blocks=2)
+    shallow.model.config.num_hidden_layers = 1
+    shallow.model.model.layers = shallow.model.model.layers[:1]
+    short, other = tiny_rim(num_blocks=2, context=20), tiny_rim(num_blocks=2, bos=True)
+    for base in (fewer, shallow, short, other):
         found = depth.Control.of(models | {"base": base}, seen)
         assert found.rim is found.capture is None and found.missing.endswith(".")
 
@@ -200,15 +200,3 @@ def test_what_is_no_equation_is_not_looked_for_and_long_numbers_by_their_first_p
     logits = lens.logits(seen.capture.cell(1, 2, "end"), 1, "logit")[0]
     assert rank["by_block"][1][1] <= (logits > logits[pieces[0]]).sum().item() + 1
     assert depth.ranks(lens, seen, depth.Control(), ["half"], "gold") == []
-
-
-@pytest.mark.parametrize("fewer", ["slots_per_block", "layers"])
-def test_shapes_are_told_apart(models, fewer):
-    other: RiM = tiny_rim(num_blocks=2)
-    if fewer == "layers":
-        other.model.config.num_hidden_layers = 1
-        other.model.model.layers = other.model.model.layers[:1]
-        assert num_layers(other) == 1
-    else:
-        other.layout = MemoryLayout(num_blocks=2, slots_per_block=3)
-    assert not depth.same_shape(other, models["memory"]) and depth.same_shape(models["base"], models["memory"])
