@@ -109,6 +109,11 @@ def examine(model: torch.nn.Module, encoder: Encoder, max_length: int, name: str
     back_end = getattr(inner.config, "_attn_implementation", None)
     if back_end not in MASKED_ATTENTION:
         return Verdict(name, {"memory": f"the attention back end {back_end} takes no mask; use attention='sdpa'"})
+    if "local" in (getattr(inner.config, "attention_layers", None) or ()):  # too wide a window to show on a short row
+        raise CheckpointError(
+            f"{name}: {type(inner).__name__} cannot be used with memory blocks: its local attention counts the tokens "
+            "of a row, of which not all stand before one another."
+        )
     if max_length < _ROW:
         raise CheckpointError(f"{name}: a context of {max_length} tokens holds no question and memory blocks.")
     file = cache_folder() / "verdicts" / f"{_key(model, encoder)}.json"

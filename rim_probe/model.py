@@ -29,6 +29,7 @@ from rim_probe.precision import default_dtype
 
 METHODS = ("memory", "cot", "direct")
 log = logging.getLogger(__name__)
+_WINDOWS = ("sliding_window", "attention_chunk_size")  # names of configurations
 _MINIMUM_ROOM = 2  # a prompt must leave room for one answer token and EOS
 
 
@@ -91,10 +92,10 @@ class RiM:
 
     @property
     def max_length(self) -> int:
-        """Context in tokens; of a model with a sliding window the window, since the masks of readouts do not slide."""
+        """Context in tokens; of a model with a sliding window, or chunks, that: the masks of readouts know neither."""
         config = self.model.config
-        window = getattr(config, "sliding_window", None)
-        return min(config.max_position_embeddings, window or config.max_position_embeddings)
+        windows = (getattr(config, key, None) for key in _WINDOWS)
+        return min([config.max_position_embeddings, *(window for window in windows if window)])
 
     @property
     def eos_id(self) -> int:
@@ -372,7 +373,7 @@ def _check_positions(model, name: str) -> None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "position_ids" not in inspect.signature(base.forward).parameters:
         raise CheckpointError(f"{name}: {type(base).__name__} takes no position ids, which memory blocks need.")
-    for key in ("max_position_embeddings", "sliding_window"):
+    for key in ("max_position_embeddings", *_WINDOWS):
         length = getattr(base.config, key, None)
         if not isinstance(length, int) and (length is not None or key == "max_position_embeddings"):
             raise CheckpointError(f"{name}: {key} in its config.json must be a whole number, not {length!r}.")
@@ -395,7 +396,8 @@ def _layout_of(folder: Path, given: MemoryLayout | str | Path | None) -> MemoryL
             raise LayoutError(
                 f"{error} Or does it come from another program? Its tokens {', '.join(found.tokens)} look like memory "
                 f"blocks: give --layout {DETECTED} for {found.num_blocks} blocks {found.block_text} (the numbers of "
-                f"the paper, for tokens tell none), or --layout FILE with your own, such as {json.dumps(found.to_dict())}."
+                "the paper, for tokens tell none), or --layout FILE with your own, such as "
+                f"{json.dumps(found.to_dict())}."
             ) from None
         return found
 
