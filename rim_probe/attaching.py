@@ -1,6 +1,6 @@
-"""Memory tokens added to a tokenizer, and their rows to a model.
+"""Memory tokens added to a tokenizer and their rows to a model, and what its configuration then has to say.
 
-Knows tokenizers and embedding matrices. Knows nothing of what blocks are for.
+Knows tokenizers, embedding matrices and configurations. Knows nothing of what blocks are for.
 """
 
 from collections.abc import Sequence
@@ -49,3 +49,20 @@ def _initialise_rows(model, ids: list[int]) -> None:
             old = weight[others.to(weight.device)].float()
             noise = torch.randn(len(ids), weight.shape[1], generator=generator).to(weight.device)
             weight[ids] = (old.mean(0) + 0.1 * old.std(0) * noise).to(weight.dtype)
+
+
+def settle_config(model, eos_id: int, whole: bool = True) -> None:
+    """Has the configurations say what is: where answers end, and whether the head is the embedding matrix.
+
+    A base may end texts with another token, or with several, than its tokenizer names, which RiM trains it to stop at.
+    An adapter that was merged into one of two tied matrices has parted them, and only one would be saved.
+
+    Args:
+        whole: the weights are here, not sharded elsewhere.
+    """
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config.eos_token_id = eos_id
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if whole and head.shape == embeddings.shape:
+        model.config.tie_word_embeddings = head is embeddings

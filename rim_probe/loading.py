@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -45,6 +46,7 @@ def load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | N
     index = Path(path) / "model.safetensors.index.json"
     if index.exists():
         shards_of(index)
+    _check_layers(Path(path))
     # Unpacked and no longer called quantized, for what is can be neither trained nor saved.
     kind = gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
     load = partial(
@@ -83,6 +85,25 @@ def load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | N
             "config.json."
         )
     return model
+
+
+def _check_layers(folder: Path) -> None:
+    """Refuses a number of layers that the weights cannot have, before a model of so many is made."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    try:
+        layers = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+        if index.exists():
+            tensors = len(shards_of(index))
+        else:
+            with safe_open(single, "pt") as file:
+                tensors = len(file.keys())
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, SafetensorError):
+        return  # told where it is loaded
+    if isinstance(layers, int) and layers > tensors:
+        raise CheckpointError(
+            f"{folder / 'config.json'} tells of {layers:,} layers, but the weights hold only {tensors:,} tensors; "
+            "restore it."
+        )
 
 
 def load_tokenizer(path: str | Path):

@@ -7,10 +7,8 @@ when it is loaded, unless it shall be trained further: what is asked and probed 
 """
 
 import inspect
-import json
 import logging
 import os
-import re
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -18,13 +16,14 @@ import torch
 from transformers import PreTrainedModel
 
 from rim_probe.adapters import ADAPTER_FILE, base_name, has_tokenizer, load_adapter, save_adapter, source_of
-from rim_probe.attaching import add_rows, add_tokens
+from rim_probe.attaching import add_rows, add_tokens, settle_config
 from rim_probe.bases import KNOWN, RECORD_FILE, BaseRecord, Progress, identify, record_of, resolve
-from rim_probe.door import Verdict, examine
+from rim_probe.door import Verdict, difference, examine, tolerance
 from rim_probe.encoding import Encoder
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError
-from rim_probe.loading import cast_weights, first_line, load_tokenizer, load_weights, stored_dtype
-from rim_probe.memory import DETECTED, LAYOUT_FILE, MemoryLayout, detect
+from rim_probe.finding import layout_of, local_folder
+from rim_probe.loading import cast_weights, load_tokenizer, load_weights, stored_dtype
+from rim_probe.memory import MemoryLayout
 from rim_probe.precision import default_dtype
 
 METHODS = ("memory", "cot", "direct")
@@ -208,9 +207,9 @@ class RiM:
                 model that memory blocks cannot be used with (see `door`).
             LayoutError: an impossible layout, or none.
         """
-        folder = _local_folder(path)
+        folder = local_folder(path)
         device, dtype = placement(device, dtype)
-        layout = _layout_of(folder, layout)
+        layout = layout_of(folder, layout)
         if (folder / ADAPTER_FILE).exists():
             model, tokenizer, adapter = _load_adapted(folder, layout, dtype, attention, trainable, progress)
         else:
@@ -243,6 +242,7 @@ class RiM:
             if base is None or base.name not in KNOWN:
                 self.tokenizer.save_pretrained(folder)
         else:
+            settle_config(self.model, self.eos_id, whole=state_dict is None)
             self.model.save_pretrained(folder, state_dict=state_dict)
             self.tokenizer.save_pretrained(folder)
         self.layout.save(folder)
@@ -265,7 +265,7 @@ def load_methods(
     Raises:
         CheckpointError, LayoutError: as `RiM.from_pretrained`, for any of the folders.
     """
-    folder = _local_folder(path)
+    folder = local_folder(path)
     memory = RiM.from_pretrained(folder, device, dtype, progress=progress, layout=layout)
     memory.name = str(path)
     methods = {"memory": memory}
@@ -285,9 +285,10 @@ def export(path: str | Path, folder: str | Path, method: str = "memory", progres
         `folder`.
 
     Raises:
-        CheckpointError: as `RiM.from_pretrained`; or a folder that holds something.
+        CheckpointError: as `RiM.from_pretrained`; a folder that holds something; or (a fault of a library) a model that
+            is another one when it is loaded again.
     """
-    source, folder = _local_folder(path), Path(folder)
+    source, folder = local_folder(path), Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; give a new folder to export to.")
     if (source / method).is_dir():
@@ -297,7 +298,15 @@ def export(path: str | Path, folder: str | Path, method: str = "memory", progres
     if rim.adapter is not None:
         base = resolve(base_name(source), source_of(source))
     cast_weights(rim.model, stored_dtype(base))
-    return rim.save_pretrained(folder)
+    row, dtype = torch.tensor([rim.encoder.marker_ids + rim.encoder.block_ids]), rim.dtype
+    with torch.no_grad():
+        said = rim.model(input_ids=row).logits
+        rim.save_pretrained(folder)
+        del rim
+        again = RiM.from_pretrained(folder, "cpu", dtype).model(input_ids=row).logits
+    if difference(again, said) > tolerance(dtype):
+        raise CheckpointError(f"What was written to {folder} says something else than {path}; do not use it.")
+    return folder
 
 
 def load_base(
@@ -377,48 +386,6 @@ def _check_positions(model, name: str) -> None:
         length = getattr(base.config, key, None)
         if not isinstance(length, int) and (length is not None or key == "max_position_embeddings"):
             raise CheckpointError(f"{name}: {key} in its config.json must be a whole number, not {length!r}.")
-
-
-def _layout_of(folder: Path, given: MemoryLayout | str | Path | None) -> MemoryLayout:
-    """The layout given, or that of the folder; one that its tokens tell has to be asked for."""
-    if isinstance(given, MemoryLayout):
-        return given
-    if given is not None and str(given) != DETECTED:
-        return MemoryLayout.load(given)
-    try:
-        return MemoryLayout.load(folder)
-    except LayoutError as error:
-        told = (folder / LAYOUT_FILE).exists() or not has_tokenizer(folder)
-        found = None if told else detect(load_tokenizer(folder).added_tokens_encoder)
-        if found is None:
-            raise
-        if given is None:
-            raise LayoutError(
-                f"{error} Or does it come from another program? Its tokens {', '.join(found.tokens)} look like memory "
-                f"blocks: give --layout {DETECTED} for {found.num_blocks} blocks {found.block_text} (the numbers of "
-                "the paper, for tokens tell none), or --layout FILE with your own, such as "
-                f"{json.dumps(found.to_dict())}."
-            ) from None
-        return found
-
-
-def _local_folder(path: str | Path) -> Path:
-    if os.path.isdir(path):
-        return Path(path)
-    text = str(path)
-    # Anything but owner/name is a mistyped folder: it is not asked for on the Hub.
-    looks_like_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not text.startswith("checkpoints/")
-    if os.path.exists(path) or not looks_like_hub_id:
-        raise CheckpointError(f"There is no checkpoint folder {path}; give a folder or a Hugging Face Hub id.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]))
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is neither a folder here nor a repository that the Hub can be asked for ({first_line(error)}); "
-            "check the name and the connection."
-        ) from error
 
 
 def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype | None]:
