@@ -34,6 +34,7 @@ from rim_probe.packing import additive_mask, pack_memory, pad_rows, row_mask
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the back ends that take a dense mask
 LENS = "the logit lens"
+MEMORY = "asking it through memory blocks"
 _VERSION = 1  # of what is tried
 _SAMPLE = 4096  # values of each parameter
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
@@ -89,9 +90,9 @@ class Verdict:
             write_atomic(self.file, json.dumps(self.features).encode())
 
     def __str__(self) -> str:
-        told = f"{self.name}: masks are followed, and packed readouts equal separate passes"
-        off = "; ".join(f"{feature} is off, for {reason}" for feature, reason in self.off.items())
-        return f"{told}; {off}." if off else f"{told}."
+        told = [] if MEMORY in self.off else ["masks are followed, packed and cached readouts equal separate passes"]
+        told += [f"{feature} is off, for {reason}" for feature, reason in self.off.items()]
+        return f"{self.name}: {'; '.join(told)}."
 
 
 def examine(model: torch.nn.Module, encoder: Encoder, max_length: int, name: str, anew: bool = False) -> Verdict:
@@ -108,7 +109,7 @@ def examine(model: torch.nn.Module, encoder: Encoder, max_length: int, name: str
     inner = causal_lm(model)
     back_end = getattr(inner.config, "_attn_implementation", None)
     if back_end not in MASKED_ATTENTION:
-        return Verdict(name, {"memory": f"the attention back end {back_end} takes no mask; use attention='sdpa'"})
+        return Verdict(name, {MEMORY: f"the attention back end {back_end} takes no mask; use attention='sdpa'"})
     if "local" in (getattr(inner.config, "attention_layers", None) or ()):  # too wide a window to show on a short row
         raise CheckpointError(
             f"{name}: {type(inner).__name__} cannot be used with memory blocks: its local attention counts the tokens "
@@ -231,7 +232,7 @@ def _lens(model: torch.nn.Module, logits: torch.Tensor, states: Sequence[torch.T
     if not states:
         return "no list of its decoder layers was found"
     missed = difference(causal_lm(model).get_output_embeddings()(before_head(model)(states[0])), logits)
-    if missed <= tolerance(model.dtype):
+    if missed <= tolerance(model.dtype) / 20:  # the same states in the same shape
         return None
     scales = [key for key in _SCALES if getattr(causal_lm(model).config, key, None) not in (None, 1, 1.0)]
     cause = f" (the model changes its logits afterwards: {', '.join(scales)})" if scales else ""

@@ -181,6 +181,13 @@ def test_an_intervention_that_is_not_what_it_writes_is_switched_off(rim, monkeyp
         Patcher(rim, QUESTION)
 
 
+def test_a_back_end_that_takes_no_mask_switches_memory_off(rim):
+    rim.model.config._attn_implementation = "flash_attention_2"
+    assert str(rim.examine()).startswith("tiny-llama: asking it through memory blocks is off")
+    with pytest.raises(RiMError, match="attention='sdpa'"):
+        answer(rim, QUESTION, "memory")
+
+
 # ------------------------------------------------------------------------------------------------- what is remembered
 
 
