@@ -160,11 +160,11 @@ def page(rows: list[tuple[str, str, str, str]]) -> str:
     tried = [row for row in rows if row[2] != "not tried"]
     counts = ", ".join(f"{sum(row[2] == told for row in tried)} {told}" for told in ("supported", "partly", "refused"))
     head = f"""Made by `python -m tools.architectures` with transformers {transformers.__version__}: {len(tried)}
-        families of causal language models, {counts}. Each is a tiny random model. *Supported*: masks and positions are followed,
-        a packed row and readouts decoded with a cache equal plain passes, every probe can read it, batches equal single
-        questions, and saved and loaded again it gives equal logits. *Partly*: the features named are switched off, with
-        the reason. *Refused*: `RiM.attach` and loading end with this sentence. Every model is checked so when it is
-        attached or loaded; the table only tells what to expect."""
+        families of causal language models, {counts}. Each is a tiny random model. *Supported*: masks and positions
+        are followed, a packed row and readouts decoded with a cache equal plain passes, every probe can read it,
+        batches equal single questions, and saved and loaded again it gives equal logits. *Partly*: the features
+        named are switched off, with the reason. *Refused*: `RiM.attach` and loading end with this sentence. Every
+        model is checked so when it is attached or loaded; the table only tells what to expect."""
     lines = [
         "# Architectures",
         "",
