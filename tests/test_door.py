@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from rim_probe import door
 from rim_probe.cli import main
 from rim_probe.decoding import answer, answer_batch
-from rim_probe.errors import CheckpointError, LayoutError, RiMError
+from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError
 from rim_probe.memory import LAYOUT_FILE, MemoryLayout, detect
 from rim_probe.model import RiM, export, load_base, load_methods
 from rim_probe.packing import cot_row, pad_rows, row_mask
@@ -177,6 +177,7 @@ def test_an_intervention_that_is_not_what_it_writes_is_switched_off(rim, monkeyp
         rim.model.model.layers[1], "forward", lambda x, **given: real(x, **given) + (len(x) > 1) * x[:1]
     )
     rim.verdict.features.clear()
+    rim.verdict.file = None  # what is patched here shall not be remembered of others
     with pytest.raises(RiMError, match="intervening in it cannot be used"):
         Patcher(rim, QUESTION)
 
@@ -186,6 +187,13 @@ def test_a_back_end_that_takes_no_mask_switches_memory_off(rim):
     assert str(rim.examine()).startswith("tiny-llama: asking it through memory blocks is off")
     with pytest.raises(RiMError, match="attention='sdpa'"):
         answer(rim, QUESTION, "memory")
+
+
+def test_a_question_that_cannot_be_asked_switches_nothing_off(rim):
+    for question in ("", "7 " * 600):
+        with pytest.raises(QuestionError):
+            Patcher(rim, question)
+    Patcher(rim, QUESTION)
 
 
 # ------------------------------------------------------------------------------------------------- what is remembered

@@ -337,6 +337,6 @@ def _attention_fault(rim: RiM) -> str | None:
 
 
 def _some_ids(rim: RiM) -> torch.Tensor:
-    """A little text and two blocks, [1, T]."""
-    ids = rim.encoder.prefix_ids + rim.encoder.marker_ids + rim.encoder.block_ids * 2
+    """A little text and a block, [1, T]."""
+    ids = rim.encoder.prefix_ids + rim.encoder.marker_ids + rim.encoder.block_ids
     return torch.tensor([ids], device=rim.device)

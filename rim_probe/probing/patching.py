@@ -109,7 +109,6 @@ class Patcher:
         num_blocks: int | None = None,
     ):
         check_attention(rim)
-        rim.verdict.require(INTERVENING, lambda: _fault(rim, question, num_blocks))
         if rim.model.training:
             rim.model.eval()
         self.rim, self.question = rim, question
@@ -127,6 +126,7 @@ class Patcher:
         longest = max(map(len, self.targets), default=1)
         if len(prompt) + longest - 1 > rim.max_length:
             raise RiMError(f"The question and an answer of {longest} tokens do not fit into {rim.max_length} tokens.")
+        rim.verdict.require(INTERVENING, lambda: _fault(rim, question, num_blocks))
         self._row = _Row.pack(self._question, prompt, self.targets, self.readouts, self.block_length, rim.device)
         self._cache = _cache(rim)
         states: list[torch.Tensor] = []
@@ -407,13 +407,11 @@ def _log_probabilities(rim: RiM, logits: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def _fault(rim: RiM, question: str, num_blocks: int | None) -> str | None:
     """Whether a run into which its own states are written scores as a plain pass does, and how far it is off."""
-    target = [*rim.encoder.marker_ids[:1], rim.eos_id]
+    target = [rim.eos_id]  # which fits wherever a question does
     clean = Patcher(rim, question, [target], num_blocks=num_blocks)
     layers, block = range(1, num_layers(rim) + 1), clean.columns(1, range(clean.block_length))
     own = [Edit(layer, block, clean.memory[layer, 0]) for layer in layers]
-    ids = rim.prompt_ids(question, "memory", num_blocks) + target[:-1]
-    logits = rim.model(input_ids=torch.tensor([ids], device=rim.device), use_cache=False).logits[:, -len(target) :]
-    at = torch.arange(len(target)), torch.tensor(target)
-    plain = _log_probabilities(rim, logits)[0].cpu()[at].sum()
+    ids = torch.tensor([rim.prompt_ids(question, "memory", num_blocks)], device=rim.device)
+    plain = _log_probabilities(rim, rim.model(input_ids=ids, use_cache=False).logits)[0, -1, rim.eos_id].cpu()
     missed = (clean.score([own, *([edit] for edit in own)]).log_probability - plain).abs().max().item()
     return f"its own states written back change a score by {missed:.2g}" if missed > tolerance(rim.dtype) else None
