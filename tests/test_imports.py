@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
     {"errors", "files", "numbers", "precision", "answers"},
     {"memory", "problems", "report"},
-    {"encoding", "equations", "datasets", "gallery", "loading", "anatomy"},
+    {"encoding", "equations", "datasets", "gallery", "loading", "anatomy", "baselines"},
     {"bases", "attaching"},
     {"adapters", "packing"},
     {"door", "finding"},
