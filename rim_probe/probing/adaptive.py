@@ -109,9 +109,7 @@ def answer_observed(rim: RiM, question: str, judge: Judge, *, max_new_tokens: in
     slots = torch.tensor(layout.slot_positions(place, num_blocks))
     ends = torch.tensor(layout.end_positions(place, num_blocks))
     states = states.cpu()
-    return given, Capture(
-        layers, states[:, :, slots], states[:, :, ends], states[:, :, place - 1], states[:, :, -1], None, None, []
-    )
+    return given, Capture(layers, states[:, :, slots], states[:, :, ends], states[:, :, place - 1], None, None, [])
 
 
 # ------------------------------------------------------------------------------------------------------------ routing

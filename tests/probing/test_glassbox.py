@@ -241,22 +241,21 @@ def test_to_know_one_part_of_a_step_is_not_to_know_the_step(box, part):
 
 
 def test_value_probes_find_every_quantity_where_it_is_held_and_only_there(study):
-    section = ValueProbes.fit(study).score(study)
-    maps = {figure.title.removeprefix("Accuracy: "): figure.data for figure in section.figures if "z" in figure.data}
-    rows = {row[0]: row[1:] for row in section.tables[0].rows}
+    frame = ValueProbes.fit(study).score(study).frame()
+    where, best = frame[frame.metric == "accuracy"], frame[frame["at step"].notna()].set_index(["metric", "at step"])
     for step in BLOCKS:
         # What a block repeats of its neighbours: its `left` is the result before.
         also = {"operand 1": step - 1, "result": step + 1}
         for quantity in ("operand 1", "operator", "operand 2", "result"):
-            name = f"{quantity} of step {step}"
-            if name not in rows:  # the result of step 3 is the answer, a quantity of its own
-                name = f"{quantity} of the last step"
-            *_, accuracy, selectivity, control, majority, question, base = rows[name]
-            assert accuracy.value == 1 and selectivity.value > 0.1
-            assert control.value < 0.9 and max(question.value, base.value) == majority.value
-            found = np.array(maps[name]["z"]).reshape(LAYERS + 1, len(BLOCKS), 2)  # slots, end
+            last = quantity == "result" and step == BLOCKS[-1]  # it is the answer, a quantity of its own
+            metric, name = f"accuracy, {quantity}", f"{quantity} of {'the last step' if last else f'step {step}'}"
+            values = best.loc[(metric, "last" if last else step)].set_index("of").value
+            majority = values.pop("majority class")
+            assert values["memory"] == 1 and values["random function of the step"] < 0.9
+            assert values["last question token"] == values["base model's memory"] == majority
+            found = where[where.of == name].value.to_numpy().reshape(LAYERS + 1, len(BLOCKS), 2)  # slots, end
             assert (found[HELD_LAYER[step] :, step - 1, 0] == 1).all()
-            assert (found[: HELD_LAYER[1]] == majority.value).all() and majority.value < 0.7
+            assert (found[: HELD_LAYER[1]] == majority).all() and majority < 0.7
             others = [block - 1 for block in BLOCKS if block not in (step, also.get(quantity))]
             assert found[:, others].max() < 0.9
 
