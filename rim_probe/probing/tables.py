@@ -135,10 +135,10 @@ def format_counts(report: Report) -> str:
 
 
 def format_report(report: Report, title: str, question: str) -> str:
-    """One probe's report as Markdown: question, headline, targets, every table that is no heat map, n."""
+    """One probe's report as Markdown: question, headline, targets, tables, n; what has layers is left to the page."""
     parts = [f"### {title}", question, f"**{format_headline(report)}**", format_targets([report])]
     for view in views(report):
-        if len(view.place) < 2:
+        if len(view.place) < 2 and view.place != ("layer",):
             parts += [f"**{view.title}** (95 % interval)", _markdown(*view_table(view))]
     parts.append(f"n: {format_counts(report)}" if report.n else "")
     return "\n\n".join(part for part in parts if part) + "\n"
