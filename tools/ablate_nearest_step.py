@@ -1,6 +1,6 @@
 """What each part of the nearest step adds, on split "choose" alone: the table of docs/nearest-step.md.
 
-python -m scripts.ablate_nearest_step checkpoints/rim-tiny FIT CHOOSE FIT_HELDOUT CHOOSE_HELDOUT     (problem files)
+python -m tools.ablate_nearest_step checkpoints/rim-tiny FIT CHOOSE FIT_HELDOUT CHOOSE_HELDOUT     (problem files)
 """
 
 import sys
