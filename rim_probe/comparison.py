@@ -17,7 +17,7 @@ from typing import Any
 from rim_probe.costs import measure_costs
 from rim_probe.errors import RiMError
 from rim_probe.evaluation import Arm, Journal, Outcome, describe_machine, describe_run, evaluate
-from rim_probe.files import write_atomic
+from rim_probe.files import begins_with, check_file, write_atomic
 from rim_probe.model import RiM, placement
 from rim_probe.problems import Problem, ProblemFile
 from rim_probe.report import COMPARISON_FORMAT
@@ -46,9 +46,10 @@ class Kept:
         head = {"format": _KEPT_FORMAT, "key": json.loads(json.dumps(key))}
         self._data: dict[str, Any] = {**head, "files": {}, "costs": {}}
         if self.path is not None and self.path.exists():
+            check_file(self.path, begins_with('{"format": "rim-probe-comparison-kept/'), "what `eval` keeps")
             try:
                 found = json.loads(self.path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):  # cut off when the machine went down
+            except (OSError, ValueError):
                 found = None
             if isinstance(found, dict) and head.items() <= found.items():
                 self._data = found

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from rim_probe.errors import LayoutError
+from rim_probe.files import write_atomic
 
 LAYOUT_FILE = "memory_layout.json"
 MAX_BLOCKS = 64
@@ -130,7 +131,7 @@ class MemoryLayout:
     def save(self, folder: str | Path) -> Path:
         """Writes `memory_layout.json` into `folder` and returns its path."""
         path = Path(folder) / LAYOUT_FILE
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_atomic(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
         return path
 
     @classmethod

@@ -20,6 +20,7 @@ from rim_probe.adapters import ADAPTER_FILE, base_name, has_tokenizer, load_adap
 from rim_probe.bases import KNOWN, RECORD_FILE, BaseRecord, Progress, identify, record_of, resolve
 from rim_probe.encoding import Encoder
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError
+from rim_probe.files import one_sentence_if_full, whole_folder
 from rim_probe.loading import cast_weights, first_line, load_tokenizer, load_weights, stored_dtype
 from rim_probe.memory import MemoryLayout
 from rim_probe.precision import default_dtype
@@ -256,6 +257,7 @@ def export(path: str | Path, folder: str | Path, method: str = "memory", progres
     source, folder = _local_folder(path), Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; give a new folder to export to.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     if (source / method).is_dir():
         source = source / method
     rim = RiM.from_pretrained(source, "cpu", progress=progress)
@@ -263,7 +265,9 @@ def export(path: str | Path, folder: str | Path, method: str = "memory", progres
     if rim.adapter is not None:
         base = resolve(base_name(source), source_of(source))
     cast_weights(rim.model, stored_dtype(base))
-    return rim.save_pretrained(folder)
+    with one_sentence_if_full(folder), whole_folder(folder, "export") as made:
+        rim.save_pretrained(made)
+    return folder
 
 
 def load_base(

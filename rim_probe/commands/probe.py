@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rim_probe.errors import RiMError, UnknownWordsError
+from rim_probe.files import check_folder
 from rim_probe.options import (
     EXAMPLE_QUESTION,
     OK,
@@ -97,7 +98,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     data = {name: read_data(path).problems for name, path in files.items() if path is not None}
 
     from rim_probe.plots.report import draw_page
-    from rim_probe.probing.artifacts import size_report
+    from rim_probe.probing.artifacts import is_report, size_report
     from rim_probe.probing.run import NotRun, Source, default_folder, run_probes, splits_of, summarise
     from rim_probe.probing.study import load_models
     from rim_probe.probing.text import format_section
@@ -110,6 +111,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     if left_out:
         print(f"{count(left_out, 'problem', 'problems')} left out: asked in more than one file.", file=sys.stderr)
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
+    check_folder(folder, "probe", is_report)  # before the work is done
     silence_transformers()
     models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
     print(verdict(models["memory"]), end="\n\n", flush=True)
