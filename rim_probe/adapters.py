@@ -14,6 +14,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from rim_probe import trained_on
 from rim_probe.bases import KNOWN, RECORD_FILE, BaseRecord
 from rim_probe.errors import CheckpointError
 from rim_probe.files import replace_files
@@ -26,7 +27,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.json", "merges.txt",
 )  # fmt: skip
-_CONFIG_FILES = ("config.json", "generation_config.json", ADAPTER_FILE, RECORD_FILE)
+_CONFIG_FILES = ("config.json", "generation_config.json", ADAPTER_FILE, RECORD_FILE, trained_on.FILE)
 
 
 def has_tokenizer(folder: Path) -> bool:

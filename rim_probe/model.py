@@ -24,6 +24,7 @@ from rim_probe.files import one_sentence_if_full, whole_folder
 from rim_probe.loading import cast_weights, first_line, load_tokenizer, load_weights, stored_dtype
 from rim_probe.memory import MemoryLayout
 from rim_probe.precision import default_dtype
+from rim_probe.trained_on import TrainedOn
 
 METHODS = ("memory", "cot", "direct")
 _MINIMUM_ROOM = 2  # a prompt must leave room for one answer token and EOS
@@ -38,6 +39,7 @@ class RiM:
         layout: which memory blocks follow a question.
         encoder: text to ids for this tokenizer and layout.
         name: where it came from, for reports.
+        trained_on: what its questions are like, where that is known; saved and loaded with it.
     """
 
     def __init__(self, model, tokenizer, layout: MemoryLayout, name: str = "unnamed"):
@@ -46,6 +48,7 @@ class RiM:
         self.layout = layout
         self.encoder = Encoder(tokenizer, layout)
         self.name = name
+        self.trained_on: TrainedOn | None = None
         self._merged = None
         _check_positions(model, name)
         rows = model.get_input_embeddings().weight.shape[0]
@@ -194,6 +197,7 @@ class RiM:
         rim = cls(model.eval(), tokenizer, layout, name=str(path))
         rim.model.to(device)
         rim._merged = adapter
+        rim.trained_on = TrainedOn.load(folder)
         return rim
 
     def save_pretrained(self, folder: str | Path, state_dict: dict | None = None) -> Path:
@@ -216,6 +220,8 @@ class RiM:
             self.model.save_pretrained(folder, state_dict=state_dict)
             self.tokenizer.save_pretrained(folder)
         self.layout.save(folder)
+        if self.trained_on is not None:
+            self.trained_on.save(folder)
         return folder
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +17,7 @@ from rim_probe.files import begins_with, check_file, write_atomic
 from rim_probe.report import count
 
 if TYPE_CHECKING:
+    from rim_probe.model import RiM
     from rim_probe.problems import Problem, ProblemFile
 
 DEFAULT_CHECKPOINT = "checkpoints/rim-tiny"
@@ -216,6 +217,16 @@ def add_asking(parser: Any) -> None:
     )
     add_number(parser, "--max-new-tokens", "longest answer in tokens", low=1, default=256)
     add_device(parser)
+
+
+def report_outside(path: str, problems: "Iterable[Problem]", models: "Collection[RiM]") -> None:
+    """How many questions of a file are unlike those of the training, on stderr."""
+    from rim_probe.trained_on import outside
+
+    told = [sentence for problem in problems if (sentence := outside(models, problem.question))]
+    if told:
+        many = count(len(told), "question is", "questions are")
+        print(f"{path}: {many} unlike those the model was made for. The first: {told[0]}", file=sys.stderr)
 
 
 def nearest(question: str, checkpoint: str) -> str:

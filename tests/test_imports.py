@@ -11,7 +11,7 @@ FLOORS = (  # every part of rim_probe imports from floors below its own
     {"errors", "numbers", "precision", "answers"},
     {"files"},
     {"memory", "problems", "report"},
-    {"encoding", "equations", "datasets", "gallery", "loading", "anatomy"},
+    {"encoding", "equations", "datasets", "gallery", "loading", "anatomy", "trained_on"},
     {"bases"},
     {"adapters"},
     {"model", "packing"},

@@ -26,6 +26,7 @@ from rim_probe.options import (
     name_files,
     open_card,
     read_data,
+    report_outside,
     show_progress,
     silence_transformers,
     writable,
@@ -103,6 +104,8 @@ def _measure(arguments: argparse.Namespace, files: dict[str, str]) -> int:
     from rim_probe.probing.artifacts import fingerprint
 
     methods = _load(arguments, arguments.device)
+    for name, one in data.items():
+        report_outside(files[name], one.problems, methods.values())
     report, kept = compare(
         methods,
         [

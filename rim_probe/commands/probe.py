@@ -19,6 +19,7 @@ from rim_probe.options import (
     nearest,
     open_card,
     read_data,
+    report_outside,
     show_progress,
     silence_transformers,
 )
@@ -115,6 +116,8 @@ def _probe(arguments: argparse.Namespace) -> int:
     silence_transformers()
     models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
     print(verdict(models["memory"]), end="\n\n", flush=True)
+    for source in sources.values():
+        report_outside(source.path, source.problems, [models["memory"]])
     for section in run_probes(
         models,
         sources,
@@ -151,9 +154,12 @@ def _probe_question(arguments: argparse.Namespace) -> int:
     from rim_probe.probing.run import default_folder
     from rim_probe.probing.study import load_models, observe
     from rim_probe.problems import parse_steps
+    from rim_probe.trained_on import outside
 
     silence_transformers()
     models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
+    if unlike := outside([models["memory"]], arguments.question):
+        print(f"{unlike}\n")
     try:
         seen = observe(models["memory"], arguments.question, arguments.num_blocks)
     except UnknownWordsError as error:

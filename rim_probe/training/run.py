@@ -6,6 +6,7 @@ history) live in `<output>.run`; the finished checkpoint is written to `<output>
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -17,12 +18,16 @@ from accelerate import PartialState
 from transformers import ProgressCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
 
-from rim_probe.adapters import checkpoint_files, finish_checkpoint
+from rim_probe.adapters import checkpoint_files, finish_checkpoint, has_tokenizer
 from rim_probe.bases import record_of
+from rim_probe.encoding import has_closed_vocabulary
 from rim_probe.errors import RecipeError
-from rim_probe.files import check_folder, hold, one_sentence_if_full, write_atomic
+from rim_probe.files import begins_with, check_file, check_folder, hold, one_sentence_if_full, write_atomic
+from rim_probe.loading import load_tokenizer
+from rim_probe.memory import LAYOUT_FILE
 from rim_probe.model import RiM
 from rim_probe.problems import Problem
+from rim_probe.trained_on import FILE, TrainedOn
 from rim_probe.training.backends import chosen_attention, chosen_precision, on_gpu, running_arguments
 from rim_probe.training.callbacks import Progress, StopAfter
 from rim_probe.training.origin import make_model, reload, set_dropout
@@ -116,6 +121,7 @@ def _train(
     files, validation = make_problems(plan.data, report)
     with processes.main_process_first():  # the others find in the cache what it made
         pool, held = make_pool(rim, files, report), make_pool(rim, [validation], report)
+    trained_on = TrainedOn.of(pool.problems, has_closed_vocabulary(rim.tokenizer))
     if processes.is_main_process:
         origin = _origin(rim, plan)
         _check_same(run / _RECIPE, plan, pool.problems + held.problems, begun, trial is not None, origin)
@@ -129,6 +135,7 @@ def _train(
             return None
         if number:
             rim = reload(rim, run / plan.stages[number - 1].name / "best")
+        rim.trained_on = trained_on
         weights = sum(map(_trained, rim.model.parameters()))
         report(f"{plan.output}, stage {stage.name}: {stage.rows:,} rows, {weights:,} weights")
         every = trial.log_every if trial else LOG_EVERY
@@ -155,6 +162,23 @@ def _train(
             finish_checkpoint(run / stage.name / "best", folder / stage.name)
     report(f"Saved {folder}." if not trial else f"Saved {folder}, which was tried and not trained: {trial}.")
     return folder
+
+
+def describe(recipe: str | Path, checkpoint: str | Path, report: Callable[[str], None] = print) -> TrainedOn:
+    """Writes into a checkpoint what a recipe trains on, as a training by it would have done.
+
+    Raises:
+        RiMError: an impossible recipe, problems that cannot be read, no checkpoint folder.
+    """
+    plan, folder = load_recipe(recipe), Path(checkpoint)
+    if not (folder / LAYOUT_FILE).is_file():
+        raise RecipeError(f"{folder} is no checkpoint folder ({LAYOUT_FILE} is missing); name one that was trained.")
+    check_file(folder / FILE, begins_with('{"format": "rim-probe-trained-on/'), "what training wrote")
+    files, _ = make_problems(plan.data, report)
+    closed = has_tokenizer(folder) and has_closed_vocabulary(load_tokenizer(folder))
+    told = TrainedOn.of(list(itertools.chain.from_iterable(files)), closed)
+    told.save(folder)
+    return told
 
 
 def _is_run(folder: Path) -> bool:
