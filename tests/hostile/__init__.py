@@ -3,12 +3,24 @@
 Each module is one group: a function takes how many tries there shall be and a seed, and gives a `Count`.
 """
 
+import logging
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `conftest` has the tiny models
+
+
+class Complaints(logging.Handler):
+    """Keeps what is logged from a level on."""
+
+    def __init__(self, level: int):
+        super().__init__(level)
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(f"{record.getMessage()} {record.exc_info and record.exc_info[1]!r}")
 
 
 @dataclass

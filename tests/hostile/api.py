@@ -16,7 +16,7 @@ from app.demo import build_demo
 from app.models import ModelShelf
 from rim_probe.options import silence_transformers
 
-from . import Count
+from . import Complaints, Count
 from .checkpoints import QUESTION, make
 
 SECONDS = 120  # for an answer, on a busy machine
@@ -36,17 +36,6 @@ ODD = st.one_of(
 )
 
 
-class Complaints(logging.Handler):
-    """Keeps what the server logs of failures that it did not expect."""
-
-    def __init__(self):
-        super().__init__(logging.ERROR)
-        self.told: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.told.append(f"{record.getMessage()} {record.exc_info and record.exc_info[1]!r}")
-
-
 def call(url: str, name: str, data: list[Any]) -> tuple[str, str]:
     """What an endpoint does with arguments: (what became of it, what it says)."""
     asked = httpx.post(f"{url}/gradio_api/call/{name}", json={"data": data}, timeout=SECONDS)
@@ -64,7 +53,7 @@ def call(url: str, name: str, data: list[Any]) -> tuple[str, str]:
 
 def attempt(count: int, number: int) -> Count:
     """Calls the endpoints `count` times, by turns, with one or more odd arguments each."""
-    found, log = Count(), Complaints()
+    found, log = Count(), Complaints(logging.ERROR)
     silence_transformers()
     logging.getLogger().addHandler(log)
     with tempfile.TemporaryDirectory() as work:

@@ -1,6 +1,7 @@
 """Checkpoints with one file damaged: refused in one sentence, or loaded with equal logits and equal answers."""
 
 import json
+import logging
 import random
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from rim_probe.options import silence_transformers
 from rim_probe.trained_on import TrainedOn
 from rim_probe.training.scratch import small_llama, word_tokenizer
 
-from . import Count
+from . import Complaints, Count
 from .runs import changed, forms
 
 QUESTION = "Ann has 3 apples. Ann buys 4 more apples. How many apples does Ann have now?"
@@ -73,6 +74,7 @@ def attempt(count: int, seed: int) -> Count:
     """Damages a checkpoint `count` times."""
     chance, found = random.Random(seed), Count()
     silence_transformers()
+    logging.getLogger("rim_probe").addHandler(log := Complaints(logging.WARNING))
     with tempfile.TemporaryDirectory() as work:
         whole, copy = make(Path(work) / "whole"), Path(work) / "copy"
         expected = said(whole)
@@ -80,10 +82,14 @@ def attempt(count: int, seed: int) -> Count:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(whole, copy)
             what = damage(copy, chance)
+            log.told.clear()
             try:
                 logits = said(copy)
                 equal = all(torch.equal(logits[method], value) for method, value in expected.items())
-                found.note("loaded equal" if equal else "loaded as another model", None if equal else what)
+                if equal or log.told:
+                    found.note("loaded equal" if equal else "loaded as another model, with a warning")
+                else:
+                    found.note("loaded as another model", what)
             except RiMError as error:
                 found.note("refused", f"{what}: {error}" if "\n" in str(error) else None)
             except Exception:
