@@ -13,6 +13,7 @@ from rim_probe.options import (
     add_card,
     add_command,
     add_device,
+    add_layout,
     add_number,
     add_seed,
     draw,
@@ -80,6 +81,7 @@ def add_probe(commands: Any) -> None:
     add_number(parser, "--num-blocks", "memory blocks; the checkpoint's own number if left out", low=1, metavar="K")
     parser.add_argument("--output", metavar="FOLDER", help="default: CHECKPOINT/probes")
     add_seed(parser, "of every random draw")
+    add_layout(parser)
     add_device(parser)
     add_card(parser, "probe")
 
@@ -114,7 +116,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
     check_folder(folder, "probe", is_report)  # before the work is done
     silence_transformers()
-    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress(), arguments.layout)
     print(verdict(models["memory"]), end="\n\n", flush=True)
     for source in sources.values():
         report_outside(source.path, source.problems, [models["memory"]])
@@ -157,7 +159,7 @@ def _probe_question(arguments: argparse.Namespace) -> int:
     from rim_probe.trained_on import outside
 
     silence_transformers()
-    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress(), arguments.layout)
     if unlike := outside([models["memory"]], arguments.question):
         print(f"{unlike}\n")
     try:
