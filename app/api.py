@@ -208,9 +208,7 @@ class Endpoints:
         Returns:
             The report, with intervals and the commands that made it
         """
-        from rim_probe.probing.evidence import load_evidence
-
-        return load_evidence(self._race.shelf.path(self._name(model)))
+        return self._race.shelf.evidence(self._name(model))
 
     # ------------------------------------------------------------------------------------------------------ behind it
 
