@@ -67,7 +67,8 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER, own_machin
         def on(function: Callable[..., Iterator[race.Changes]], given: str, changes: str, **options: Any) -> dict[str, Any]:
             """An event of the page: what it is given and what it may change, by the names of parts."""
             inputs, outputs = ([named[name] for name in names.split()] for names in (given, changes))
-            return {"fn": _by_name(function, named), "inputs": inputs, "outputs": outputs} | PRIVATE | options
+            visit = _by_name(function, dict(zip(changes.split(), outputs, strict=True)))
+            return {"fn": visit, "inputs": inputs, "outputs": outputs} | PRIVATE | options
 
         everything = " ".join(name for name in named if name != "load")
         boxes, shown = "question gold blocks direct model examples", "stage headline session"

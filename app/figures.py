@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 from app.axis import REPLAY_SECONDS, TIMING_NOTE, axis_end, longest, ticks, track
 from app.words import LONG_TEXT, NAMES, count, facts, format_time, median, settled_at, timing, told, verdict, why
 from rim_probe.plots.frame import Table, data_and_tools
-from rim_probe.probing.matches import on_the_way, spelled, spelled_characters
+from rim_probe.probing.matches import on_the_way, spelled, spelled_characters, thought
 from rim_probe.problems import ANSWER_MARKER, is_correct
 
 if TYPE_CHECKING:
@@ -145,20 +146,31 @@ def _cell(run: Run, block: int, readout: dict[str, Any] | None, steps: Sequence[
         return {"block": block, "value": None}
     value, share = readout["value"], 100 * readout["probability"]
     sure = f"{share:.0f} %" if share >= 1 or not share else "<1 %"
-    step = on_the_way(value, steps)
+    step = on_the_way(readout, steps)
     kind, sign, meaning = "", "", ""
     if run.gold is not None and is_correct(value, run.gold):
-        kind, sign = "right", "✓ right"
+        kind, sign = "right", _sign("✓", " right")
     elif block == run.num_blocks:  # only the last block's is the answer
-        kind, sign = ("wrong", "✗ wrong") if run.gold is not None else ("", "the answer")
-    elif step is not None and step < len(steps):
-        kind, sign = "way", f"on the way: step {step}"
+        kind, sign = ("wrong", _sign("✗", " wrong")) if run.gold is not None else ("", _sign("", "the answer"))
+    elif step is not None and (step < len(steps) or value is None):
+        kind, sign = "way", _sign(f"step {step}", before="on the way: ")
         meaning = f", the result of step {step} ({spelled(steps[step - 1])})"
-    tip = f"Block {block} says {shorten(readout['text'].strip() or 'nothing', 80)}{meaning}, probability {sure}."
-    shown = value or "–"
+    tip = f"Block {block} says {shorten(_read_aloud(readout['text']), 80)}{meaning}, probability {sure}."
+    shown = thought(readout) or "–"
     size = "long" if len(shown) > 4 else "mid" if len(shown) > 2 else ""
     cell = {"block": block, "value": shorten(shown, LONG_TEXT), "size": size, "kind": kind, "sign": sign, "tip": tip}
     return cell | {"share": f"{readout['probability']:.4f}", "at": readout["seconds"]}
+
+
+def _read_aloud(text: str) -> str:
+    """What a model wrote, its steps as a reader writes them."""
+    return re.sub(r"<<(.*?)>>", lambda step: spelled(step[1]), text.strip()) or "nothing"
+
+
+def _sign(short: str, after: str = "", before: str = "") -> Markup:
+    """A sign of which a narrow screen shows the short part alone."""
+    wide = '<span class="wide">{}</span>'
+    return Markup(wide + "{}" + wide).format(before, short, after)
 
 
 def _written(run: Run, lane: Lane) -> dict[str, Any]:

@@ -6,7 +6,7 @@ function send(what) {
   trigger("select", what);
 }
 pictures(element, send);
-if (element.id === "tabs") window.rimProbe.send = send;
+if (element.querySelector("[role=tablist]")) window.rimProbe.send = send;
 
 element.addEventListener("click", (event) => {
   const tab = event.target.closest("[role=tab]");

@@ -83,7 +83,7 @@ class Race:
             examples = self.shelf.examples(name) if name else []
             found = recorded.outcomes(name, self.recordings) if name in self.shelf.names else None
         except RiMError:
-            return []  # asking says so
+            return []  # the lines under the picker say so
         depths: dict[int, list[Problem]] = {}
         for problem in examples:
             depths.setdefault(len(problem.steps), []).append(problem)
@@ -270,7 +270,12 @@ class Race:
             yield {"model_state": state} if session.watched == name else {}
 
     def state(self, name: str | None, loaded: Loaded) -> str:
-        return figures.model_state(f"Ready. {loaded.note}".strip(), "ready", self.shelf.about(name))
+        words = ["Ready.", loaded.note]
+        try:
+            self.shelf.examples(name or "")
+        except RiMError as error:  # the model itself is usable
+            words.append(str(error))
+        return figures.model_state(" ".join(filter(None, words)), "ready", self.shelf.about(name))
 
     def choose_model(self, name: str | None, question: str, session: Session) -> Iterator[Changes]:
         """Another checkpoint was picked.

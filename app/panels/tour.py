@@ -24,7 +24,7 @@ from app.session import Session
 from app.view import Looking
 from rim_probe.errors import RiMError
 from rim_probe.plots.surgery_words import counterfactual_verdict, named
-from rim_probe.probing.matches import plain_step
+from rim_probe.probing.matches import spelled
 from rim_probe.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _claim(run: Run, shown: Any) -> str:
     best = blocks[2]["nearest"][0]
     return (
         "A probe compares each block with explicit steps. Block 2 lies nearest to "
-        f"<b>{escape(plain_step(best['step']))}</b> (cosine {best['cosine']:.2f}). That is a <b>claim</b>: to find "
+        f"<b>{escape(spelled(best['step']))}</b> (cosine {best['cosine']:.2f}). That is a <b>claim</b>: to find "
         "something in a block does not show that the model uses it. How could one tell?"
     )
 
@@ -132,7 +132,7 @@ def _claim(run: Run, shown: Any) -> str:
 def _prediction(run: Run, shown: Any) -> str:
     return (
         f"Change one number of the question ({escape(shown['change'])}): then block 2 should hold "
-        f"<b>{escape(plain_step(shown['brought']))}</b> instead of <b>{escape(plain_step(shown['claimed']))}</b>. "
+        f"<b>{escape(spelled(shown['brought']))}</b> instead of <b>{escape(spelled(shown['claimed']))}</b>. "
         f"If the claim is true, then putting <i>that one block</i> into the old question must turn its answer "
         f"{escape(shown['own'])} into exactly <b>{escape(shown['expected'])}</b>. Nothing else is touched."
     )
@@ -154,7 +154,7 @@ def _trained(run: Run, shown: Any) -> str:
     beside = f" (control: {escape(str(control['said']))})" if control else ""
     return (
         f"<b>{TRAINED}</b> learnt its weights. Its {named(blocks)} {'lies' if len(blocks) == 1 else 'lie'} nearest to "
-        f"a step of its question, too: <b>{escape(plain_step(shown['claimed']))}</b>. The same experiment: expected "
+        f"a step of its question, too: <b>{escape(spelled(shown['claimed']))}</b>. The same experiment: expected "
         f"{escape(shown['expected'])}, and it says <b>{escape(str(shown['said']) or 'nothing')}</b>{beside}. "
         f"{escape(counterfactual_verdict(shown)[0])} One trial proves little; <b>Evidence</b> has the test over many "
         "pairs. Now it is your turn: ask your own question, blank a block, and see what happens."

@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 from rim_probe import __version__
 from rim_probe.numbers import percent
 from rim_probe.plots.colours import dark_colours, variables
+from rim_probe.probing.matches import spelled
 
 HERE = Path(__file__).parent
 POLICY = (  # a saved file asks nothing of the network
@@ -81,7 +82,7 @@ def _templates() -> Environment:
     places = FileSystemLoader(HERE / "templates")
     env = Environment(loader=places, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.globals |= {"term": term, "slot": slot}
-    env.filters |= {"percent": percent, "unbroken": unbroken, "pretty": functools.partial(json.dumps, **PRETTY)}
+    env.filters |= {"percent": percent, "unbroken": unbroken, "spelled": spelled, "pretty": functools.partial(json.dumps, **PRETTY)}
     return env
 
 

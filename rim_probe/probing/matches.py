@@ -35,9 +35,18 @@ def spelled(step: str) -> str:
     return "".join(spelled_characters(plain_step(step)))
 
 
-def on_the_way(value: str | None, steps: Sequence[str]) -> int | None:
-    """The first step (1-based) whose result is `value`; None where none is."""
+def thought(readout: Mapping[str, Any]) -> str | None:
+    """What a readout (`text`, `value`) came to: its answer, or the result of the step that it states instead."""
+    if readout["value"] is not None:
+        return readout["value"]
+    stated = re.search(r"<<[^<>]*=([^<>=]+)>>", readout["text"])
+    return stated[1].strip() if stated else None
+
+
+def on_the_way(readout: Mapping[str, Any], steps: Sequence[str]) -> int | None:
+    """The first step (1-based) whose result a readout came to; None where none is."""
     results = [plain_step(step).rpartition("=")[2].strip() for step in steps]
+    value = thought(readout)
     return results.index(value) + 1 if value is not None and value in results else None
 
 
