@@ -7,6 +7,7 @@ Gradio's queue and is answered by `Race.run`; after the memory was read, `Race.m
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +80,12 @@ class Race:
 
     def offered(self, name: str | None) -> list[tuple[Problem, str]]:
         """The examples to choose from, each with what it is: a few of every depth, then those of every outcome."""
-        try:
+        examples: list[Problem] = []
+        found = None
+        with contextlib.suppress(RiMError):  # the lines under the picker say so
             examples = self.shelf.examples(name) if name else []
+        with contextlib.suppress(RiMError):
             found = recorded.outcomes(name, self.recordings) if name in self.shelf.names else None
-        except RiMError:
-            return []  # the lines under the picker say so
         depths: dict[int, list[Problem]] = {}
         for problem in examples:
             depths.setdefault(len(problem.steps), []).append(problem)
@@ -102,11 +104,9 @@ class Race:
         """The gold steps of a question that is offered as an example; none of any other."""
         try:
             known = self.shelf.examples(name)
-            found = recorded.outcomes(name, self.recordings)
         except RiMError:
-            return ()
-        if found is not None:
-            known = known + [problem for problems in found.examples.values() for problem in problems]
+            known = []
+        known = known + [problem for problem, _ in self.offered(name)]
         return next((problem.steps for problem in known if problem.question == question), ())
 
     def layout(self, name: str | None) -> MemoryLayout:
@@ -273,6 +273,7 @@ class Race:
         words = ["Ready.", loaded.note]
         try:
             self.shelf.examples(name or "")
+            recorded.outcomes(name or "", self.recordings)
         except RiMError as error:  # the model itself is usable
             words.append(str(error))
         return figures.model_state(" ".join(filter(None, words)), "ready", self.shelf.about(name))
