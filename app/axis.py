@@ -1,4 +1,4 @@
-"""The clock of a race as plain data: what every method did when, in percent of one axis, so that it fits every width."""
+"""The clock of a race as plain data: what every method did when, in percent of one axis that fits every width."""
 
 from __future__ import annotations
 

@@ -42,9 +42,7 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER, own_machin
         api.register(asking)
         session, looking = gr.State(first), gr.State(looked)
         gr.HTML(shell.masthead(), **PARTED)
-        tour_card = gr.HTML(
-            tour.START, elem_id="tour", js_on_load=tour.SCRIPT, visible=guide.offered, **PARTED
-        )
+        tour_card = gr.HTML(tour.START, elem_id="tour", js_on_load=tour.SCRIPT, visible=guide.offered, **PARTED)
         with gr.Row(elem_id="page"):
             with gr.Column(elem_id="ask"):
                 parts = race.build_ask(first.picked)
@@ -62,9 +60,13 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER, own_machin
                 settings = race.build_settings(asking, name, first.picked)
 
         named = {"stage": stage, "headline": headline, "panel": panel, "think": think, "history": history}
-        named |= {"session": session, "looking": looking, "tour": tour_card, "load": load} | vars(parts) | vars(settings)
+        named |= (
+            {"session": session, "looking": looking, "tour": tour_card, "load": load} | vars(parts) | vars(settings)
+        )
 
-        def on(function: Callable[..., Iterator[race.Changes]], given: str, changes: str, **options: Any) -> dict[str, Any]:
+        def on(
+            function: Callable[..., Iterator[race.Changes]], given: str, changes: str, **options: Any
+        ) -> dict[str, Any]:
             """An event of the page: what it is given and what it may change, by the names of parts."""
             inputs, outputs = ([named[name] for name in names.split()] for names in (given, changes))
             visit = _by_name(function, dict(zip(changes.split(), outputs, strict=True)))
@@ -100,7 +102,9 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER, own_machin
         parts.question.input(**forget, trigger_mode="always_last")
 
         # Looking.
-        changed = on(looker.change, "session looking model", f"{looked_at} stage headline question gold blocks model", **SOME)
+        changed = on(
+            looker.change, "session looking model", f"{looked_at} stage headline question gold blocks model", **SOME
+        )
         changed["trigger_mode"] = "multiple"
         for chooser in (tabs, panel, history, think):
             chooser.select(**changed)
@@ -113,14 +117,25 @@ def build_demo(shelf: ModelShelf, recordings: Path = recorded.FOLDER, own_machin
         watched = on(asking.watch_model, "model session", "model_state", **SOME)
         watched |= {"show_progress": "full", "show_progress_on": settings.model_state}
         settings.model.change(**watched, trigger_mode="multiple")
-        for trigger in (demo.load, settings.model.change):  # it takes what loading a model takes to import, so not before
+        for trigger in (
+            demo.load,
+            settings.model.change,
+        ):  # it takes what loading a model takes to import, so not before
             trigger(looker.think, [settings.model], [think], **PRIVATE)
         settings.model_state.select(**on(asking.follow, "session", f"{boxes} session notice")).then(**watched)
         demo.load(**watched)
-        bring = on(asking.bring, "own", f"{boxes} own_state") | {"show_progress": "full", "show_progress_on": settings.own_state}
+        bring = on(asking.bring, "own", f"{boxes} own_state") | {
+            "show_progress": "full",
+            "show_progress_on": settings.own_state,
+        }
         for trigger in (settings.bring.click, settings.own.submit):
             trigger(**bring, **SOME)
-        settings.blocks.release(lambda k: figures.notice(f"Press Run to ask with K = {k}.", warning=True), [settings.blocks], [parts.notice], **PRIVATE)
+        settings.blocks.release(
+            lambda k: figures.notice(f"Press Run to ask with K = {k}.", warning=True),
+            [settings.blocks],
+            [parts.notice],
+            **PRIVATE,
+        )
     return demo
 
 

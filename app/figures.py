@@ -174,7 +174,7 @@ def _sign(short: str, after: str = "", before: str = "") -> Markup:
 
 
 def _written(run: Run, lane: Lane) -> dict[str, Any]:
-    """What chain of thought wrote: its steps, a line each, in pieces that appear with their tokens; and the raw text."""
+    """What chain of thought wrote: its steps, a line each, in pieces that appear with their tokens; the raw text."""
     tokens = [event for event in lane.events if event["kind"] == "token"]
     text = "".join(event["text"] for event in tokens)
     times = [event["seconds"] for event in tokens for _ in event["text"]]
@@ -212,7 +212,14 @@ def _costs(run: Run) -> list[dict[str, Any]]:
 def _moments(run: Run) -> Table:
     """Everything that happened in a race, with its time."""
     rows = [
-        (NAMES[method], event["kind"], f"{event['seconds']:.6f}", event["text"], event.get("block"), event.get("probability"))
+        (
+            NAMES[method],
+            event["kind"],
+            f"{event['seconds']:.6f}",
+            event["text"],
+            event.get("block"),
+            event.get("probability"),
+        )
         for method, lane in run.lanes.items()
         for event in lane.events
     ]
@@ -233,8 +240,10 @@ def recorded_selector(runs: Sequence[Run], shown: int, labels: Sequence[str]) ->
 
 
 def notice(sentence: str, examples: Iterable[Problem] = (), models: Iterable[str] = (), warning: bool = False) -> str:
-    """A sentence in the page: an error, with questions and other models to go on with, or a warning before an answer."""
-    offered = [(json.dumps({"question": p.question, "answer": p.answer, "steps": p.steps}), p.question) for p in examples]
+    """A sentence in the page: an error, with questions and models to go on with, or a warning before an answer."""
+    offered = [
+        (json.dumps({"question": p.question, "answer": p.answer, "steps": p.steps}), p.question) for p in examples
+    ]
     return render("notice.html", sentence=sentence, offered=offered, models=models, warning=warning)
 
 

@@ -45,8 +45,8 @@ _HUB_ID = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
 ABOUT = {
     "smollm2-135m": "SmolLM2, 135 million weights, with adapters. Reads any short word problem in plain English; it is "
     "small and often wrong (see Evidence).",
-    "rim-tiny": "One million weights, trained from nothing on small stories. Answers at once; knows the words and numbers "
-    "of its examples alone and refuses others.",
+    "rim-tiny": "One million weights, trained from nothing on small stories. Answers at once; knows the words and "
+    "numbers of its examples alone and refuses others.",
     "glass-box": "Weights written by hand, so that we know what each block holds. Reads sums of four numbers, such as "
     "“what is 3 + 4 - 2 + 1 ?”, and nothing else.",
 }

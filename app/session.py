@@ -151,7 +151,9 @@ def check_gold(gold: Any) -> str | None:
     return str(gold).strip()
 
 
-_SUM = re.compile(r"(?:(?:what|how much) is|what's|calculate|compute)?\s*([-+*/x×÷().,\d\s]+?)\s*=?\s*\??", re.IGNORECASE)
+_SUM = re.compile(
+    r"(?:(?:what|how much) is|what's|calculate|compute)?\s*([-+*/x×÷().,\d\s]+?)\s*=?\s*\??", re.IGNORECASE
+)
 
 
 def evaluate(question: str) -> str | None:
@@ -168,7 +170,7 @@ def _form(question: str) -> str:
 
 
 def caution(question: str, examples: Sequence[Problem]) -> str:
-    """What makes a question one that the model was not trained for, as far as its examples tell; "" where nothing does."""
+    """What makes a question one that the model was not trained for, as far as its examples tell; else ""."""
     letters = [char for char in question if char.isalpha()]
     if sum(char.isascii() for char in letters) < 0.8 * len(letters):
         return "This model was trained on English alone, so what it answers here is a guess."
@@ -177,7 +179,9 @@ def caution(question: str, examples: Sequence[Problem]) -> str:
         return "There is no number in this question, and the model was trained on word problems alone: it will guess."
     forms = {_form(problem.question) for problem in examples}
     if len(forms) == 1 and _form(question) not in forms:
-        return f"This model reads questions of one form alone, such as “{next(iter(examples)).question}”: it will guess."
+        return (
+            f"This model reads questions of one form alone, such as “{next(iter(examples)).question}”: it will guess."
+        )
     known = [n.value for p in examples for text in (p.question, p.answer, *p.steps) for n in question_numbers(text)]
     most, seen = max(asked, default=0), max(known, default=None)
     if seen is not None and len(str(int(most))) > len(str(int(seen))):

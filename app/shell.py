@@ -75,8 +75,12 @@ def side_by_side(pictures: Sequence[tuple[Run | None, str, str]]) -> str:
         return pictures[0][2]
     # By hand one works on the current run alone; the attribute cannot come from a text, where quotes are escaped.
     (run, name, first), *others = pictures
-    still = [(other, called, re.sub(r" (?=data-do(-input)?=['\"])", " disabled ", html)) for other, called, html in others]
-    shown = [(one, called, figures.verdict(one) if one else "", html) for one, called, html in [(run, name, first), *still]]
+    still = [
+        (other, called, re.sub(r" (?=data-do(-input)?=['\"])", " disabled ", html)) for other, called, html in others
+    ]
+    shown = [
+        (one, called, figures.verdict(one) if one else "", html) for one, called, html in [(run, name, first), *still]
+    ]
     return render("compared.html", shown=shown)
 
 

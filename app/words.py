@@ -93,7 +93,7 @@ def timing(lane: Lane) -> str:
 
 
 def told(run: Run) -> dict[str, Any] | None:
-    """The headline, for example "Same answer: 42 ✓ right. Memory: 1 read. Chain of thought: 24 tokens, 3.9 times longer."
+    """The headline, such as "Same answer: 42. Memory: 1 read. Chain of thought: 24 tokens, 3.9 times longer."
 
     Returns:
         `agree`: (text, mark) of each part of the first sentence; `memory`: what it took; `others`: name, method, work,
@@ -122,7 +122,10 @@ def told(run: Run) -> dict[str, Any] | None:
             if all(_is_whole(lane) and lane.repeats for lane in pair):
                 factor = _factor(median(pair[1]) / median(pair[0]), "longer", "shorter").replace("as fast", "as long")
                 spread = f"Medians of {len(pair[0].repeats)} repeats after a warm-up. "
-                spread += "; ".join(f"{NAMES[m]} {format_time(median(lane))} ({timing(lane)})" for m, lane in zip(("memory", method), pair, strict=True))
+                spread += "; ".join(
+                    f"{NAMES[m]} {format_time(median(lane))} ({timing(lane)})"
+                    for m, lane in zip(("memory", method), pair, strict=True)
+                )
             others.append((name, method, work, factor, spread + "." if spread else ""))
     read = "1 read" if run.num_blocks else "1 read, without blocks"
     return {"agree": agree, "memory": read, "others": others}

@@ -173,17 +173,15 @@ def test_the_headline_compares_medians_of_repeats_and_tells_their_spread():
     run = finished_run(memory, cot)
     assert "times" not in headline(run), "one run is no comparison"
     memory.repeats, cot.repeats = [0.010, 0.012, 0.5], [0.039, 0.030, 0.048]
-    assert headline(run) == (
-        "Same answer: 42 ✓ right. Memory: 1 read. Chain of thought: 24 tokens, 3.2 times longer."
-    )
+    assert headline(run) == ("Same answer: 42 ✓ right. Memory: 1 read. Chain of thought: 24 tokens, 3.2 times longer.")
     assert "CoT 39 ms (30 ms to 48 ms)" in figures.headline(run) and "3 repeats" in figures.headline(run)
 
 
 @pytest.mark.parametrize(
     ("memory", "cot", "gold", "expected"),
     [
-        (lane("41", 1, 2, False), lane("42", 1, 9, True), "42", "Different answers: memory 41 ✗ wrong, chain of thought 42 ✓ right."),
-        (lane("41", 1, 2, None), lane("42", 1, 9, None), None, "Different answers: memory 41, chain of thought 42 (not checked)."),
+        (lane("41", 1, 2, False), lane("42", 1, 9, True), "42", "memory 41 ✗ wrong, chain of thought 42 ✓ right."),
+        (lane("41", 1, 2, None), lane("42", 1, 9, None), None, "memory 41, chain of thought 42 (not checked)."),
         (lane("7", 1, 2, None), lane("7", 1, 9, None), None, "Same answer: 7 (not checked)."),
         (lane("7", 1, 2, None), lane(None, 1, 256, None, truncated=True), None, "256 tokens, cut off at the limit."),
         (lane("7", 1, 2, None), lane("7", 1, 5, None, cancelled=True), None, "Memory answers 7 (not checked)."),
@@ -213,7 +211,12 @@ def test_every_text_is_escaped():
     run.checkpoint = run.machine = evil
     run.lanes["cot"].events[1]["text"] = evil
     problem = Problem(evil, (), evil)
-    pages = [figures.stage(run), figures.stage(run, True), figures.notice(evil, [problem], [evil]), figures.headline(run)]
+    pages = [
+        figures.stage(run),
+        figures.stage(run, True),
+        figures.notice(evil, [problem], [evil]),
+        figures.headline(run),
+    ]
     pages += [figures.model_state(evil, "failed", evil, evil), figures.recorded_selector([run, run], 0, [evil, evil])]
     for page in pages:
         assert "<img" not in page

@@ -139,7 +139,9 @@ class Inspector:
         layout = self.race.layout(name)
         blocks = layout.num_blocks if num_blocks is None else num_blocks
         check_blocks(blocks, max(MAX_BLOCKS, layout.num_blocks))
-        yield {"question": problem.question, "gold": problem.answer, "model": name} | self.race.chosen(name, blocks, direct)
+        yield {"question": problem.question, "gold": problem.answer, "model": name} | self.race.chosen(
+            name, blocks, direct
+        )
         session.picked = (problem.question, problem.answer, tuple(problem.steps))
         if not self.race.shelf.is_ready(name):
             words = f"Loading {name} first; the question starts by itself."
@@ -166,9 +168,7 @@ class Inspector:
         if wanted.get("ops") and any(done.get(key, "") != wanted.get(key, "") for key in ("ops", "layers", "partner")):
             self.hands.operate(run, looking.view)
 
-    def arrive(
-        self, session: Session, looking: Looking, model: str | None, request: gr.Request
-    ) -> Iterator[Changes]:
+    def arrive(self, session: Session, looking: Looking, model: str | None, request: gr.Request) -> Iterator[Changes]:
         """A visitor comes, perhaps by a shared link: does again what the link says. Yields what changes."""
         address = Address.read(dict(request.query_params))
         if not any(address.asked) and address.recorded is None and address.looking.panel == "race":
@@ -203,7 +203,9 @@ class Inspector:
     def _opening(self, name: str | None, recorded: int | None, session: Session) -> Iterator[Changes]:
         """The recorded run of a link, with the checkpoint it is of."""
         stage, run = self.race.opening(name, recorded, session)
-        yield {"stage": stage, "headline": figures.headline(run), "model": name, "session": session} | self.race.chosen(name)
+        yield {"stage": stage, "headline": figures.headline(run), "model": name, "session": session} | self.race.chosen(
+            name
+        )
         if run is not None:
             yield {"question": run.question, "gold": run.gold or ""}
 

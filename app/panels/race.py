@@ -234,10 +234,8 @@ class Race:
         if run is None or run.status != "done" or session.recorded is not None or run.lanes["cot"].repeats:
             yield {}
             return
-        try:
+        with contextlib.suppress(RiMError):  # the headline goes without
             measure(self.shelf.load(run.checkpoint), run)
-        except RiMError:
-            pass  # the headline goes without
         yield {"headline": figures.headline(run)} if session.run is run else {}
 
     def stop(self, session: Session) -> Iterator[Changes]:
@@ -258,7 +256,11 @@ class Race:
         """Loads the model; the lines under its picker, until it is ready or has failed, or another one is picked."""
         session.watched = name
         try:
-            yield {"model_state": figures.model_state("Loading; the recorded runs can be looked at meanwhile.", "loading", self.shelf.about(name))}
+            yield {
+                "model_state": figures.model_state(
+                    "Loading; the recorded runs can be looked at meanwhile.", "loading", self.shelf.about(name)
+                )
+            }
             loaded = self.shelf.load(name, tell=_teller(name, progress))
             said = loaded.note
             yield {"model_state": self.state(name, loaded)} if session.watched == name else {}

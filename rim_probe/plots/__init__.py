@@ -45,7 +45,9 @@ def draw(reading: Any, panel: str, **view: str) -> Panel:
         why = "This question was answered without memory blocks, so there is nothing to look into; choose at least one."
         return missing(panel, panel.capitalize(), why)
     module, made = import_module(f"rim_probe.plots.{panel}"), data.get("provenance") or {}
-    under = caption(Path(made.get("checkpoint", "")).name, data["num_blocks"], data["question"], made.get("fingerprint", ""))
+    under = caption(
+        Path(made.get("checkpoint", "")).name, data["num_blocks"], data["question"], made.get("fingerprint", "")
+    )
     return replace(module.draw(data, **resolve(module.VIEW, data, view)), caption=under)
 
 

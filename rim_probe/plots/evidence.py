@@ -45,7 +45,16 @@ def draw_evidence(evidence: Mapping[str, Any], *, report_url: str = "") -> Panel
     }
     table = _table(metrics, probes) if metrics or probes else None
     title = f"Evidence: {evidence['checkpoint']}"
-    return Panel("evidence", title, data, table, {}, figures, notes=evidence["complaints"], caption=caption(evidence["checkpoint"], None))
+    return Panel(
+        "evidence",
+        title,
+        data,
+        table,
+        {},
+        figures,
+        notes=evidence["complaints"],
+        caption=caption(evidence["checkpoint"], None),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- accuracy and time

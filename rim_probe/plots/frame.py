@@ -82,7 +82,12 @@ def _templates() -> Environment:
     places = FileSystemLoader(HERE / "templates")
     env = Environment(loader=places, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.globals |= {"term": term, "slot": slot}
-    env.filters |= {"percent": percent, "unbroken": unbroken, "spelled": spelled, "pretty": functools.partial(json.dumps, **PRETTY)}
+    env.filters |= {
+        "percent": percent,
+        "unbroken": unbroken,
+        "spelled": spelled,
+        "pretty": functools.partial(json.dumps, **PRETTY),
+    }
     return env
 
 

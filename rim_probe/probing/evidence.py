@@ -113,9 +113,10 @@ def interchange_sentence(checkpoint: str | Path) -> tuple[str, str] | None:
     short = "We tested: yes." if clear and met else "We tested: in part." if clear else "We tested: not shown."
     pairs = next((n for what, n in probe["n"].items() if what.endswith("answered right")), None)
     of = "pairs" if pairs is None else f"{pairs:,} pairs"
+    found = swapped["text"].replace("(", "(95 % interval ")
     return short, (
-        f"In {of} of questions that differ in one number, exchanging the block that seems to hold the changed step gave "
-        f"the predicted answer in {swapped['text']}, a control in {control['text']}."
+        f"In {of} of questions that differ in one number, exchanging the block that seems to hold the changed step "
+        f"gave the predicted answer in {found}, a control in {control['text']}."
     )
 
 
