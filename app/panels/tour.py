@@ -112,7 +112,7 @@ def _two_ways(run: Run, shown: Any) -> str:
     return (
         f"Both were asked the same question and took real time. <b>CoT</b> wrote its steps down. <b>RiM</b> wrote "
         f"nothing: it read {figures.count(run.num_blocks, 'memory block')} after the question and answered. "
-        "(Each cell shows what a block would answer by itself: an early one is on the way.) What did it think in there? "
+        "(Each cell shows what a block would answer by itself: an early one is on the way.) What did it think there? "
         "This model, the <i>glass box</i>, has weights written by hand, so we know: block k holds step k."
     )
 

@@ -127,7 +127,7 @@ def test_the_direct_answer_is_a_third_lane(open_page):
     page.get_by_label("A third lane").check()
     page.get_by_role("button", name="Run", exact=True).click()
     page.wait_for_selector(DONE)
-    assert page.locator(".track").count() == 3 and page.locator(".costs tbody tr").count() == 3
+    assert page.locator(".track").count() == 3 and page.locator(".costs .scroll tbody tr").count() == 3
     expect(page.locator(".verdict")).to_contain_text("Direct answer:")
     page.wait_for_selector(".replaying .track.direct .later")  # by itself
     page.wait_for_function("!document.querySelector('.track.direct .later')", timeout=PATIENCE)
