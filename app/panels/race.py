@@ -34,6 +34,7 @@ from rim_probe.errors import RiMError, UnknownWordsError
 from rim_probe.memory import MemoryLayout
 from rim_probe.plots.frame import script
 from rim_probe.problems import Problem
+from rim_probe.trained_on import outside
 
 STAGE_JS = script() + (Path(__file__).parent.parent / "stage.js").read_text(encoding="utf-8")
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -170,6 +171,7 @@ class Race:
         loaded = self.shelf.load(name, tell=_teller(name, progress))
         able = [one for one in methods if one in RACERS or loaded.models[one] is not loaded.models["memory"]]
         run = Run(name, question, gold, num_blocks, loaded.machine, matched=loaded.has_own_cot)
+        run.outside = outside([loaded.models["memory"]], question)
         run.steps = tuple(steps) or self.gold_steps(name, question)
         run.lanes = {method: Lane() for method in METHODS if method in able}
         check_asked(loaded, run)
@@ -207,7 +209,8 @@ class Race:
         except RiMError as error:
             yield {"notice": self.explain(error, name, question), "stop": gr.Button(visible=False)}
         else:
-            yield {"model_state": self.state(name, self.shelf.load(name))} if waits else {}
+            changes = {"model_state": self.state(name, self.shelf.load(name))} if waits else {}
+            yield changes | ({"notice": ""} if session.asked.outside else {})  # which the race itself says
 
     def run(self, session: Session) -> Iterator[Changes]:
         """When it is this run's turn in the queue."""
