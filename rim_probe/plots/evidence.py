@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rim_probe.numbers import format_interval, is_number
-from rim_probe.plots.frame import Panel, Table
+from rim_probe.plots.frame import Panel, Table, caption
 from rim_probe.plots.report import bars, lines
 from rim_probe.plots.report import figures as draw
 from rim_probe.probing.results import Estimate, Report, Result, View, headline, is_clear, plain
@@ -49,7 +49,16 @@ def draw_evidence(evidence: Mapping[str, Any], *, report_url: str = "") -> Panel
     }
     table = _table(metrics, probes, reports) if metrics or probes else None
     title = f"Evidence: {evidence['checkpoint']}"
-    return Panel("evidence", title, data, table, {}, figures, notes=evidence["complaints"])
+    return Panel(
+        "evidence",
+        title,
+        data,
+        table,
+        {},
+        figures,
+        notes=evidence["complaints"],
+        caption=caption(evidence["checkpoint"], None),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- accuracy and time

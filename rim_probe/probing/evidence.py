@@ -19,8 +19,8 @@ from rim_probe.errors import ArtifactError
 from rim_probe.evaluation import REPORT_FORMAT
 from rim_probe.probing.artifacts import FOLDER, REPORT_FILE, load_report
 from rim_probe.probing.probes import PROBES
-from rim_probe.probing.results import Report, headline, views
-from rim_probe.probing.tables import format_headline, target_rows
+from rim_probe.probing.results import Report, headline, is_clear, views
+from rim_probe.probing.tables import format_estimate, format_headline, target_rows
 from rim_probe.report import COMPARISON_FORMAT, METHOD_NAMES, format_machine
 
 FORMAT = "rim-probe-evidence/2"
@@ -60,6 +60,31 @@ def load_evidence(checkpoint: str | Path) -> dict[str, Any]:
         ],
         "complaints": complaints,
     }
+
+
+def interchange_sentence(checkpoint: str | Path) -> tuple[str, str] | None:
+    """Whether the answers of a checkpoint are made from what is decoded of its blocks, as its interchange test found.
+
+    Returns:
+        A few words and the figures behind them in a sentence; None where the test was not made.
+    """
+    try:
+        reports, _ = load_report(Path(checkpoint) / FOLDER)
+    except ArtifactError:
+        return None
+    report = next((one for one in reports if one.name == "interchange"), None)
+    found = report and headline(report)
+    if not found or found[1] is None:
+        return None
+    score, control = found
+    clear = is_clear(score.estimate, control.estimate)
+    met = score.goal is not None and score.goal.met(score.estimate)
+    short = "We tested: yes." if clear and met else "We tested: in part." if clear else "We tested: not shown."
+    told, beside = (format_estimate(one.estimate, True, " %").replace("(", "(95 % interval ") for one in found)
+    return short, (
+        f"In {score.estimate.n:,} pairs of questions that differ in one number, exchanging the block that holds the "
+        f"changed step gave the predicted answer in {told}, a control ({control.of}) in {beside}."
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation

@@ -51,7 +51,9 @@ def test_one_file_is_cut_in_three_and_leaves_a_report(small_checkpoint, files, t
         "choose": 12,
         "report": 18,
     }
-    assert PROBES[QUICK].title in printed and "memory tokens" in printed  # the probe's tables, after the model's verdict
+    assert (
+        PROBES[QUICK].title in printed and "memory tokens" in printed
+    )  # the probe's tables, after the model's verdict
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     assert not out.with_name("probes.run").exists()
 
