@@ -73,6 +73,12 @@ def add_eval(commands: Any) -> None:
         default=[],
         help="measure the costs there, such as cuda cpu (default: where it runs)",
     )
+    add_number(
+        parser, "--placed", "problems of the controls of place: K blocks against a later position", low=0, default=300
+    )
+    parser.add_argument(
+        "--baselines", metavar="FILE", help="training problems, to fit shallow baselines on (majority, bag of words)"
+    )
     add_seed(parser, "of the sample and the order")
     parser.add_argument("--output", metavar="FILE", help="write the report as JSON")
     parser.add_argument("--figures", metavar="FOLDER", help="draw figures as HTML files, with plotly")
@@ -115,6 +121,8 @@ def _measure(arguments: argparse.Namespace, files: dict[str, str]) -> int:
         batch_size=arguments.batch_size or usual_batch(methods),
         max_new_tokens=arguments.max_new_tokens,
         latency_samples=arguments.latency_samples,
+        placed=arguments.placed,
+        train=read_data(arguments.baselines).problems if arguments.baselines else [],
         limit=arguments.limit,
         seed=arguments.seed,
         command=arguments.command_line,
