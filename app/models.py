@@ -302,6 +302,10 @@ def _load_readers(name: str, path: str, loaded: Loaded) -> None:
     from rim_probe.probing.study import CONTROLS, load_control, own_models
 
     loaded.roles, notes = own_models(loaded.models), []
+    notes += [
+        f"{feature[0].upper()}{feature[1:]} is off: {why}."
+        for feature, why in loaded.roles["memory"].verdict.off.items()
+    ]
     for role in CONTROLS:
         try:
             control = load_control(role, path, loaded.models["memory"])

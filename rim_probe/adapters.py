@@ -131,10 +131,26 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool):
 
 
 def _merge(model) -> PreTrainedModel:
+    _part_tied(model.get_base_model())
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.double()
     return model.merge_and_unload()
+
+
+def _part_tied(base: PreTrainedModel) -> None:
+    """Parts a head from the embeddings it is tied to where LoRA is on one of them alone, or on both.
+
+    PEFT would add what belongs to the one to the matrix that both share.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = [layer for layer in layers if isinstance(layer, LoraLayer)]
+    if adapted and layers[0].weight is layers[1].weight:
+        held = adapted[0].get_base_layer()
+        held.weight = torch.nn.Parameter(held.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = False
 
 
 def _write(tensors: dict[str, torch.Tensor], folder: Path, most: int) -> None:

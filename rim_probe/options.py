@@ -80,6 +80,16 @@ def add_device(parser: Any) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU where there is one)")
 
 
+def add_layout(parser: Any) -> None:
+    """An option for the memory layout of a checkpoint that another program made."""
+    parser.add_argument(
+        "--layout",
+        metavar="FILE",
+        help="memory layout of a checkpoint of another program, which has no memory_layout.json: such a file, or "
+        "`detected` for what its tokens tell",
+    )
+
+
 def silence_transformers() -> None:
     """Loading bars and advice of transformers would stand between our own lines."""
     from transformers.utils import logging
@@ -208,6 +218,7 @@ def add_asking(parser: Any) -> None:
         metavar="K",
     )
     add_number(parser, "--max-new-tokens", "longest answer in tokens", low=1, default=256)
+    add_layout(parser)
     add_device(parser)
 
 

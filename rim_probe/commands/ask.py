@@ -44,7 +44,7 @@ def add_ask(commands: Any) -> None:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    methods = _load(arguments.model, arguments.method, arguments.device)
+    methods = _load(arguments.model, arguments.method, arguments.device, arguments.layout)
     try:
         answers = [
             _ask_one(rim, method, arguments, method != "memory" and rim is methods.get("memory"))
@@ -77,10 +77,10 @@ def _ask_one(rim: "RiM", method: str, arguments: argparse.Namespace, shared: boo
     return event.answer
 
 
-def _load(checkpoint: str, method: str, device: str | None) -> "dict[str, RiM]":
+def _load(checkpoint: str, method: str, device: str | None, layout: str | None) -> "dict[str, RiM]":
     """The chosen methods of a checkpoint."""
     from rim_probe.model import load_methods
 
     silence_transformers()
-    methods = load_methods(checkpoint, device, progress=show_progress())
+    methods = load_methods(checkpoint, device, progress=show_progress(), layout=layout)
     return methods if method == "all" else {method: methods[method]}

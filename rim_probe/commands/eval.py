@@ -177,5 +177,5 @@ def _load(arguments: argparse.Namespace, device: str | None) -> "dict[str, RiM]"
     from rim_probe.model import load_methods
 
     silence_transformers()
-    methods = load_methods(arguments.checkpoint, device, progress=show_progress())
+    methods = load_methods(arguments.checkpoint, device, progress=show_progress(), layout=arguments.layout)
     return methods if arguments.method == "all" else {arguments.method: methods[arguments.method]}

@@ -12,6 +12,7 @@ from rim_probe.options import (
     add_card,
     add_command,
     add_device,
+    add_layout,
     add_number,
     add_seed,
     draw,
@@ -78,6 +79,7 @@ def add_probe(commands: Any) -> None:
     add_number(parser, "--num-blocks", "memory blocks; the checkpoint's own number if left out", low=1, metavar="K")
     parser.add_argument("--output", metavar="FOLDER", help="default: CHECKPOINT/probes")
     add_seed(parser, "of every random draw")
+    add_layout(parser)
     add_device(parser)
     add_card(parser, "probe")
 
@@ -111,7 +113,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         print(f"{count(left_out, 'problem', 'problems')} left out: asked in more than one file.", file=sys.stderr)
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
     silence_transformers()
-    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress(), arguments.layout)
     print(verdict(models["memory"]), end="\n\n", flush=True)
     for section in run_probes(
         models,
@@ -151,7 +153,7 @@ def _probe_question(arguments: argparse.Namespace) -> int:
     from rim_probe.problems import parse_steps
 
     silence_transformers()
-    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress(), arguments.layout)
     try:
         seen = observe(models["memory"], arguments.question, arguments.num_blocks)
     except UnknownWordsError as error:

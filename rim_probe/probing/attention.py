@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.capture import Capture, capture
 from rim_probe.probing.curves import mean_estimate
@@ -65,7 +66,7 @@ def number_tokens(tokens: Sequence[str]) -> np.ndarray:
 
 def shares_of(held: Capture, numbers: Sequence[np.ndarray]) -> Shares:
     """Masses by target of a capture with attention; `numbers` marks each question's number tokens (bool [length])."""
-    to_question, to_memory = (tensor.float().numpy() for tensor in (held.to_question, held.to_memory))
+    to_question, to_memory = _weights(held)
     n, layers, heads = to_question.shape[:3]
     blocks, slots = held.K, held.M
     width = to_question.shape[-1]
@@ -79,6 +80,12 @@ def shares_of(held: Capture, numbers: Sequence[np.ndarray]) -> Shares:
     mass = mass.reshape(n, layers, heads, blocks, slots + 1, 2 + blocks)
     even = np.array([[flags.sum(), len(flags) - flags.sum(), *[slots + 2] * blocks] for flags in numbers], dtype=float)
     return Shares(mass[..., :slots, :].mean(axis=4), mass[..., slots, :], even / even.sum(axis=1, keepdims=True))
+
+
+def _weights(held: Capture) -> tuple[np.ndarray, np.ndarray]:
+    if held.to_question is None or held.to_memory is None:
+        raise RiMError("Not every layer of this model tells its attention weights; other probes do without them.")
+    return held.to_question.float().numpy(), held.to_memory.float().numpy()
 
 
 def attention_shares(rim: RiM, questions: Sequence[str], num_blocks: int | None = None) -> Shares:
@@ -102,7 +109,7 @@ def explain(observation: Observation) -> dict[str, Any]:
         the same to its slots alone}.
     """
     held = observation.capture
-    to_question, to_memory = (tensor[0].float().numpy() for tensor in (held.to_question, held.to_memory))
+    to_question, to_memory = (weights[0] for weights in _weights(held))
     blocks, slots = held.K, held.M
     layers, heads, _, width = to_question.shape
     rows = to_question.reshape(layers, heads, blocks, slots + 1, width)

@@ -26,7 +26,16 @@ from tqdm import tqdm
 
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
-from rim_probe.probing.hooks import causal_lm, layer_number, layer_numbers, num_layers, observe_attention, read_residual
+from rim_probe.probing.hooks import (
+    causal_lm,
+    layer_number,
+    layer_numbers,
+    num_layers,
+    observe_attention,
+    read_residual,
+    require_residual,
+    tells_attention,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -92,7 +101,7 @@ class Capture(_Cells):
         to_question [n, A, H, Q, W], to_memory [n, A, H, Q, K * (M + 2)]: attention weights of decoder layers 1..L
             (layer l reads the residual stream l - 1) from each block's slots 1..M and then its end, block after block;
             to the question's tokens (0 beyond its end, W is the longest), and to each block's begin, slots and end.
-            Each row sums to 1 over both. None where attention was not asked for.
+            Each row sums to 1 over both. None where attention was not asked for, or is not told by every layer.
         question_ids: token ids of each question.
     """
 
@@ -166,7 +175,7 @@ def capture(
         num_blocks: K, None for the layout's own (memory only).
 
     Raises:
-        RiMError: a question that cannot be asked, an unknown layer or method.
+        RiMError: a question that cannot be asked, an unknown layer or method, a model whose states cannot be read.
     """
     questions = [questions] if isinstance(questions, str) else list(questions)
     if not questions:
@@ -175,6 +184,7 @@ def capture(
     if rim.model.training:
         rim.model.eval()  # dropout would be captured as well
     prompts = [rim.prompt_ids(question, method, num_blocks) for question in questions]
+    require_residual(rim)
     layout = rim.layout
     num_blocks = layout.check_blocks(num_blocks) if method == "memory" else 0
     tail = {"memory": num_blocks * layout.block_length, "direct": len(rim.encoder.marker_ids), "cot": 0}[method]
@@ -187,7 +197,7 @@ def capture(
     # Layers first, so that what a pass writes, and what a probe reads later, lies together.
     states = torch.empty(len(chosen), count, kept.shape[1], config.hidden_size, dtype=rim.dtype)
     weights = None
-    if attention and num_blocks > 0:
+    if attention and num_blocks > 0 and tells_attention(rim):
         queries = torch.cat([slots.unflatten(1, (num_blocks, -1)), ends.unsqueeze(2)], dim=2).flatten(1)  # [n, Q]
         weights = _Weights(rim, queries, lengths, tail)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from rim_probe.door import tolerance
 from rim_probe.errors import RiMError
 from rim_probe.greedy import check_attention, keeps_logits
 from rim_probe.model import RiM
@@ -32,6 +33,7 @@ from rim_probe.packing import additive_mask
 from rim_probe.probing.hooks import edit_residual, num_layers
 
 MAX_ROWS = 64
+INTERVENING = "intervening in it"
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class Patcher:
         K, block_length: blocks, and tokens in each.
 
     Raises:
-        RiMError: a question that cannot be asked, no blocks, or a readout that does not exist.
+        RiMError: a question that cannot be asked, no blocks, a readout that does not exist, or a model that does not
+            run on as it was when nothing is changed.
     """
 
     @torch.inference_mode()
@@ -123,6 +126,7 @@ class Patcher:
         longest = max(map(len, self.targets), default=1)
         if len(prompt) + longest - 1 > rim.max_length:
             raise RiMError(f"The question and an answer of {longest} tokens do not fit into {rim.max_length} tokens.")
+        rim.verdict.require(INTERVENING, lambda: _fault(rim, question, num_blocks))
         self._row = _Row.pack(self._question, prompt, self.targets, self.readouts, self.block_length, rim.device)
         self._cache = _cache(rim)
         states: list[torch.Tensor] = []
@@ -398,3 +402,16 @@ def _log_probabilities(rim: RiM, logits: torch.Tensor) -> torch.Tensor:
     """float32 log probabilities with banned ids ruled out."""
     banned = torch.tensor(rim.banned_ids, dtype=torch.long, device=logits.device)
     return logits.float().index_fill(-1, banned, -math.inf).log_softmax(-1)
+
+
+@torch.inference_mode()
+def _fault(rim: RiM, question: str, num_blocks: int | None) -> str | None:
+    """Whether a run into which its own states are written scores as a plain pass does, and how far it is off."""
+    target = [rim.eos_id]  # which fits wherever a question does
+    clean = Patcher(rim, question, [target], num_blocks=num_blocks)
+    layers, block = range(1, num_layers(rim) + 1), clean.columns(1, range(clean.block_length))
+    own = [Edit(layer, block, clean.memory[layer, 0]) for layer in layers]
+    ids = torch.tensor([rim.prompt_ids(question, "memory", num_blocks)], device=rim.device)
+    plain = _log_probabilities(rim, rim.model(input_ids=ids, use_cache=False).logits)[0, -1, rim.eos_id].cpu()
+    missed = (clean.score([own, *([edit] for edit in own)]).log_probability - plain).abs().max().item()
+    return f"its own states written back change a score by {missed:.2g}" if missed > tolerance(rim.dtype) else None

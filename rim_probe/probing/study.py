@@ -45,6 +45,7 @@ def load_models(
     device: str | None = None,
     base: str | Path | None = None,
     progress: Progress | None = None,
+    layout: str | Path | None = None,
 ) -> dict[str, RiM]:
     """The models of a checkpoint folder by role, as far as there are any.
 
@@ -54,11 +55,12 @@ def load_models(
         base: a RiM checkpoint or plain base model (folder, Hub id or GGUF file) to serve as `base`; by default the
             folder's own `base/`, or the base that an adapter records, with untrained memory tokens.
         progress: is told of a known base that has to be fetched.
+        layout: see `RiM.from_pretrained`.
 
     Raises:
         CheckpointError, LayoutError: as `RiM.from_pretrained`, for any of them.
     """
-    models = own_models(load_methods(checkpoint, device, progress=progress))
+    models = own_models(load_methods(checkpoint, device, progress=progress, layout=layout))
     for role in CONTROLS:
         control = load_control(role, checkpoint, models["memory"], base)
         if control is not None:
