@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app import gpu
 from rim_probe.errors import CheckpointError, RiMError
@@ -189,6 +189,17 @@ class ModelShelf:
         from rim_probe.gallery import load_examples
 
         return load_examples(Path(self.path(name)))
+
+    def evidence(self, name: str) -> dict[str, Any]:
+        """What was measured of a checkpoint (`rim_probe.probing.evidence.load_evidence`), without its place here.
+
+        Raises:
+            RiMError: no such checkpoint.
+        """
+        from rim_probe.probing.evidence import load_evidence
+
+        found = load_evidence(path := self.path(name))
+        return found | {"complaints": [_public(sentence, path, name) for sentence in found["complaints"]]}
 
     def has(self, name: str | None, method: str) -> bool:
         """Whether a checkpoint has a model of its own for a method, as far as can be told without its weights."""

@@ -27,7 +27,7 @@ from rim_probe.evaluation import (
     evaluate,
     proportion,
 )
-from rim_probe.files import write_atomic
+from rim_probe.files import begins_with, check_file, write_atomic
 from rim_probe.model import RiM, placement
 from rim_probe.problems import Problem, ProblemFile, is_correct
 from rim_probe.report import COMPARISON_FORMAT
@@ -56,9 +56,10 @@ class Kept:
         head = {"format": _KEPT_FORMAT, "key": json.loads(json.dumps(key))}
         self._data: dict[str, Any] = {**head, "files": {}, "costs": {}}
         if self.path is not None and self.path.exists():
+            check_file(self.path, begins_with('{"format": "rim-probe-comparison-kept/'), "what `eval` keeps")
             try:
                 found = json.loads(self.path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):  # cut off when the machine went down
+            except (OSError, ValueError):
                 found = None
             if isinstance(found, dict) and head.items() <= found.items():
                 self._data = found

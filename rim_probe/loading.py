@@ -114,7 +114,9 @@ def load_tokenizer(path: str | Path):
     """
     source, gguf = _source(path)
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
+        _ = tokenizer.all_special_ids, tokenizer.unk_token_id  # a damaged file may name tokens that are not there
+        return tokenizer
     except Exception as error:
         raise CheckpointError(
             f"The tokenizer in {path} cannot be loaded ({first_line(error)}); restore its tokenizer files."

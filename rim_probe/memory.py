@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from rim_probe.errors import LayoutError
+from rim_probe.files import write_atomic
 
 LAYOUT_FILE = "memory_layout.json"
 DETECTED = "detected"  # in the place of a layout: the one that tokens tell
@@ -147,7 +148,7 @@ class MemoryLayout:
         """Writes `memory_layout.json` into `folder` and returns its path."""
         path = Path(folder) / LAYOUT_FILE
         told = self.to_dict() | {_PRINT: self.fingerprint}
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        write_atomic(path, (json.dumps(told, indent=2) + "\n").encode())
         return path
 
     @classmethod

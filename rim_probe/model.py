@@ -21,10 +21,12 @@ from rim_probe.bases import KNOWN, RECORD_FILE, BaseRecord, Progress, identify, 
 from rim_probe.door import Verdict, difference, examine, tolerance
 from rim_probe.encoding import Encoder
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError
+from rim_probe.files import one_sentence_if_full, whole_folder
 from rim_probe.finding import layout_of, local_folder
 from rim_probe.loading import cast_weights, load_tokenizer, load_weights, stored_dtype
 from rim_probe.memory import MemoryLayout
 from rim_probe.precision import default_dtype
+from rim_probe.trained_on import TrainedOn
 
 METHODS = ("memory", "cot", "direct")
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class RiM:
         layout: which memory blocks follow a question.
         encoder: text to ids for this tokenizer and layout.
         name: where it came from, for reports.
+        trained_on: what its questions are like, where that is known; saved and loaded with it.
     """
 
     def __init__(self, model, tokenizer, layout: MemoryLayout, name: str = "unnamed"):
@@ -49,6 +52,7 @@ class RiM:
         self.layout = layout
         self.encoder = Encoder(tokenizer, layout)
         self.name = name
+        self.trained_on: TrainedOn | None = None
         self._merged = None
         self._verdict: Verdict | None = None
         _check_positions(model, name)
@@ -219,6 +223,7 @@ class RiM:
             cast_weights(model, default_dtype(device, sum(p.numel() for p in model.parameters())))
         rim = cls(model.eval(), tokenizer, layout, name=str(path))
         rim._merged = adapter
+        rim.trained_on = TrainedOn.load(folder)
         if not os.environ.get("SPACES_ZERO_GPU"):  # where a GPU is lent for single calls, none of which this is
             rim.model.to(device)
         rim.examine()
@@ -246,6 +251,8 @@ class RiM:
             self.model.save_pretrained(folder, state_dict=state_dict)
             self.tokenizer.save_pretrained(folder)
         self.layout.save(folder)
+        if self.trained_on is not None:
+            self.trained_on.save(folder)
         return folder
 
 
@@ -291,6 +298,7 @@ def export(path: str | Path, folder: str | Path, method: str = "memory", progres
     source, folder = local_folder(path), Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; give a new folder to export to.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     if (source / method).is_dir():
         source = source / method
     rim = RiM.from_pretrained(source, "cpu", progress=progress)
@@ -299,13 +307,13 @@ def export(path: str | Path, folder: str | Path, method: str = "memory", progres
         base = resolve(base_name(source), source_of(source))
     cast_weights(rim.model, stored_dtype(base))
     row, dtype = torch.tensor([rim.encoder.marker_ids + rim.encoder.block_ids]), rim.dtype
-    with torch.no_grad():
+    with torch.no_grad(), one_sentence_if_full(folder), whole_folder(folder, "export") as made:
         said = rim.model(input_ids=row).logits
-        rim.save_pretrained(folder)
+        rim.save_pretrained(made)
         del rim
-        again = RiM.from_pretrained(folder, "cpu", dtype).model(input_ids=row).logits
-    if difference(again, said) > tolerance(dtype):
-        raise CheckpointError(f"What was written to {folder} says something else than {path}; do not use it.")
+        again = RiM.from_pretrained(made, "cpu", dtype).model(input_ids=row).logits
+        if difference(again, said) > tolerance(dtype):
+            raise CheckpointError(f"What would be written to {folder} says something else than {path}.")
     return folder
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
-    {"errors", "files", "numbers", "precision", "answers"},
+    {"errors", "numbers", "precision", "answers"},
+    {"files"},
     {"memory", "problems", "report"},
-    {"encoding", "equations", "datasets", "gallery", "loading", "anatomy", "baselines"},
+    {"encoding", "equations", "datasets", "gallery", "loading", "anatomy", "baselines", "trained_on"},
     {"bases", "attaching"},
     {"adapters", "packing"},
     {"door", "finding"},

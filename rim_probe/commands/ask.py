@@ -44,7 +44,12 @@ def add_ask(commands: Any) -> None:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
+    from rim_probe.trained_on import outside
+
     methods = _load(arguments.model, arguments.method, arguments.device, arguments.layout)
+    unlike = outside(methods.values(), arguments.question)
+    if unlike and not arguments.json:
+        print(f"{unlike}\n")
     try:
         answers = [
             _ask_one(rim, method, arguments, method != "memory" and rim is methods.get("memory"))
@@ -53,7 +58,8 @@ def _ask(arguments: argparse.Namespace) -> int:
     except UnknownWordsError as error:
         raise RiMError(f"{error}{nearest(arguments.question, arguments.model)}") from None
     if arguments.json:
-        print(json.dumps({"question": arguments.question, "answers": [given.to_dict() for given in answers]}, indent=2))
+        told = {"question": arguments.question, "outside": unlike, "answers": [given.to_dict() for given in answers]}
+        print(json.dumps(told, indent=2))
     return OK
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rim_probe.errors import RiMError, UnknownWordsError
+from rim_probe.files import check_folder
 from rim_probe.options import (
     EXAMPLE_QUESTION,
     OK,
@@ -19,6 +20,7 @@ from rim_probe.options import (
     nearest,
     open_card,
     read_data,
+    report_outside,
     show_progress,
     silence_transformers,
 )
@@ -99,7 +101,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     data = {name: read_data(path).problems for name, path in files.items() if path is not None}
 
     from rim_probe.plots.report import draw_page
-    from rim_probe.probing.artifacts import size_report
+    from rim_probe.probing.artifacts import is_report, size_report
     from rim_probe.probing.run import NotRun, Source, default_folder, run_probes, splits_of, summarise
     from rim_probe.probing.study import load_models
     from rim_probe.probing.text import format_section
@@ -112,9 +114,12 @@ def _probe(arguments: argparse.Namespace) -> int:
     if left_out:
         print(f"{count(left_out, 'problem', 'problems')} left out: asked in more than one file.", file=sys.stderr)
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
+    check_folder(folder, "probe", is_report)  # before the work is done
     silence_transformers()
     models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress(), arguments.layout)
     print(verdict(models["memory"]), end="\n\n", flush=True)
+    for source in sources.values():
+        report_outside(source.path, source.problems, [models["memory"]])
     for section in run_probes(
         models,
         sources,
@@ -151,9 +156,12 @@ def _probe_question(arguments: argparse.Namespace) -> int:
     from rim_probe.probing.run import default_folder
     from rim_probe.probing.study import load_models, observe
     from rim_probe.problems import parse_steps
+    from rim_probe.trained_on import outside
 
     silence_transformers()
     models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress(), arguments.layout)
+    if unlike := outside([models["memory"]], arguments.question):
+        print(f"{unlike}\n")
     try:
         seen = observe(models["memory"], arguments.question, arguments.num_blocks)
     except UnknownWordsError as error:

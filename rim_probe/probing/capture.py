@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from rim_probe.errors import RiMError
+from rim_probe.files import write_atomic
 from rim_probe.model import RiM
 from rim_probe.probing.hooks import (
     causal_lm,
@@ -380,7 +381,7 @@ def capture_to(
         "num_questions": len(questions),
         "shards": names,
     }
-    (folder / "capture.json").write_text(json.dumps(index), encoding="utf-8")
+    write_atomic(folder / "capture.json", json.dumps(index).encode())
     return CaptureSet(folder)
 
 
