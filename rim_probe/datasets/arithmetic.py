@@ -50,8 +50,10 @@ _STORY = {
             "{n} gets {b} more {t}",
             "{n} buys {b} {t} from {m}",
             "{m} gives {b} {t} to {n}",
+            "{n} buys {b} {t}",
+            "{m} gives {n} {b} {t}",
         ),
-        ("{n} finds {b} more {t}", "{n} buys {b} {t}", "{m} gives {n} {b} {t}"),
+        ("{n} finds {b} more {t}", "{n} gets {b} {t}", "{m} gives {b} more {t} to {n}"),
     ),
     "-": (
         (
@@ -99,9 +101,10 @@ _RELATION = {
         (
             "{m} has {b} fewer {t} than {n}",
             "{m} has {b} fewer than {n}",
+            "{m} has {b} {t} fewer than {n}",
             "there are {b} fewer {t} with {m} than with {n}",
         ),
-        ("{m} has {b} {t} fewer than {n}",),
+        ("with {m} there are {b} fewer {t} than with {n}",),
     ),
     "*": (
         (
@@ -394,12 +397,16 @@ def _distract(
     if rng.random() >= world.distract:
         return
     number = rng.randint(1, world.max_value)
-    if rng.random() < 0.5:
+    # Other things of the cast would leave it open what "2 more than Ann" are; and "now there are 3 times as many lamps
+    # with Ann" right after somebody else's lamps, as many as what.
+    names_all = all(thing in sentence for sentence in sentences)
+    places = [i for i, after in enumerate([*sentences, ""]) if "times as many" not in after]
+    if not names_all or rng.random() < 0.5:
         name, other = outsider, thing
     else:
         name, other = rng.choice(cast), rng.choice([other for other in THINGS if other != thing])
     fact = _frame(_START, split, rng).format(n=name, b=number, t=other)
-    sentences.insert(rng.randint(0, len(sentences)), fact)
+    sentences.insert(rng.choice(places), fact)
 
 
 def _frame(pair: tuple[tuple[str, ...], tuple[str, ...]], split: str, rng: random.Random) -> str:
