@@ -76,8 +76,8 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
                     variants.append((mode, source.edits(Variant([block], [layer], None, mode, origin), rng)))
         rows = _everything(source, clean, held, strangers[0], rng)
         scores = clean.score([edits for _, edits in variants] + list(rows.values()))
-        change = (scores.log_probability - scores.clean)[:, 0, 0].numpy().astype(np.float64)
-        said, same = scores.says[:, 0].numpy().astype(np.float64).T
+        change = (scores.log_probability - scores.clean)[:, 0].numpy().astype(np.float64)
+        said, same = scores.says.numpy().astype(np.float64).T
         for mode in REMOVALS:
             of_mode = [i for i, (name, _) in enumerate(variants) if name == mode]
             costs[mode].append(change[of_mode].reshape(-1, len(grid)).mean(0))
@@ -87,11 +87,11 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         (alone, says), (_, kept_answer) = (
             read_token_alone(rim, problem.question, target, study.K) for target in targets
         )
-        clean_log = float(clean.log_probability[0, 0])
+        clean_log = float(clean.log_probability[0])
         whole.setdefault("the token where the answer is read, alone at its place", []).append(
             (alone - clean_log, says, kept_answer)
         )
-        clean_said.append(bool(clean.says[0, 0]))
+        clean_said.append(bool(clean.says[0]))
     return _section(study, layers, blocks, costs, losses, whole, clean_said, donors, pool)
 
 
