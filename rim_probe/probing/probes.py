@@ -86,10 +86,6 @@ def _adaptive(workbench: Workbench) -> Fitted:
     return _scored(_decoder("adaptive").fit(workbench.study, workbench.decoder("correctness")), workbench.study)
 
 
-def _interchange(workbench: Workbench) -> Fitted:
-    return Fitted(_module("interchange").score(workbench.study, workbench.decoder("steps").claims))
-
-
 PROBES: dict[str, Probe] = {
     "steps": Probe(
         "Nearest explicit step",
@@ -176,8 +172,7 @@ PROBES: dict[str, Probe] = {
         "problem's own equations predict?",
         "interchange",
         None,
-        _interchange,
-        needs=("steps",),
+        _function("interchange"),
     ),
 }
 """In the order of the report; the command line's help says what each is."""
