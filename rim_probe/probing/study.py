@@ -6,7 +6,8 @@ Splits: a probe is fitted on `fit`, everything that can be chosen (layer, slot, 
 only `report` is reported. A model errs rarely on problems like those it was trained on, so what tells right from wrong
 may be fitted and chosen on two further splits, `fit-heldout` and `choose-heldout`: problems of the report split's kind.
 Roles: `memory` is the checkpoint itself; `cot` and `direct` are its matched models; `base` is the model before RiM
-training, its memory tokens present and untrained; `stage1` is the model after grounding.
+training, its memory tokens present and untrained; `stage1` is the model after grounding; `paper` is a memory model of
+the paper's two stages beside one that was trained by interchange.
 """
 
 import json
@@ -34,8 +35,8 @@ from rim_probe.problems import Problem, is_correct
 SPLITS = ("fit", "choose", "report")
 HELD_OUT = ("fit-heldout", "choose-heldout")  # optional: of the report split's kind, for probes of right and wrong
 SHARES = (0.5, 0.2, 0.3)  # of one file that has to serve as all three splits
-CONTROLS = ("stage1", "base")  # roles beside the three methods
-METHOD_OF_ROLE = {"memory": "memory", "base": "memory", "stage1": "memory", "direct": "direct", "cot": "cot"}
+CONTROLS = ("stage1", "base", "paper")  # roles beside the three methods
+METHOD_OF_ROLE = dict.fromkeys(("memory", *CONTROLS), "memory") | {"direct": "direct", "cot": "cot"}
 ANSWER_BATCH = 64
 
 
@@ -72,7 +73,7 @@ def own_models(methods: Mapping[str, RiM]) -> dict[str, RiM]:
 
 
 def load_control(role: str, checkpoint: str | Path, memory: RiM, base: str | Path | None = None) -> RiM | None:
-    """The `stage1` or `base` model of a checkpoint folder, where its memory model is; None where there is none.
+    """A model of `CONTROLS` of a checkpoint folder, where its memory model is; None where there is none.
 
     Args:
         base: as for `load_models`.
@@ -81,7 +82,7 @@ def load_control(role: str, checkpoint: str | Path, memory: RiM, base: str | Pat
         CheckpointError, LayoutError: as `RiM.from_pretrained`.
     """
     folder = Path(checkpoint)
-    if role == "stage1":
+    if role != "base":
         return RiM.from_pretrained(folder / role, memory.device, memory.dtype) if (folder / role).is_dir() else None
     if base is None and (folder / role).is_dir():
         base = folder / role

@@ -199,14 +199,14 @@ def test_one_file_is_split_without_a_question_in_two_splits():
 def test_models_of_a_checkpoint_by_role(tmp_path):
     folder = Path(tiny_rim().save_pretrained(tmp_path / "checkpoint"))
     assert set(load_models(folder, "cpu")) == {"memory"}  # the memory model is no control of itself
-    for number, role in enumerate(("cot", "direct", "stage1", "base"), start=1):
+    for number, role in enumerate(("cot", "direct", "stage1", "base", "paper"), start=1):
         tiny_rim(seed=number).save_pretrained(folder / role)
     models = load_models(folder, "cpu")
-    assert set(models) == {"memory", "cot", "direct", "stage1", "base"}
+    assert set(models) == {"memory", "cot", "direct", "stage1", "base", "paper"}
     rows = {role: rim.model.get_input_embeddings().weight[0, 0].item() for role, rim in models.items()}
-    assert len(set(rows.values())) == 5
+    assert len(set(rows.values())) == 6
     with Study(models, SPLIT, progress=False) as study:
-        assert [study.capture(role, "fit").K for role in models] == [4, 0, 0, 4, 4]
+        assert [study.capture(role, "fit").K for role in models] == [4, 0, 0, 4, 4, 4]
 
 
 def test_a_plain_base_gets_untrained_memory_tokens(tmp_path, make_rim):
