@@ -196,7 +196,8 @@ def tell(found: str, results: Sequence[Result]) -> str:
     right = [share(RIGHT, of, "answered right") for of in ("memory cut from the answer", BOTH)]
     return (
         f"{start}: taken from a partner, these give the predicted answer: {swapped(PREDICTED, WHOLE)}; with the "
-        f"question cut, {swapped(CUT, CUT)}. With the memory cut {right[0]} of right answers stay right (both cut {right[1]})."
+        f"question cut, {swapped(CUT, CUT)}. With the memory cut {right[0]} of right answers stay right (both cut "
+        f"{right[1]})."
     )
 
 

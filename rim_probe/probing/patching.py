@@ -179,7 +179,7 @@ class Patcher:
         return Scores(log_probability, says, clean)
 
     def answers(self, variants: Sequence[Edits], max_new_tokens: int = 256) -> list[Answer]:
-        """All readouts under each variant, decoded greedily as one batch (without cuts); an empty one is the clean run."""
+        """All readouts under each variant, decoded greedily as one batch without cuts; an empty one is clean."""
         by_layer: dict[int, list[tuple[int, Edit]]] = {}
         for row, edits in enumerate(variants):
             for edit in edits:

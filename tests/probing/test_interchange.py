@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from rim_probe.equations import value_bounds
 from rim_probe.errors import RiMError
@@ -54,7 +53,6 @@ def test_wrong_blocks_random_problems_and_block_ends_fail(report):
     assert value(report, interchange.COPIED, interchange.WRONG, interchange.STRICT) > 0.3  # a later block's own change
     assert value(report, interchange.PREDICTED, interchange.RANDOM, interchange.ONE) <= 0.3
     assert value(report, interchange.PREDICTED, "end of block t", interchange.ONE) == 0
-    assert value(report, interchange.KEPT, "end of block t", interchange.ONE) == 1 if False else True
 
 
 def test_single_layers_and_blocks_are_those_where_the_step_is_held_and_not_yet_read(report):
@@ -72,7 +70,9 @@ def test_single_layers_and_blocks_are_those_where_the_step_is_held_and_not_yet_r
 
 
 def test_an_answer_that_comes_from_memory_alone_needs_it_and_not_the_question(report):
-    stays = {name: value(report, interchange.RIGHT, name, "answered right") for name in list(interchange.ROUTES_CUT)[1:]}
+    stays = {
+        name: value(report, interchange.RIGHT, name, "answered right") for name in list(interchange.ROUTES_CUT)[1:]
+    }
     assert stays["question cut from the answer"] == stays["block ends hidden"] == 1
     assert max(stays[name] for name in ("memory cut from the answer", interchange.BOTH, "slots hidden")) == 0
     assert value(report, interchange.CUT, interchange.SWAP, interchange.ONE) == 1
@@ -95,66 +95,67 @@ def test_a_bypass_is_seen_and_a_memory_that_is_a_copy_nobody_reads_shows_with_th
 
 
 def test_false_claims_and_few_pairs_are_told(study):
-    found = interchange.score(study, FALSE, pairs=20)
+    found = interchange.score(study, FALSE, pairs=15)
     assert value(found, interchange.PREDICTED, interchange.SWAP, interchange.STRICT) <= 0.3
-    assert not next(r for r in found.results if r.goal and r.group == interchange.STRICT).goal.met(found.results[2].estimate)
+    missed = [result.group for result in found.results if result.goal and not result.goal.met(result.estimate)]
+    assert interchange.STRICT in missed
     assert found.settings["route"] == "unknown" and "too weak" in found.verdict
 
 
 def test_other_memory_models_are_compared(study):
-    found = interchange.score(study_of(glassbox(), paper=glassbox(memory_share=0.3).rim, stage1=glassbox().rim), pairs=20)
+    found = interchange.score(
+        study_of(glassbox(), paper=glassbox(memory_share=0.3).rim, stage1=glassbox().rim), pairs=20
+    )
     assert value(found, f"paper's two stages: {interchange.PREDICTED}", interchange.SWAP, interchange.STRICT) == 0
     assert value(found, f"stage-1 model: {interchange.PREDICTED}", interchange.SWAP, interchange.STRICT) == 1
     assert value(found, f"paper's two stages: {interchange.CUT}", interchange.MEMORY, interchange.ONE) == 1
 
 
+def plain_swap(model, ids, mask, slots, states) -> int:
+    """The first token of the answer when `slots` get `states` after every layer but the last, which nobody reads."""
+    hooks = []
+    for layer, module in enumerate(model.transformer.h[:-1], start=1):
+
+        def hook(module, args, output, layer=layer):
+            (output[0] if isinstance(output, tuple) else output)[0, slots] = states[layer][0, slots]
+
+        hooks.append(module.register_forward_hook(hook))
+    try:
+        return int(model(ids, attention_mask=mask).logits[0, -1].argmax())
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
 def test_swaps_equal_plain_transformers(attention):
     """Plain forward hooks and a mask of its own, no code of the probe: the same pairs, the same answers."""
-    box = noisy_box(0.6, 0.01, seed=3)
-    box.rim.model.set_attn_implementation(attention)
+    rim = (box := noisy_box(0.6, 0.01, seed=3)).rim
+    rim.model.set_attn_implementation(attention)
+    begin, slot, _ = rim.memory_ids
     with study_of(box) as study:
-        claims = {t: (t,) for t in (1, 2, 3)}
-        pairs = interchange._pairs(study, box.rim, claims, value_bounds(study.problems("fit")), 12)
-        ours = [run for run in interchange._runs(study, box.rim, pairs)]
-    assert len(ours) >= 6
-    model = box.rim.model
-    for run in ours:
-        step, ids = run.pair.partner.step, torch.tensor([box.rim.prompt_ids(run.pair.problem.question, "memory")])
-        donor = torch.tensor([box.rim.prompt_ids(run.pair.partner.problem.question, "memory")])
-        slots = [i for i in range(ids.shape[1]) if ids[0, i] == box.rim.memory_ids[1]][2 * step - 2 : 2 * step]
-        first = ids[0].tolist().index(box.rim.memory_ids[0])
-        with torch.no_grad():
-            states = model(donor, output_hidden_states=True).hidden_states
-
-            def said(mask: torch.Tensor | None, swap: bool) -> str:
-                hooks = []
-                for layer, module in enumerate(model.transformer.h, start=1):
-
-                    def hook(module: nn.Module, args, output, layer=layer):
-                        tensor = output[0] if isinstance(output, tuple) else output
-                        # The last of `hidden_states` is behind the final norm; nobody reads slots after the last layer.
-                        if layer < LAYERS:
-                            tensor[0, slots] = states[layer][0, slots]
-
-                    hooks.append(module.register_forward_hook(hook))
-                try:
-                    return box.rim.decode([int(model(ids, attention_mask=mask).logits[0, -1].argmax())])
-                finally:
-                    [hook.remove() for hook in hooks]
-
-            causal = torch.full(ids.shape * 2, torch.finfo(torch.float32).min).triu(1)[None]
-            cut = causal.clone()
-            cut[..., -1, 1:first] = torch.finfo(torch.float32).min
-            edits = {"swap": run.clean.edits(run.donor.memory, [step])}
-            answers = run.pair.partner.predicted, run.pair.problem.answer
-            for mask, clean in ((causal[None], run.clean), (cut[None], run.cut("question"))):
-                swapped = said(mask.reshape(1, 1, *mask.shape[-2:]), True)
-                assert run.says(edits, clean)["swap"][:2].tolist() == [swapped == answer for answer in answers]
+        pairs = interchange._pairs(study, rim, {t: (t,) for t in (1, 2, 3)}, value_bounds(study.problems("fit")), 12)
+        runs = list(interchange._runs(study, rim, pairs))
+    assert len(runs) >= 6
+    for run in runs:
+        step, partner = run.pair.partner.step, run.pair.partner
+        prompts = [rim.prompt_ids(problem.question, "memory") for problem in (run.pair.problem, partner.problem)]
+        ids, donor = (torch.tensor([prompt]) for prompt in prompts)
+        slots = [i for i, token in enumerate(prompts[0]) if token == slot][2 * step - 2 : 2 * step]
+        states = rim.model(donor, output_hidden_states=True).hidden_states
+        causal = torch.full((1, 1, len(prompts[0]), len(prompts[0])), torch.finfo(torch.float32).min).triu(1)
+        cut = causal.clone()
+        cut[..., -1, 1 : prompts[0].index(begin)] = torch.finfo(torch.float32).min
+        edits = {"swap": run.clean.edits(run.donor.memory, [step])}
+        for mask, clean in ((causal, run.clean), (cut, run.cut("question"))):
+            said = rim.decode([plain_swap(rim.model, ids, mask, slots, states)])
+            told = [said == answer for answer in (partner.predicted, run.pair.problem.answer)]
+            assert run.says(edits, clean)["swap"][:2].tolist() == told
 
 
 def test_the_report_survives_json_and_is_the_same_again(study):
-    first, again = (interchange.score(study, pairs=10).to_dict() for _ in range(2))
+    first, again = (interchange.score(study, pairs=4).to_dict() for _ in range(2))
     assert first == again == Report.from_dict(first).to_dict()
 
 
