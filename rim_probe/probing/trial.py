@@ -270,8 +270,8 @@ def _sentence(result: Mapping[str, Any]) -> str:
     whose = "" if result["steps_from"] == "gold" else ", a step of chain of thought"
     claim = (
         f"{blocks[0].upper()}{blocks[1:]} {'are' if len(result['blocks']) > 1 else 'is'} said to hold "
-        f"{_bare(result['claimed'])}{whose}; taken from a question where this step is {_bare(result['brought'])}, the answer "
-        f"should become {result['expected']}"
+        f"{_bare(result['claimed'])}{whose}; taken from a question where this step is {_bare(result['brought'])}, "
+        f"the answer should become {result['expected']}"
     )
     if result["outcome"] == "own":
         return (
