@@ -33,17 +33,18 @@ from rim_probe.evaluation import can_ask
 from rim_probe.model import RiM
 from rim_probe.probing.hooks import layers_told, spread_layers
 from rim_probe.probing.patching import Edit, Patcher
-from rim_probe.probing.results import Estimate, Goal, Report, Result, is_clear, proportion_estimate
+from rim_probe.probing.results import Estimate, Goal, Report, Result, is_clear, mean_estimate, proportion_estimate
 from rim_probe.probing.study import Study
 from rim_probe.problems import Problem
 
 PAIRS = 1000
 COMPARED_PAIRS = 300  # of the models beside the memory model
 FEWEST_PAIRS = 20  # with fewer nothing is said of routes
+LEAST_EXCESS = 0.1  # a route that keeps fewer answers right than this is none worth the name
 COMPARED = {"stage1": "stage-1 model", "paper": "paper's two stages"}
 PREDICTED, KEPT, COPIED = "says the predicted answer", "keeps its own answer", "says the partner's answer"
 WHOLE, CUT = f"{PREDICTED}, whole memory", f"{PREDICTED}, question cut from the answer"
-RIGHT = "answers right"
+RIGHT, EXCESS = "answers right", "answers right, more than with both routes cut"
 ONE, STRICT = "one number changed", "a second, later number changed"
 SWAP, RANDOM, WRONG = "slots of block t", "slots of block t from a random problem", "slots of as many other blocks"
 MEMORY, MEMORY_RANDOM = "whole memory", "whole memory from a random problem"
@@ -136,7 +137,7 @@ def score(study: Study, claims: Mapping[int, Sequence[int]] | None = None, *, pa
 
 
 def signs(results: Sequence[Result]) -> dict[str, bool]:
-    """What the tests show; each compares two shares, whose intervals have to lie apart.
+    """What the tests show.
 
     claim     on strict pairs the slots of block t give the predicted answer more often than other blocks' do
     follows   a swap (block t's slots, or the whole memory) gives the predicted answer more often than that from a
@@ -144,21 +145,25 @@ def signs(results: Sequence[Result]) -> dict[str, bool]:
     holds     so it does with the question cut, also more often than with both routes cut
     alone     with the question cut more answers stay right than with both routes cut
     bypass    with the memory cut more answers stay right than with both routes cut
+    closed    so few that there is no bypass: less than `LEAST_EXCESS`
+
+    The first three compare shares, whose intervals have to lie apart, the others the interval of the paired difference.
     """
 
     def beats(metric: str, swap: str, control: str, group: str = ONE) -> bool:
         return is_clear(_of(results, metric, swap, group), _of(results, metric, control, group))
 
-    def survives(cut: str) -> bool:
-        return is_clear(*(_of(results, RIGHT, of, "answered right") for of in (cut, BOTH)))
-
+    alone, bypass = (
+        _of(results, EXCESS, f"{cut} cut from the answer", "answered right") for cut in ("question", "memory")
+    )
     pairs = {SWAP: RANDOM, MEMORY: MEMORY_RANDOM}
     return {
         "claim": beats(PREDICTED, SWAP, WRONG, STRICT),
         "follows": beats(PREDICTED, SWAP, RANDOM) or beats(WHOLE, MEMORY, MEMORY_RANDOM),
         "holds": any(beats(CUT, swap, control) and beats(CUT, swap, FLOORS[swap]) for swap, control in pairs.items()),
-        "alone": survives("question cut from the answer"),
-        "bypass": survives("memory cut from the answer"),
+        "alone": alone.low > 0,
+        "bypass": bypass.low > 0,
+        "closed": bypass.high < LEAST_EXCESS,
     }
 
 
@@ -167,11 +172,11 @@ def route(results: Sequence[Result]) -> str:
     if _of(results, PREDICTED, SWAP, ONE).n < FEWEST_PAIRS:
         return "unknown"
     shown = signs(results)
-    if not shown["bypass"]:
-        return "only" if shown["follows"] else "unknown"
-    if shown["follows"] or shown["holds"]:
+    if shown["closed"] and shown["follows"]:
+        return "only"
+    if shown["bypass"] and (shown["follows"] or shown["holds"]):
         return "one of two"
-    return "unknown" if shown["alone"] else "none"
+    return "none" if shown["bypass"] and not shown["alone"] else "unknown"
 
 
 def tell(found: str, results: Sequence[Result]) -> str:
@@ -191,7 +196,7 @@ def tell(found: str, results: Sequence[Result]) -> str:
         "one of two": "The memory is one of two routes to the answer, which takes the "
         + ("memory" if most >= 0.5 else "question"),
         "none": "The memory is not a route to the answer",
-        "unknown": "The test is too weak to tell whether the memory is a route to the answer",
+        "unknown": "The test is too weak to tell which routes lead to the answer",
     }[found]
     right = [share(RIGHT, of, "answered right") for of in ("memory cut from the answer", BOTH)]
     return (
@@ -294,7 +299,12 @@ def _bypass(study, rim: RiM, limit: int, model: str) -> list[Result]:
             role, goal = "control" if name == BOTH else "score", GOALS.get((model + RIGHT, name, group))
             if group == "all" or name != "nothing cut":
                 results.append(Result(model + RIGHT, name, proportion_estimate(column), role, group=group, goal=goal))
-    return results
+    excess = rows[:, 1:].astype(float) - rows[:, [list(ROUTES_CUT).index(BOTH)]]
+    return results + [
+        Result(model + EXCESS, name, mean_estimate(column), group="answered right")
+        for name, column in zip(list(ROUTES_CUT)[1:], excess.T, strict=True)
+        if name != BOTH
+    ]
 
 
 class _Outcomes(dict[str, list[Said]]):
