@@ -96,7 +96,7 @@ def test_the_example_swaps_a_block_as_the_interchange_test_does(name):
     checkpoint = ROOT / "checkpoints" / name
     if not (checkpoint / "config.json").is_file():
         pytest.skip(f"{checkpoint} holds no weights")
-    swap = runpy.run_path(str(ROOT / "examples" / "transformer_lens.py"))["swap"]
+    swap = runpy.run_path(str(ROOT / "examples" / "transformer_lens_swap.py"))["swap"]
     rim, changed, bounds = RiM.from_pretrained(checkpoint, "cpu"), 0, (Fraction(1), Fraction(9))
     for number, problem in enumerate(load_examples(checkpoint)[:3]):
         partner = counterfactual(problem, np.random.default_rng(number), bounds)

@@ -1,6 +1,6 @@
 """A block swapped by TransformerLens' own hooks: cache the partner's run, patch the slots, read the answer.
 
-python examples/transformer_lens.py checkpoints/glass-box "what is 3 + 2 - 1 + 4 ?" "what is 3 + 5 - 1 + 4 ?" 1
+python examples/transformer_lens_swap.py checkpoints/glass-box "what is 3 + 2 - 1 + 4 ?" "what is 3 + 1 - 1 + 4 ?" 1
 """
 
 import sys
