@@ -168,8 +168,8 @@ PROBES: dict[str, Probe] = {
     ),
     "interchange": Probe(
         "Interchange test",
-        "If a block is taken from a problem that differs in one number, does the model then give the answer that the "
-        "problem's own equations predict?",
+        "If the slots of block t are taken from a problem that differs in one number, does the model then give the "
+        "answer that the problem's own equations predict? And which routes lead to the answer?",
         "interchange",
         None,
         _function("interchange"),
