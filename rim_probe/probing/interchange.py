@@ -299,11 +299,10 @@ def _bypass(study, rim: RiM, limit: int, model: str) -> list[Result]:
             role, goal = "control" if name == BOTH else "score", GOALS.get((model + RIGHT, name, group))
             if group == "all" or name != "nothing cut":
                 results.append(Result(model + RIGHT, name, proportion_estimate(column), role, group=group, goal=goal))
-    excess = rows[:, 1:].astype(float) - rows[:, [list(ROUTES_CUT).index(BOTH)]]
+    column = {name: rows[:, i].astype(float) for i, name in enumerate(ROUTES_CUT)}
     return results + [
-        Result(model + EXCESS, name, mean_estimate(column), group="answered right")
-        for name, column in zip(list(ROUTES_CUT)[1:], excess.T, strict=True)
-        if name != BOTH
+        Result(model + EXCESS, name, mean_estimate(column[name] - column[BOTH]), group="answered right")
+        for name in ("memory cut from the answer", "question cut from the answer")
     ]
 
 
