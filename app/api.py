@@ -23,6 +23,7 @@ from app.hands import Hands
 from app.panels.race import Race
 from app.session import MAX_BLOCKS, check_blocks, check_gold, check_question
 from rim_probe.errors import RiMError
+from rim_probe.trained_on import outside
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ def _panel(
     ) -> dict:
         reading = self._reading(*self._checked(question, num_blocks, gold, model))
         told = {name: reading["probes"][name] for name in probes if name in reading["probes"]}
-        return {field: reading[field] for field in (*FIELDS, *fields)} | {"probes": told}
+        held = {field: reading[field] for field in (*FIELDS, *fields)}
+        return held | {"outside": self._outside(model, question), "probes": told}
 
     panel.__name__ = name  # what the tool is called
     panel.__doc__ = f"{about}\n\nReturns:\n    {returns}"
@@ -175,7 +177,8 @@ class Endpoints:
             deepest = self._race.shelf.load(name).models["memory"].model.config.num_hidden_layers
             layers = (1 if first_layer is None else first_layer, deepest if last_layer is None else last_layer)
         options = {"partner": partner or None, "layers": layers, "num_blocks": blocks, "gold": right}
-        return self._hands.surgery(name, asked, actions, seed=_checked_seed(seed), **options)
+        found = self._hands.surgery(name, asked, actions, seed=_checked_seed(seed), **options)
+        return found | {"outside": self._outside(name, asked)}
 
     @_endpoint
     def counterfactual(
@@ -195,7 +198,8 @@ class Endpoints:
         """
         name, asked, blocks, right = self._checked(question, num_blocks, gold, model)
         options = {"block": block, "num_blocks": blocks, "seed": _checked_seed(seed)}
-        return self._hands.counterfactual(name, self._reading(name, asked, blocks, right), **options)
+        found = self._hands.counterfactual(name, self._reading(name, asked, blocks, right), **options)
+        return found | {"outside": self._outside(name, asked)}
 
     @_endpoint
     def evidence(self, model: str | None = None) -> dict:
@@ -204,9 +208,7 @@ class Endpoints:
         Returns:
             The report, with intervals and the commands that made it
         """
-        from rim_probe.probing.evidence import load_evidence
-
-        return load_evidence(self._race.shelf.path(self._name(model)))
+        return self._race.shelf.evidence(self._name(model))
 
     # ------------------------------------------------------------------------------------------------------ behind it
 
@@ -215,6 +217,9 @@ class Endpoints:
         self._race.shelf.path(name)  # refuses one that is not there
         assert name is not None
         return name
+
+    def _outside(self, model: str | None, question: str) -> str | None:
+        return outside([self._race.shelf.load(self._name(model)).models["memory"]], question)
 
     def _checked(self, question: Any, num_blocks: Any, gold: Any, model: Any) -> tuple[str, str, int, str | None]:
         name = self._name(model)

@@ -60,6 +60,7 @@ def stage(run: Run | None, recorded: bool = False, selector: str = "") -> str:
         f'data-replay="{REPLAY_SECONDS}">'
         f'<div class="top">{_provenance(run, recorded)}{selector}</div>'
         f'<blockquote class="asked"{scrolls}>{escape(run.question)}</blockquote>'
+        f"{_outside_html(run)}"
         f"{_verdict_html(run)}"
         f'<div class="cards">{cards}</div>'
         f"{axis(run, end)}"
@@ -81,6 +82,10 @@ def _provenance(run: Run, recorded: bool) -> str:
             "loaded": "From a file",
         }[run.status]
     return f'<p class="provenance"><span class="badge">{badge}</span> {escape(words)}</p>'
+
+
+def _outside_html(run: Run) -> str:
+    return "" if run.outside is None else f'<p class="reason outside" role="note">{escape(run.outside)}</p>'
 
 
 def _verdict_html(run: Run) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app import gpu
 from rim_probe.errors import CheckpointError, RiMError
@@ -190,6 +190,17 @@ class ModelShelf:
 
         return load_examples(Path(self.path(name)))
 
+    def evidence(self, name: str) -> dict[str, Any]:
+        """What was measured of a checkpoint (`rim_probe.probing.evidence.load_evidence`), without its place here.
+
+        Raises:
+            RiMError: no such checkpoint.
+        """
+        from rim_probe.probing.evidence import load_evidence
+
+        found = load_evidence(path := self.path(name))
+        return found | {"complaints": [_public(sentence, path, name) for sentence in found["complaints"]]}
+
     def has(self, name: str | None, method: str) -> bool:
         """Whether a checkpoint has a model of its own for a method, as far as can be told without its weights."""
         return name in self._paths and (Path(self._paths[name]) / method).is_dir()
@@ -302,6 +313,10 @@ def _load_readers(name: str, path: str, loaded: Loaded) -> None:
     from rim_probe.probing.study import CONTROLS, load_control, own_models
 
     loaded.roles, notes = own_models(loaded.models), []
+    notes += [
+        f"{feature[0].upper()}{feature[1:]} is off: {why}."
+        for feature, why in loaded.roles["memory"].verdict.off.items()
+    ]
     for role in CONTROLS:
         try:
             control = load_control(role, path, loaded.models["memory"])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from app.runs import Run
 from rim_probe.errors import RiMError
+from rim_probe.files import write_atomic
 from rim_probe.outcomes import Outcomes
 
 FOLDER = Path(__file__).parent / "recorded"
@@ -73,7 +74,7 @@ def save(checkpoint: str, recordings: list[Recording], command: str, folder: Pat
     runs = [{"label": recording.label, "run": recording.run.to_dict()} for recording in recordings]
     data = {"format": RECORDED_FORMAT, "command": command, "runs": runs}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))  # no time stamp: equal runs, equal file
+    write_atomic(path, gzip.compress(text.encode(), mtime=0))  # no time stamp: equal runs, equal file
     return path
 
 

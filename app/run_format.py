@@ -18,7 +18,7 @@ from rim_probe.probing.experiment_format import Block, Counterfactual, Readout, 
 from rim_probe.probing.reading_format import Reading
 
 FORMATS = (RUN_FORMAT, "rim-probe-run/1")  # the older one knew no steps, seed, reading or experiments
-LATER = {"steps": [], "seed": 0, "reading": None, "surgery": None, "counterfactual": None}
+LATER = {"steps": [], "outside": None, "seed": 0, "reading": None, "surgery": None, "counterfactual": None}
 MOST_TOKENS = 4096
 
 Seconds = Annotated[int | float, Field(ge=0, le=1e6)]
@@ -55,6 +55,7 @@ RunData = form(
     question=Annotated[str, Field(pattern=r"\S")],
     gold=Short | None,
     steps=Annotated[list[Short], Field(max_length=100)],
+    outside=Annotated[str, Field(max_length=1000)] | None,
     num_blocks=Block,
     seed=Seed,
     machine=Short,

@@ -55,6 +55,7 @@ class Run:
 
     Attributes:
         steps: the gold steps ("<<3+4=7>>") of an example; empty where they are not known.
+        outside: what the question has that those of the training had not, in one sentence; None: nothing, or unknown.
         matched: chain of thought has weights of its own; else the memory model's are asked for it.
         lanes: by method; "memory" and "cot" always, "direct" where it was asked for.
         status: "running", "done", "stopped" or "loaded" (from a file).
@@ -69,6 +70,7 @@ class Run:
     machine: str = ""
     date: str = ""
     steps: tuple[str, ...] = ()
+    outside: str | None = None
     matched: bool = True
     lanes: dict[str, Lane] = field(default_factory=lambda: {method: Lane() for method in RACERS})
     status: str = "running"
@@ -111,6 +113,7 @@ class Run:
             "question": self.question,
             "gold": self.gold,
             "steps": list(self.steps),
+            "outside": self.outside,
             "num_blocks": self.num_blocks,
             "seed": self.seed,
             "machine": self.machine,

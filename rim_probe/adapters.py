@@ -3,6 +3,7 @@
 Knows PEFT and safetensors. Knows nothing of memory blocks; which base belongs under an adapter is told by `bases`.
 """
 
+import itertools
 import json
 import shutil
 import warnings
@@ -13,8 +14,10 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from rim_probe import trained_on
 from rim_probe.bases import KNOWN, RECORD_FILE, BaseRecord
 from rim_probe.errors import CheckpointError
+from rim_probe.files import replace_files
 from rim_probe.loading import first_line, shards_of
 
 ADAPTER_FILE = "adapter_config.json"
@@ -24,7 +27,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.json", "merges.txt",
 )  # fmt: skip
-_CONFIG_FILES = ("config.json", "generation_config.json", ADAPTER_FILE, RECORD_FILE)
+_CONFIG_FILES = ("config.json", "generation_config.json", ADAPTER_FILE, RECORD_FILE, trained_on.FILE)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -76,18 +79,22 @@ def save_adapter(model, folder: Path, state_dict: dict | None = None) -> None:
 def finish_checkpoint(source: Path, folder: Path) -> None:
     """Puts the checkpoint that training chose into its final place: an adapter as bfloat16 shards below 15 MB.
 
-    Weights, configuration and tokenizer of an earlier checkpoint in `folder` go; all other files stay.
+    What stood there before is replaced when the new files are on the disk (`checkpoint_files`); all other files stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*folder.glob("*.safetensors*"), *(folder / name for name in _TOKENIZER_FILES + _CONFIG_FILES)):
-        stale.unlink(missing_ok=True)
     is_adapter = (source / ADAPTER_FILE).exists()
-    for file in source.iterdir():
-        if not (is_adapter and file.name.startswith("adapter_model.")):
-            shutil.copy2(file, folder / file.name)
-    if is_adapter:
-        tensors = {name: tensor.to(torch.bfloat16) for name, tensor in _read(source).items()}
-        _write(tensors, folder, SHARD_BYTES)
+    with replace_files(folder, lambda: checkpoint_files(folder)) as made:
+        for file in source.iterdir():
+            if not (is_adapter and file.name.startswith("adapter_model.")):
+                shutil.copy2(file, made / file.name)
+        if is_adapter:
+            tensors = {name: tensor.to(torch.bfloat16) for name, tensor in _read(source).items()}
+            _write(tensors, made, SHARD_BYTES)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Weights, configuration and tokenizer of the checkpoint in a folder."""
+    named = (folder / name for name in (*_CONFIG_FILES, *_TOKENIZER_FILES))
+    return [file for file in itertools.chain(folder.glob("*.safetensors*"), named) if file.exists()]
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool):
@@ -131,10 +138,26 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool):
 
 
 def _merge(model) -> PreTrainedModel:
+    _part_tied(model.get_base_model())
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.double()
     return model.merge_and_unload()
+
+
+def _part_tied(base: PreTrainedModel) -> None:
+    """Parts a head from the embeddings it is tied to where LoRA is on one of them alone, or on both.
+
+    PEFT would add what belongs to the one to the matrix that both share.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = [layer for layer in layers if isinstance(layer, LoraLayer)]
+    if adapted and layers[0].weight is layers[1].weight:
+        held = adapted[0].get_base_layer()
+        held.weight = torch.nn.Parameter(held.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = False
 
 
 def _write(tensors: dict[str, torch.Tensor], folder: Path, most: int) -> None:

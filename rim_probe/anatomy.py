@@ -10,7 +10,7 @@ from torch import nn
 
 from rim_probe.errors import CheckpointError
 
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_norm")
 
 
 def causal_lm(model: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ from huggingface_hub.utils import WeakFileLock
 from tqdm import tqdm
 
 from rim_probe.errors import CheckpointError
+from rim_probe.files import check_folder, write_atomic
 from rim_probe.loading import byte_level_tokenizer, first_line, load_tokenizer, load_weights
 
 Progress = Callable[[str, int, int | None], None]
@@ -96,7 +97,7 @@ class BaseRecord:
     def save(self, folder: Path) -> None:
         """Writes `base.json` into `folder`."""
         told = {"format": RECORD_FORMAT} | asdict(self)
-        (folder / RECORD_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        write_atomic(folder / RECORD_FILE, (json.dumps(told, indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> "BaseRecord | None":
@@ -301,7 +302,9 @@ def _making(base: KnownBase, source: str, anew: bool = False) -> Iterator[Path |
             (work / "made").mkdir(parents=True)
             try:
                 yield work / "made"
-                shutil.rmtree(place, ignore_errors=True)
+                check_folder(place, "base", lambda folder: (folder / RECORD_FILE).is_file())
+                if place.exists():
+                    os.replace(place, work / "before")  # a cache: a process that is killed here fetches it again
                 os.replace(work / "made", place)
             finally:
                 shutil.rmtree(work, ignore_errors=True)

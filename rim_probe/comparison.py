@@ -14,15 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rim_probe.baselines import baselines
 from rim_probe.costs import measure_costs
 from rim_probe.errors import RiMError
-from rim_probe.evaluation import Arm, Journal, Outcome, describe_machine, describe_run, evaluate
-from rim_probe.files import write_atomic
+from rim_probe.evaluation import (
+    PLACED_PROBLEMS,
+    Arm,
+    Journal,
+    Outcome,
+    describe_machine,
+    describe_run,
+    evaluate,
+    proportion,
+)
+from rim_probe.files import begins_with, check_file, write_atomic
 from rim_probe.model import RiM, placement
-from rim_probe.problems import Problem, ProblemFile
+from rim_probe.problems import Problem, ProblemFile, is_correct
 from rim_probe.report import COMPARISON_FORMAT
 
-_KEPT_FORMAT = "rim-probe-comparison-kept/2"
+_KEPT_FORMAT = "rim-probe-comparison-kept/3"
 
 
 @dataclass(frozen=True)
@@ -46,9 +56,10 @@ class Kept:
         head = {"format": _KEPT_FORMAT, "key": json.loads(json.dumps(key))}
         self._data: dict[str, Any] = {**head, "files": {}, "costs": {}}
         if self.path is not None and self.path.exists():
+            check_file(self.path, begins_with('{"format": "rim-probe-comparison-kept/'), "what `eval` keeps")
             try:
                 found = json.loads(self.path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):  # cut off when the machine went down
+            except (OSError, ValueError):
                 found = None
             if isinstance(found, dict) and head.items() <= found.items():
                 self._data = found
@@ -57,13 +68,13 @@ class Kept:
         """The journal of one file, kept again after every group."""
         journal = Journal(
             {
-                Arm(method, num_blocks): {int(i): Outcome(*cells) for i, cells in outcomes.items()}
-                for method, num_blocks, outcomes in self._data["files"].get(name, [])
+                Arm(*arm): {int(i): Outcome(*cells) for i, cells in outcomes.items()}
+                for arm, outcomes in self._data["files"].get(name, [])
             }
         )
 
         def keep() -> None:
-            self._data["files"][name] = [[arm.method, arm.num_blocks, told] for arm, told in journal.outcomes.items()]
+            self._data["files"][name] = [[[*vars(arm).values()], told] for arm, told in journal.outcomes.items()]
             self.save()
 
         journal.after_group = keep
@@ -97,6 +108,8 @@ def compare(
     batch_size: int = 64,
     max_new_tokens: int = 256,
     latency_samples: int = 50,
+    placed: int = PLACED_PROBLEMS,
+    train: Sequence[Problem] = (),
     limit: int | None = None,
     seed: int = 0,
     command: str = "",
@@ -116,6 +129,8 @@ def compare(
         batch_size: as in `evaluate`.
         max_new_tokens: as in `evaluate`.
         latency_samples: questions timed one by one; 0 measures no costs.
+        placed: as in `evaluate`.
+        train: problems that the shallow baselines are fitted on (`baselines`).
         limit: as `describe_run` tells it.
         seed: as in `evaluate`, and of the choice of timed questions.
         command: as typed.
@@ -133,7 +148,13 @@ def compare(
         if not str(placement(place, None)[0]).startswith(place):  # it falls back to the CPU
             raise RiMError(f"There is no {place} on this machine; leave it out of --cost-devices.")
     asking = {"num_blocks": num_blocks, "max_new_tokens": max_new_tokens, "seed": seed}
-    settings = {**asking, "batch_size": batch_size, "latency_samples": latency_samples, "limit": limit}
+    settings = {
+        **asking,
+        "placed": placed,
+        "batch_size": batch_size,
+        "latency_samples": latency_samples,
+        "limit": limit,
+    }
     runs = [describe_run(checkpoint, file.data, file.path, limit, device, command) for file in files]
     # The order of the files counts, since costs belong to the first; and so does the machine, since times are its own.
     machine = describe_machine(device)
@@ -141,6 +162,7 @@ def compare(
     kept = Kept(output, {"fingerprints": fingerprints, "data": data, "settings": settings, "machine": machine})
 
     reports, costs, interrupted = [], [], False
+    rules = baselines(train)
     for file, run in zip(files, runs, strict=True):
         if interrupted:
             break
@@ -148,13 +170,21 @@ def compare(
             methods,
             file.problems,
             **asking,
+            placed=placed,
             batch_size=batch_size,
             progress=progress,
             label=file.name,
             journal=kept.journal(file.name),
         )
         interrupted = report["interrupted"]
-        reports.append({"name": file.name, "report": report | {"run": run}})
+        shallow = {
+            name: proportion(
+                is_correct(given, one.answer)
+                for given, one in zip(answer([p.question for p in file.problems]), file.problems, strict=True)
+            )
+            for name, answer in rules.items()
+        }
+        reports.append({"name": file.name, "report": report | {"run": run, "baselines": shallow}})
     for place in [] if interrupted or not latency_samples else places:
         measured, interrupted = measure_costs(
             methods if place == device.type else load(place),

@@ -21,7 +21,12 @@ from rim_probe.model import RiM
 from rim_probe.problems import ANSWER_MARKER, extract_answer
 from rim_probe.report import count
 
-# Back ends that honour an additive 4-D mask; flash attention drops it, flex attention crashed on the CPU.
+Place = Literal["lone end", "one block", "one position"]
+PLACES: dict[Place, str] = {  # controls of the number of blocks: the same place of the readout with other blocks
+    "lone end": "a lone end token where the end of block K would stand",
+    "one block": "one block where block K would stand",
+    "one position": "K blocks, all where block 1 stands",
+}
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,32 @@ def answer_batch(
     for _ in greedy.passes():
         pass
     return _answers(rim, questions, method, prompts, blocks, greedy)
+
+
+def answer_placed(
+    rim: RiM, questions: Sequence[str], place: Place, num_blocks: int, *, max_new_tokens: int = 256
+) -> list[Answer]:
+    """Final readouts of `PLACES[place]`: what the table over K measures beside the number of blocks.
+
+    Raises:
+        RiMError: as `answer_batch`; fewer than one block.
+    """
+    if num_blocks < 1:
+        raise RiMError("A control of the number of blocks needs at least one block.")
+    block, end = rim.encoder.block_ids, num_blocks * rim.layout.block_length
+    placed = {  # ids after the question, and their positions counted from its end
+        "lone end": (block[-1:], [end - 1]),
+        "one block": (block, range(end - len(block), end)),
+        "one position": (block * num_blocks, [*range(len(block))] * num_blocks),
+    }
+    ids, places = placed[place]
+    asked = [len(rim.prompt_ids(question, "memory", num_blocks)) - end for question in questions]  # [B] question tokens
+    prompts = [rim.encode_question(question) + ids for question in questions]
+    positions = [[*range(length), *(length + at for at in places)] for length in asked]
+    greedy = Greedy(rim, prompts, [0], max_new_tokens, positions)
+    for _ in greedy.passes():
+        pass
+    return _answers(rim, questions, "memory", prompts, [num_blocks], greedy)
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,11 @@ def chain_text(problem: Problem) -> str:
     return "".join(step + STEP_SEPARATOR for step in problem.steps)
 
 
+def has_closed_vocabulary(tokenizer) -> bool:
+    """Whether the tokenizer is a list of words, so that a word it lacks cannot be asked at all."""
+    return tokenizer.is_fast and type(tokenizer.backend_tokenizer.model).__name__ == "WordLevel"
+
+
 def _ids_before_text(tokenizer) -> list[int]:
     """The special ids the tokenizer prepends to any text, found by encoding one and looking."""
     probe = "1"

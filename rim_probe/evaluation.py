@@ -5,7 +5,10 @@ The methods memory, cot and direct are asked the same problems; one report (a JS
 1. accuracy with a 95 % Wilson interval, over all problems and by number of reasoning steps; for memory every block's
    readout, the final one, and "any block" (at least one readout is right: the ceiling of choosing among the blocks);
 2. paired comparisons of memory with direct and with cot: discordant counts and the exact McNemar test;
-3. the controls: memory blocks removed (K = 0) and K swept at inference.
+3. the controls: memory blocks removed (K = 0), K swept at inference, and beside it the same places of the readout with
+   other blocks (`decoding.PLACES`): what K gives beyond a later position;
+4. intervals over chains and over texts: problems that share their steps, or their words but for numbers and names, are
+   drawn together.
 
 Knows the statistics and the report of one file. Does not know how a method answers (decoding), how a value is graded
 (problems), what an answer costs (costs), or how a report looks (report).
@@ -16,18 +19,20 @@ import hashlib
 import os
 import platform
 import random
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import transformers
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from rim_probe.decoding import answer_batch
+from rim_probe.decoding import PLACES, Place, answer_batch, answer_placed
 from rim_probe.errors import QuestionError
 from rim_probe.model import RiM
 from rim_probe.precision import SMALL_MODEL
@@ -35,6 +40,10 @@ from rim_probe.problems import Problem, ProblemFile, is_correct
 from rim_probe.report import EVALUATION_FORMAT as REPORT_FORMAT
 
 BLOCK_SWEEP = tuple(range(17))
+PLACED_BLOCKS = (1, 2, 4, 8, 16)  # K of the controls of place
+PLACED_PROBLEMS = 300  # of them, drawn by the seed: every K and place is a pass of its own
+CLUSTER_DRAWS = 1000
+_TOLD = re.compile(r"\d+(?:[.,]\d+)*|(?<!^)(?<![.?!] )\b[A-Z]\w*")  # numbers, and names that begin no sentence
 GPU_BATCH, SMALL_MODEL_BATCH, CPU_BATCH = 128, 64, 16  # problems asked at once, see `usual_batch`
 GROUP_BATCHES = 4  # batches sorted by length together; an interrupted run loses at most so many
 SHOWN_REJECTIONS = 20  # rejected data lines listed in a report; all are counted
@@ -70,10 +79,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way in which every problem is asked: a method and, for memory, the number of blocks."""
+    """One way in which every problem is asked: a method and, for memory, the number of blocks and their place."""
 
     method: str
     num_blocks: int | None = None
+    place: Place | None = None
 
 
 class Outcome(NamedTuple):
@@ -118,6 +128,7 @@ def evaluate(
     batch_size: int = 64,
     max_new_tokens: int = 256,
     block_sweep: Sequence[int] = BLOCK_SWEEP,
+    placed: int = 0,
     seed: int = 0,
     progress: bool = True,
     label: str = "accuracy",
@@ -134,7 +145,8 @@ def evaluate(
         batch_size: problems per batch of the accuracy part.
         max_new_tokens: an answer that is longer is cut and counted as truncated.
         block_sweep: the values of K for which the final block's accuracy is reported; empty skips the sweep.
-        seed: of the order of batches.
+        placed: so many problems are asked with the controls of place, too.
+        seed: of the order of batches, and of the draw of those problems.
         label: of the progress bar.
         journal: is filled; what it holds of an earlier run with the same arguments is not asked again.
     """
@@ -157,6 +169,10 @@ def evaluate(
         methods, problems, asked, batch_size, max_new_tokens, seed, label if progress else None, journal
     )
     results = journal.outcomes
+    placed_arms = [Arm("memory", k, place) for place in PLACES for k in PLACED_BLOCKS if k <= most and k in block_sweep]
+    few = random.Random(seed).sample(range(len(problems)), min(placed, len(problems))) if placed_arms else []
+    if few and not interrupted:
+        interrupted = _ask_all(methods, problems, placed_arms, batch_size, max_new_tokens, seed, None, journal, few)
     done = sorted(results[next(iter(arms.values()))])
     steps = [len(problems[i].steps) for i in done]
     outcomes = {name: [results[arm][i] for i in done] for name, arm in arms.items()}
@@ -186,6 +202,16 @@ def evaluate(
             _paired("memory", other, outcomes) for other in ("direct", "cot") if {"memory", other} <= set(methods)
         ],
         "sweep": [_sweep_entry(k, [results[arm][i] for i in done]) for k, arm in sweep_arms.items()],
+        "placed": [
+            {"place": arm.place, "num_blocks": arm.num_blocks, **proportion(one.final for one in results[arm].values())}
+            for arm in placed_arms
+            if results.get(arm)
+        ],
+        "clusters": {
+            name: {kind: cluster_interval([one.final for one in told], keys) for kind, keys in _clusters(shown).items()}
+            for shown in [[problems[i] for i in done]]
+            for name, told in outcomes.items()
+        },
     }
 
 
@@ -198,27 +224,30 @@ def _ask_all(
     seed: int,
     label: str | None,
     journal: Journal,
+    chosen: Sequence[int] | None = None,
 ) -> bool:
-    """Fills the journal with the outcomes of every arm; says whether Ctrl-C came. `label`: of the bar, None for none.
+    """Fills the journal with the outcomes of every arm; says whether Ctrl-C came.
 
+    `label`: of the bar, None for none; `chosen`: indices of the problems to ask, all where there are none.
     Problems come in random groups of a few batches, sorted by length inside a group (little padding), and only whole
     groups count: what an interrupted run has done is then a random sample. Single batches would not be one, since
     problems of like length tend to have the same number of steps.
     """
-    order = random.Random(seed).sample(range(len(problems)), len(problems))
+    order = list(chosen or random.Random(seed).sample(range(len(problems)), len(problems)))
+    arms = list(arms)
     for arm in arms:
         journal.outcomes.setdefault(arm, {})
     groups = _split(order, GROUP_BATCHES * batch_size)
-    missing = [group for group in groups if not all(i in told for told in journal.outcomes.values() for i in group)]
+    missing = [group for group in groups if not all(i in journal.outcomes[arm] for arm in arms for i in group)]
     known = len(order) - sum(map(len, missing))
     with tqdm(total=len(order), initial=known, desc=label, unit="problem", disable=label is None) as bar:
         try:
             for group in missing:
-                found: dict[Arm, dict[int, Outcome]] = {arm: {} for arm in journal.outcomes}
+                found: dict[Arm, dict[int, Outcome]] = {arm: {} for arm in arms}
                 for batch in _split(sorted(group, key=lambda i: len(problems[i].question)), batch_size):
-                    chosen = [problems[i] for i in batch]
+                    asked = [problems[i] for i in batch]
                     for arm, outcomes in found.items():
-                        outcomes.update(zip(batch, _ask(methods[arm.method], arm, chosen, max_new_tokens), strict=True))
+                        outcomes.update(zip(batch, _ask(methods[arm.method], arm, asked, max_new_tokens), strict=True))
                     bar.update(len(batch))
                 for arm, outcomes in found.items():
                     journal.outcomes[arm] |= outcomes
@@ -238,7 +267,10 @@ def _ask(rim: RiM, arm: Arm, problems: Sequence[Problem], max_new_tokens: int) -
     taken = [i for i, problem in enumerate(problems) if can_ask(rim, problem.question, arm.method, arm.num_blocks)]
     if taken:
         questions = [problems[i].question for i in taken]
-        answers = answer_batch(rim, questions, arm.method, num_blocks=arm.num_blocks, max_new_tokens=max_new_tokens)
+        if arm.place is not None:
+            answers = answer_placed(rim, questions, arm.place, arm.num_blocks or 0, max_new_tokens=max_new_tokens)
+        else:
+            answers = answer_batch(rim, questions, arm.method, num_blocks=arm.num_blocks, max_new_tokens=max_new_tokens)
         for i, given in zip(taken, answers, strict=True):
             gold = problems[i].answer
             outcomes[i] = Outcome(
@@ -284,6 +316,24 @@ def _cell(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _block(outcome: Outcome, k: int) -> bool:
     """Whether readout k (1-based) is right; a refused question has no readouts and counts as wrong."""
     return k <= len(outcome.blocks) and outcome.blocks[k - 1]
+
+
+def cluster_interval(outcomes: Sequence[bool], keys: Sequence[str]) -> dict[str, Any]:
+    """{"clusters", "low", "high"}: 95 % percentile bootstrap of a share, problems of one key drawn together."""
+    found, index = np.unique(keys, return_inverse=True)
+    if not len(found):
+        return {"clusters": 0, "low": 0.0, "high": 1.0}
+    right, size = np.bincount(index, weights=np.asarray(outcomes, float)), np.bincount(index)
+    drawn = np.random.default_rng(0).multinomial(len(found), np.full(len(found), 1 / len(found)), size=CLUSTER_DRAWS)
+    low, high = np.quantile(drawn @ right / (drawn @ size), [0.025, 0.975])
+    return {"clusters": len(found), "low": float(low), "high": float(high)}
+
+
+def _clusters(problems: Sequence[Problem]) -> dict[str, list[str]]:
+    """Which problems belong together: those of one chain of steps, and of one text but for its numbers and names."""
+    texts = [_TOLD.sub("_", problem.question) for problem in problems]
+    chains = [" ".join(problem.steps) or problem.question for problem in problems]
+    return {"chains": chains, "texts": texts}
 
 
 def _sweep_entry(k: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:

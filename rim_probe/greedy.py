@@ -63,13 +63,21 @@ class Greedy:
         prompts: B lists of ids.
         tails: [R] the number of prompt tokens after the point where a readout begins, the same for every prompt.
         max_new_tokens: bound for every readout; or one per prompt, [B].
+        positions: B lists of position ids, where they are not 0, 1, 2, ...
 
     Attributes:
         traces: [B][R], what has been generated.
         forward_passes, cancelled, kv_cache_bytes: how far it came and what it holds.
     """
 
-    def __init__(self, rim: RiM, prompts: list[list[int]], tails: list[int], max_new_tokens: int | list[int]):
+    def __init__(
+        self,
+        rim: RiM,
+        prompts: list[list[int]],
+        tails: list[int],
+        max_new_tokens: int | list[int],
+        positions: list[list[int]] | None = None,
+    ):
         limits = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
         for limit in limits:
             if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
@@ -77,9 +85,10 @@ class Greedy:
         if rim.model.training:
             rim.model.eval()  # a model in the middle of its training would answer with dropout
         self._model, self._dtype, self._eos_id, self._max_length = rim.model, rim.dtype, rim.eos_id, rim.max_length
+        ends = [len(prompt) for prompt in prompts] if positions is None else [given[-1] + 1 for given in positions]
         self.traces = [
-            [Trace(min(limit, rim.max_length - len(prompt) + tail)) for tail in tails]
-            for prompt, limit in zip(prompts, limits, strict=True)
+            [Trace(min(limit, rim.max_length - end + tail)) for tail in tails]
+            for end, limit in zip(ends, limits, strict=True)
         ]
         self.forward_passes = 0
         self.cancelled = False
@@ -99,6 +108,9 @@ class Greedy:
             [[0] * (length - len(prompt)) + prompt for prompt in prompts], dtype=torch.long, device=device
         )
         self._positions = (self._columns - self._pads).clamp(min=0)
+        if positions is not None:
+            padded = [[0] * (length - len(given)) + given for given in positions]
+            self._positions = torch.tensor(padded, dtype=torch.long, device=device)
         self._keep = self._starts - 1
         self._mask = self._prefix_mask() if self._padded else None
         self._own_mask = None
@@ -159,7 +171,7 @@ class Greedy:
         """Makes the tokens just found the input of the next pass; what has ended leaves, readouts and whole rows."""
         self._drop_rows()
         if self.forward_passes == 1:
-            self._positions = self._starts - self._pads
+            self._positions = self._positions[:, self._keep] + 1  # readouts go on from the ends of their blocks
             if self._padded or len(self._live) > 1:
                 self._mask, self._own_mask = self._readout_masks()
         else:

@@ -8,9 +8,11 @@ import importlib.util
 import json
 import re
 import threading
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -23,6 +25,9 @@ from transformers import (
 
 from rim_probe.errors import CheckpointError
 
+_NUMBER = re.compile(r"\.\d+\.")
+_NO_SDPA = "through torch.nn.functional.scaled_dot_product_attention"
+_NO_CAUSAL_LM = "for this kind of AutoModel: AutoModelForCausalLM"
 _LOADING = threading.Lock()  # transformers ties weights wrongly, and then misses them, when two threads load at once
 
 
@@ -30,29 +35,40 @@ def load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | N
     """A causal LM from a folder, a Hub id or a GGUF file, on the CPU.
 
     Args:
-        dtype: default float32. attention: transformers attention back end, default `sdpa`.
+        dtype: default float32.
+        attention: transformers attention back end; default `sdpa`, or `eager` for a family without it.
 
     Raises:
-        CheckpointError: missing or damaged files, another format, or weights that lack a part of the model.
+        CheckpointError: missing or damaged files, another format, or weights that lack a part of the model or hold
+            more layers.
     """
     source, gguf = _source(path)
     index = Path(path) / "model.safetensors.index.json"
     if index.exists():
         shards_of(index)
+    _check_layers(Path(path))
     # Unpacked and no longer called quantized, for what is can be neither trained nor saved.
     kind = gguf | {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
+    load = partial(
+        AutoModelForCausalLM.from_pretrained,
+        source,
+        dtype=dtype or torch.float32,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, in a sentence
+        **kind,
+    )
     try:
         with _LOADING:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=dtype or torch.float32,
-                attn_implementation=attention or "sdpa",
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, in a sentence
-                **kind,
-            )
+            try:
+                model, info = load(attn_implementation=attention or "sdpa")
+            except ValueError as error:
+                if attention or _NO_SDPA not in str(error):
+                    raise
+                model, info = load(attn_implementation="eager")  # all that some families have
     except Exception as error:  # transformers, safetensors and gguf raise a dozen kinds; a user needs one sentence
+        if _NO_CAUSAL_LM in str(error):
+            raise CheckpointError(f"{path} holds no causal language model; name one.") from error
         raise CheckpointError(
             f"The weights in {path} cannot be loaded ({first_line(error)}); restore its safetensors and config.json."
         ) from error
@@ -62,7 +78,32 @@ def load_weights(path: str | Path, dtype: torch.dtype | None, attention: str | N
             f"The weights in {path} lack {len(wrong)} tensors or hold them in another shape, such as {wrong[0]}; "
             "the file is incomplete or belongs to another model."
         )
+    held = {_NUMBER.sub(".0.", key) for key in model.state_dict()}
+    if more := sorted(key for key in info["unexpected_keys"] if _NUMBER.sub(".0.", key) in held):
+        raise CheckpointError(
+            f"The weights in {path} hold more layers than its config.json tells of, such as {more[0]}; restore the "
+            "config.json."
+        )
     return model
+
+
+def _check_layers(folder: Path) -> None:
+    """Refuses a number of layers that the weights cannot have, before a model of so many is made."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    try:
+        layers = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+        if index.exists():
+            tensors = len(shards_of(index))
+        else:
+            with safe_open(single, "pt") as file:
+                tensors = len(file.keys())
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, SafetensorError):
+        return  # told where it is loaded
+    if isinstance(layers, int) and layers > tensors:
+        raise CheckpointError(
+            f"{folder / 'config.json'} tells of {layers:,} layers, but the weights hold only {tensors:,} tensors; "
+            "restore it."
+        )
 
 
 def load_tokenizer(path: str | Path):
@@ -73,7 +114,9 @@ def load_tokenizer(path: str | Path):
     """
     source, gguf = _source(path)
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
+        _ = tokenizer.all_special_ids, tokenizer.unk_token_id  # a damaged file may name tokens that are not there
+        return tokenizer
     except Exception as error:
         raise CheckpointError(
             f"The tokenizer in {path} cannot be loaded ({first_line(error)}); restore its tokenizer files."

@@ -4,15 +4,29 @@ Knows token strings, counts and positions. Knows nothing about models, training 
 A block is `m_k = <b> <m> * M </b>`; K blocks follow the question (arXiv:2605.30343, notation of the method section).
 """
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 
 from rim_probe.errors import LayoutError
+from rim_probe.files import write_atomic
 
 LAYOUT_FILE = "memory_layout.json"
+DETECTED = "detected"  # in the place of a layout: the one that tokens tell
 MAX_BLOCKS = 64
 MAX_SLOTS = 64
+log = logging.getLogger(__name__)
+_PRINT = "fingerprint"  # the key in the file
+_FILES = "files"  # likewise: what lay beside it when it was saved
+_SEALED = ("adapter_config.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+# One name in three forms, such as <b> <m> </b>, <rim_b> <rim_m> <rim_eb> or <|mem_begin|> <|mem_slot|> <|mem_end|>.
+_TOKEN = re.compile(r"[<\[]\|?(?P<closing>/?)(?P<name>\w+[_-])?(?P<part>[a-z]+)\|?[>\]]", re.IGNORECASE)
+_PARTS = {"begin": {"b", "begin", "start"}, "slot": {"m", "mem", "memory", "slot"}, "end": {"e", "eb", "end"}}
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,11 @@ class MemoryLayout:
         """Absolute position of every block's end token, shape [K]; readout k is predicted from the k-th of them."""
         return [question_length + (k + 1) * self.block_length - 1 for k in range(self.check_blocks(num_blocks))]
 
+    @property
+    def fingerprint(self) -> str:
+        """What `memory_layout.json` holds of the layout that a model was trained with, to tell one edited since."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
     def to_dict(self) -> dict:
         """The fields by name, as `memory_layout.json` holds them."""
         return asdict(self)
@@ -128,14 +147,17 @@ class MemoryLayout:
         return cls(**data)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `memory_layout.json` into `folder` and returns its path."""
+        """Writes `memory_layout.json` into `folder`, with digests of the configuration beside it; returns its path."""
         path = Path(folder) / LAYOUT_FILE
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        told = self.to_dict() | {_PRINT: self.fingerprint, _FILES: _digests(path.parent)}
+        write_atomic(path, (json.dumps(told, indent=2) + "\n").encode())
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryLayout":
-        """Reads a layout from a checkpoint folder or from the JSON file itself.
+        """Reads a layout from a checkpoint folder or from the JSON file itself; warns of what was edited since.
+
+        A number changed in the layout, in the configuration or in the tokenizer beside it is another model.
 
         Raises:
             LayoutError: no such file, not JSON, unknown keys or impossible values.
@@ -150,7 +172,49 @@ class MemoryLayout:
             ) from None
         except (OSError, ValueError, RecursionError) as error:  # what json raises besides its own error
             raise LayoutError(f"{path} cannot be read as JSON ({error}); restore it from the checkpoint.") from None
+        trained, saved = (data.pop(key, None) if isinstance(data, dict) else None for key in (_PRINT, _FILES))
         try:
-            return cls.from_dict(data)
+            layout = cls.from_dict(data)
         except LayoutError as error:
             raise LayoutError(f"{path}: {error}") from None
+        if trained not in (None, layout.fingerprint):
+            log.warning("%s", _edited(path, layout, trained))
+        now = _digests(path.parent)
+        if isinstance(saved, dict) and (changed := [name for name in now if saved.get(name, now[name]) != now[name]]):
+            log.warning("%s changed since %s was saved, so answers may differ.", ", ".join(changed), path.parent)
+        return layout
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = {name: folder / name for name in _SEALED}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in files.items() if file.is_file()}
+
+
+def _edited(path: Path, layout: MemoryLayout, trained: object) -> str:
+    """What is wrong with an edited layout; block and slot counts can be found again, for there are few."""
+    counts = product(range(MAX_BLOCKS + 1), range(1, MAX_SLOTS + 1))
+    found = (replace(layout, num_blocks=blocks, slots_per_block=slots) for blocks, slots in counts)
+    was = next(
+        (f"{it.num_blocks} blocks of {it.slots_per_block}" for it in found if it.fingerprint == trained), "others"
+    )
+    return (
+        f"{path} was edited: the model was trained with {was}, not with {layout.num_blocks} blocks of "
+        f"{layout.slots_per_block} slots {layout.block_text}, so its answers may be wrong."
+    )
+
+
+def detect(tokens: Iterable[str]) -> MemoryLayout | None:
+    """The layout that added tokens of a tokenizer tell by their names; None where they tell none, or several.
+
+    Tokens do not tell how many blocks and slots there are: these are the defaults.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for token in tokens:
+        if match := _TOKEN.fullmatch(token):
+            part = match["part"].lower()
+            kind = next((kind for kind, names in _PARTS.items() if part in names), None)
+            kind = {"begin": "end"}.get(kind) if match["closing"] else kind
+            if kind:
+                found.setdefault((match["name"] or "").lower(), {}).setdefault(kind, token)
+    whole = [parts for parts in found.values() if len(parts) == len(_PARTS)]
+    return MemoryLayout(**whole[0]) if len(whole) == 1 else None

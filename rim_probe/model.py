@@ -7,24 +7,30 @@ when it is loaded, unless it shall be trained further: what is asked and probed 
 """
 
 import inspect
+import logging
 import os
-import re
-from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from rim_probe.adapters import ADAPTER_FILE, base_name, has_tokenizer, load_adapter, save_adapter, source_of
+from rim_probe.attaching import add_rows, add_tokens, settle_config
 from rim_probe.bases import KNOWN, RECORD_FILE, BaseRecord, Progress, identify, record_of, resolve
+from rim_probe.door import Verdict, difference, examine, tolerance
 from rim_probe.encoding import Encoder
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError
-from rim_probe.loading import cast_weights, first_line, load_tokenizer, load_weights, stored_dtype
+from rim_probe.files import one_sentence_if_full, whole_folder
+from rim_probe.finding import layout_of, local_folder
+from rim_probe.loading import cast_weights, load_tokenizer, load_weights, stored_dtype
 from rim_probe.memory import MemoryLayout
 from rim_probe.precision import default_dtype
+from rim_probe.trained_on import TrainedOn
 
 METHODS = ("memory", "cot", "direct")
+log = logging.getLogger(__name__)
+_WINDOWS = ("sliding_window", "attention_chunk_size")  # names of configurations
 _MINIMUM_ROOM = 2  # a prompt must leave room for one answer token and EOS
 
 
@@ -37,6 +43,7 @@ class RiM:
         layout: which memory blocks follow a question.
         encoder: text to ids for this tokenizer and layout.
         name: where it came from, for reports.
+        trained_on: what its questions are like, where that is known; saved and loaded with it.
     """
 
     def __init__(self, model, tokenizer, layout: MemoryLayout, name: str = "unnamed"):
@@ -45,7 +52,9 @@ class RiM:
         self.layout = layout
         self.encoder = Encoder(tokenizer, layout)
         self.name = name
+        self.trained_on: TrainedOn | None = None
         self._merged = None
+        self._verdict: Verdict | None = None
         _check_positions(model, name)
         rows = model.get_input_embeddings().weight.shape[0]
         if max(self.memory_ids) >= rows:
@@ -70,11 +79,26 @@ class RiM:
         return next(iter(getattr(self.model, "peft_config", {}).values()), self._merged)
 
     @property
+    def verdict(self) -> Verdict:
+        """What the model can be used for; tried when it is attached or loaded, else when first asked (see `door`).
+
+        Raises:
+            CheckpointError, LayoutError: a model that memory blocks cannot be used with.
+        """
+        return self._verdict or self.examine()
+
+    def examine(self, anew: bool = False) -> Verdict:
+        """Has the model checked as it is now; see `verdict`. `anew`: whatever is remembered of it."""
+        self._verdict = examine(self.model, self.encoder, self.max_length, self.name, anew)
+        log.log(logging.WARNING if self._verdict.off else logging.INFO, "%s", self._verdict)
+        return self._verdict
+
+    @property
     def max_length(self) -> int:
-        """Context in tokens; of a model with a sliding window the window, since the masks of readouts do not slide."""
+        """Context in tokens; of a model with a sliding window, or chunks, that: the masks of readouts know neither."""
         config = self.model.config
-        window = getattr(config, "sliding_window", None)
-        return min(config.max_position_embeddings, window or config.max_position_embeddings)
+        windows = (getattr(config, key, None) for key in _WINDOWS)
+        return min([config.max_position_embeddings, *(window for window in windows if window)])
 
     @property
     def eos_id(self) -> int:
@@ -141,7 +165,8 @@ class RiM:
         fixed seed, so that two attachments of the same base are equal. Rows of tokens that exist are not touched.
 
         Raises:
-            LayoutError: a memory token that the tokenizer holds as an ordinary word.
+            LayoutError: a memory token that the tokenizer holds as an ordinary word, or gives the id of another token.
+            CheckpointError: a model that memory blocks cannot be used with.
         """
         layout = layout or MemoryLayout()
         known = tokenizer.get_vocab()
@@ -151,9 +176,11 @@ class RiM:
                 f"The tokenizer holds {', '.join(words)} as ordinary text; choose other memory tokens for the layout."
             )
         new = [token for token in layout.tokens if token not in known]
-        _add_tokens(tokenizer, new)
-        _add_rows(base, tokenizer, [tokenizer.convert_tokens_to_ids(token) for token in new])
-        return cls(base, tokenizer, layout, name)
+        add_tokens(tokenizer, new)
+        add_rows(base, tokenizer, [tokenizer.convert_tokens_to_ids(token) for token in new])
+        rim = cls(base, tokenizer, layout, name)
+        rim.examine()
+        return rim
 
     @classmethod
     def from_pretrained(
@@ -164,6 +191,7 @@ class RiM:
         attention: str | None = None,
         trainable: bool = False,
         progress: Progress | None = None,
+        layout: MemoryLayout | str | Path | None = None,
     ) -> "RiM":
         """Loads a RiM checkpoint (full weights or adapter) from a folder or a Hugging Face Hub id.
 
@@ -175,14 +203,17 @@ class RiM:
             attention: transformers attention back end, default `sdpa`.
             trainable: load an adapter so that it can be trained further; otherwise it is merged into its base.
             progress: is told of a known base that has to be fetched, see `bases.Progress`.
+            layout: of a checkpoint that another program made, without a layout file: a layout, such a file, or
+                `detected` for what `memory.detect` makes of its tokens.
 
         Raises:
-            CheckpointError: missing, damaged or mismatched files, or another base than the adapter was trained on.
-            LayoutError: an impossible layout.
+            CheckpointError: missing, damaged or mismatched files, another base than the adapter was trained on, or a
+                model that memory blocks cannot be used with (see `door`).
+            LayoutError: an impossible layout, or none.
         """
-        folder = _local_folder(path)
+        folder = local_folder(path)
         device, dtype = placement(device, dtype)
-        layout = MemoryLayout.load(folder)
+        layout = layout_of(folder, layout)
         if (folder / ADAPTER_FILE).exists():
             model, tokenizer, adapter = _load_adapted(folder, layout, dtype, attention, trainable, progress)
         else:
@@ -191,8 +222,12 @@ class RiM:
         if dtype is None and not trainable:
             cast_weights(model, default_dtype(device, sum(p.numel() for p in model.parameters())))
         rim = cls(model.eval(), tokenizer, layout, name=str(path))
-        rim.model.to(device)
         rim._merged = adapter
+        rim.trained_on = TrainedOn.load(folder)
+        if not os.environ.get("SPACES_ZERO_GPU"):  # where a GPU is lent for single calls, none of which this is
+            rim.model.to(device)
+        rim.examine()
+        rim.model.to(device)
         return rim
 
     def save_pretrained(self, folder: str | Path, state_dict: dict | None = None) -> Path:
@@ -212,9 +247,12 @@ class RiM:
             if base is None or base.name not in KNOWN:
                 self.tokenizer.save_pretrained(folder)
         else:
+            settle_config(self.model, self.eos_id, whole=state_dict is None)
             self.model.save_pretrained(folder, state_dict=state_dict)
             self.tokenizer.save_pretrained(folder)
         self.layout.save(folder)
+        if self.trained_on is not None:
+            self.trained_on.save(folder)
         return folder
 
 
@@ -223,22 +261,25 @@ def load_methods(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    layout: MemoryLayout | str | Path | None = None,
 ) -> dict[str, RiM]:
     """The models of a checkpoint folder by method.
 
     The folder itself is the memory model; `cot/` and `direct/` inside it are the matched models. A method without a
-    folder of its own uses the memory model. `progress` is told of a known base that has to be fetched.
+    folder of its own uses the memory model. `progress` is told of a known base that has to be fetched; for `layout` see
+    `RiM.from_pretrained`.
 
     Raises:
         CheckpointError, LayoutError: as `RiM.from_pretrained`, for any of the folders.
     """
-    folder = _local_folder(path)
-    memory = RiM.from_pretrained(folder, device, dtype, progress=progress)
+    folder = local_folder(path)
+    memory = RiM.from_pretrained(folder, device, dtype, progress=progress, layout=layout)
     memory.name = str(path)
     methods = {"memory": memory}
     for method in ("cot", "direct"):
         own = folder / method
-        methods[method] = RiM.from_pretrained(own, device, dtype, progress=progress) if own.is_dir() else memory
+        load = partial(RiM.from_pretrained, own, device, dtype, progress=progress, layout=layout)
+        methods[method] = load() if own.is_dir() else memory
     return methods
 
 
@@ -251,11 +292,13 @@ def export(path: str | Path, folder: str | Path, method: str = "memory", progres
         `folder`.
 
     Raises:
-        CheckpointError: as `RiM.from_pretrained`; or a folder that holds something.
+        CheckpointError: as `RiM.from_pretrained`; a folder that holds something; or (a fault of a library) a model that
+            is another one when it is loaded again.
     """
-    source, folder = _local_folder(path), Path(folder)
+    source, folder = local_folder(path), Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; give a new folder to export to.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     if (source / method).is_dir():
         source = source / method
     rim = RiM.from_pretrained(source, "cpu", progress=progress)
@@ -263,7 +306,15 @@ def export(path: str | Path, folder: str | Path, method: str = "memory", progres
     if rim.adapter is not None:
         base = resolve(base_name(source), source_of(source))
     cast_weights(rim.model, stored_dtype(base))
-    return rim.save_pretrained(folder)
+    row, dtype = torch.tensor([rim.encoder.marker_ids + rim.encoder.block_ids]), rim.dtype
+    with torch.no_grad(), one_sentence_if_full(folder), whole_folder(folder, "export") as made:
+        said = rim.model(input_ids=row).logits
+        rim.save_pretrained(made)
+        del rim
+        again = RiM.from_pretrained(made, "cpu", dtype).model(input_ids=row).logits
+        if difference(again, said) > tolerance(dtype):
+            raise CheckpointError(f"What would be written to {folder} says something else than {path}.")
+    return folder
 
 
 def load_base(
@@ -328,8 +379,8 @@ def _load_adapted(
         tokenizer = load_tokenizer(folder)
     else:
         known = tokenizer.get_vocab()
-        _add_tokens(tokenizer, [token for token in layout.tokens if token not in known])
-    _add_rows(base, tokenizer, layout.token_ids(tokenizer))
+        add_tokens(tokenizer, [token for token in layout.tokens if token not in known])
+    add_rows(base, tokenizer, layout.token_ids(tokenizer))
     model, config = load_adapter(base, folder, trainable)
     return model if trainable or dtype is None else cast_weights(model, dtype), tokenizer, config
 
@@ -339,59 +390,10 @@ def _check_positions(model, name: str) -> None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "position_ids" not in inspect.signature(base.forward).parameters:
         raise CheckpointError(f"{name}: {type(base).__name__} takes no position ids, which memory blocks need.")
-    for key in ("max_position_embeddings", "sliding_window"):
+    for key in ("max_position_embeddings", *_WINDOWS):
         length = getattr(base.config, key, None)
         if not isinstance(length, int) and (length is not None or key == "max_position_embeddings"):
             raise CheckpointError(f"{name}: {key} in its config.json must be a whole number, not {length!r}.")
-
-
-def _add_tokens(tokenizer, tokens: list[str]) -> None:
-    """Adds control tokens, and an EOS where a tokenizer calls it otherwise."""
-    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
-    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
-        tokenizer.eos_token = tokenizer.sep_token
-
-
-def _add_rows(model, tokenizer, ids: Sequence[int]) -> None:
-    """Gives the model an embedding row for every token; initialises those added, and `ids`, which may be spare ones."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if fresh := set(ids) | set(range(rows, len(tokenizer))):
-        _initialise_rows(model, sorted(fresh))
-
-
-def _initialise_rows(model, ids: list[int]) -> None:
-    """Sets the embedding rows `ids` (input, and output where it is a matrix of its own) near the mean of the others."""
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    matrices = {id(layer.weight): layer.weight for layer in layers}  # tied ones once
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in matrices.values():
-            others = torch.ones(weight.shape[0], dtype=torch.bool)
-            others[ids] = False
-            old = weight[others.to(weight.device)].float()
-            noise = torch.randn(len(ids), weight.shape[1], generator=generator).to(weight.device)
-            weight[ids] = (old.mean(0) + 0.1 * old.std(0) * noise).to(weight.dtype)
-
-
-def _local_folder(path: str | Path) -> Path:
-    if os.path.isdir(path):
-        return Path(path)
-    text = str(path)
-    # Anything but owner/name is a mistyped folder: it is not asked for on the Hub.
-    looks_like_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not text.startswith("checkpoints/")
-    if os.path.exists(path) or not looks_like_hub_id:
-        raise CheckpointError(f"There is no checkpoint folder {path}; give a folder or a Hugging Face Hub id.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]))
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is neither a folder here nor a repository that the Hub can be asked for ({first_line(error)}); "
-            "check the name and the connection."
-        ) from error
 
 
 def placement(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype | None]:

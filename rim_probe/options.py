@@ -8,14 +8,16 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rim_probe.errors import RiMError
+from rim_probe.files import begins_with, check_file, write_atomic
 from rim_probe.report import count
 
 if TYPE_CHECKING:
+    from rim_probe.model import RiM
     from rim_probe.problems import Problem, ProblemFile
 
 DEFAULT_CHECKPOINT = "checkpoints/rim-tiny"
@@ -33,6 +35,7 @@ EXAMPLE_QUESTION = '"Ann has 3 apples. Ann buys 4 more apples. How many apples d
 OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 TIME_OVER = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command with --resume goes on
 SHOWN_REJECTIONS = 5
+IS_REPORT = begins_with('{"format": "rim-probe-')  # whether a file is a report that a command wrote
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,6 +81,16 @@ def add_seed(parser: Any, text: str) -> None:
 def add_device(parser: Any) -> None:
     """An option for where a model runs."""
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU where there is one)")
+
+
+def add_layout(parser: Any) -> None:
+    """An option for the memory layout of a checkpoint that another program made."""
+    parser.add_argument(
+        "--layout",
+        metavar="FILE",
+        help="memory layout of a checkpoint of another program, which has no memory_layout.json: such a file, or "
+        "`detected` for what its tokens tell",
+    )
 
 
 def silence_transformers() -> None:
@@ -155,8 +168,12 @@ def draw(problems: "list[Problem]", limit: int | None, seed: int) -> "list[Probl
     return problems if limit is None or limit >= len(problems) else random.Random(seed).sample(problems, limit)
 
 
-def writable(path: str | None) -> Path | None:
-    """The output path, checked before hours of work are spent on what could then not be written."""
+def writable(path: str | None, is_own: Callable[[Path], bool], what: str) -> Path | None:
+    """The output path, checked before hours of work are spent on what could then not be written.
+
+    Raises:
+        RiMError: a folder, a place that cannot be written to, a file that is not `what` (see `files.check_file`).
+    """
     if path is None:
         return None
     folder = Path(path).absolute().parent
@@ -164,6 +181,7 @@ def writable(path: str | None) -> Path | None:
         raise RiMError(f"{path} is a folder; give the name of a file to write.")
     if not os.access(folder, os.W_OK):
         raise RiMError(f"{folder} does not exist or cannot be written to; make it first or choose another file.")
+    check_file(Path(path), is_own, what)
     return Path(path)
 
 
@@ -185,13 +203,13 @@ def open_card(path: str, mark: str) -> Callable[[str], object]:
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise RiMError(f"{path} lacks the lines {begin.strip()} and {end}; add them where the tables shall stand.")
-    return lambda text: file.write_text(before + begin + text + end + after, encoding="utf-8")
+    return lambda text: write_atomic(file, (before + begin + text + end + after).encode())
 
 
 def finish(output: Path | None, report: dict[str, Any], text: str, cards: Sequence[Callable[[str], object]]) -> None:
     """Writes the report and the cards where that was asked for, and prints the tables."""
     if output is not None:
-        output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomic(output, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
     for card in cards:
         card(text)
     print(text, end="", flush=True)
@@ -208,7 +226,18 @@ def add_asking(parser: Any) -> None:
         metavar="K",
     )
     add_number(parser, "--max-new-tokens", "longest answer in tokens", low=1, default=256)
+    add_layout(parser)
     add_device(parser)
+
+
+def report_outside(path: str, problems: "Iterable[Problem]", models: "Collection[RiM]") -> None:
+    """How many questions of a file are unlike those of the training, on stderr."""
+    from rim_probe.trained_on import outside
+
+    told = [sentence for problem in problems if (sentence := outside(models, problem.question))]
+    if told:
+        many = count(len(told), "question is", "questions are")
+        print(f"{path}: {many} unlike those the model was made for. The first: {told[0]}", file=sys.stderr)
 
 
 def nearest(question: str, checkpoint: str) -> str:

@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
 
 from rim_probe.errors import RiMError
-from rim_probe.files import write_atomic
+from rim_probe.files import begins_with, check_file, write_atomic
 from rim_probe.problems import Problem, is_correct, read_problems
 
 OUTCOMES = {  # (memory is right, chain of thought is right): what that is called
@@ -143,8 +143,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="such as app/recorded/rim-tiny-outcomes.json")
     parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
     flags = parser.parse_args(arguments)
+    own = begins_with('{"format": "rim-probe-outcomes/')
     command = shlex.join(["python", "-m", "rim_probe.outcomes", *(sys.argv[1:] if arguments is None else arguments)])
     try:
+        check_file(flags.output, own, "a file of outcomes")
         outcomes = find(flags.checkpoint, flags.data, flags.device, command)
         for name, count in outcomes.counts.items():
             print(f"{name}: {count} of {outcomes.n} ({count / outcomes.n:.1%})")

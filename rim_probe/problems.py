@@ -15,6 +15,7 @@ The LAST "||" ends the question, so a question may hold "||" itself (steps and a
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import re
 import zlib
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from rim_probe.answers import ANSWER_MARKER, extract_answer, is_correct
 from rim_probe.errors import ProblemError
+from rim_probe.files import write_atomic
 
 __all__ = [
     "ANSWER_MARKER",
@@ -36,6 +38,7 @@ __all__ = [
     "format_line",
     "gather",
     "is_correct",
+    "is_problem_file",
     "iter_problems",
     "parse_line",
     "parse_steps",
@@ -172,6 +175,14 @@ def iter_problems(path: str | os.PathLike[str]) -> Iterator[Problem | RejectedLi
             yield RejectedLine(name, number, str(error))
 
 
+def is_problem_file(path: str | os.PathLike[str]) -> bool:
+    """Whether one of the first lines of a file is a problem."""
+    try:
+        return any(isinstance(line, Problem) for line in itertools.islice(iter_problems(path), 100))
+    except ProblemError:
+        return False
+
+
 def gather(lines: Iterable[Problem | RejectedLine]) -> ProblemFile:
     """Problems and rejected lines, each in their order."""
     found = ProblemFile([], [])
@@ -200,7 +211,7 @@ def write_problems(path: str | os.PathLike[str], problems: Iterable[Problem]) ->
     if name.endswith(".gz"):
         data = gzip.compress(data, mtime=0)  # no time stamp: equal problems, equal file
     try:
-        Path(name).write_bytes(data)
+        write_atomic(Path(name), data)
     except OSError as error:
         raise ProblemError(f"“{name}” cannot be written: {error.strerror or error}.") from None
 

@@ -140,7 +140,11 @@ def format_report(report: Report, figures: Sequence[tuple[str, str]] = ()) -> st
     pairs = [(entry["name"], pair) for entry in files for pair in entry["report"]["paired"]]
     for title, body in (
         ("Paired comparison on the same problems", _paired_table(pairs)),
-        ("Number of memory blocks at inference (0 = blocks removed)", _blocks_table(files)),
+        (
+            "Number of memory blocks at inference (0 = blocks removed), and controls of the place of the readout",
+            _blocks_table(files),
+        ),
+        ("Shallow baselines", _baselines_table(files)),
         ("Cost of an answer", "\n\n".join(_costs(place) for place in report["costs"])),
     ):
         parts += [f"### {title}", body] if body else []
@@ -231,6 +235,12 @@ def _notes(report: Report) -> list[str]:
     for entry in report["files"]:
         if entry["name"].casefold().startswith("valid"):
             notes.append(f"{entry['name']}: chose the checkpoints, so its figures are no test.")
+        for method, kinds in entry["report"].get("clusters", {}).items():
+            spans = [
+                f"{100 * one['low']:.1f} to {100 * one['high']:.1f} over {one['clusters']:,} {kind}"
+                for kind, one in kinds.items()
+            ]
+            notes.append(f"{entry['name']}, {METHOD_NAMES[method]}: 95 % interval {', '.join(spans)}.")
         for method, figures in entry["report"]["accuracy"].items():
             for what, told in (
                 ("refused", "questions were too long or with unknown words, never asked and counted as wrong"),
@@ -281,11 +291,27 @@ def relative_accuracy(pair: Report) -> tuple[float | None, float | None, float |
 
 
 def _blocks_table(files: Sequence[Report]) -> str:
-    """Accuracy with K = 0, 1, 2, ... blocks, a column per file."""
-    sweeps = {entry["name"]: {one["num_blocks"]: one for one in entry["report"]["sweep"]} for entry in files}
-    counts = sorted({k for sweep in sweeps.values() for k in sweep})
-    rows = [[str(k), *(format_share(sweep[k]) if k in sweep else "" for sweep in sweeps.values())] for k in counts]
-    return table(["K, final readout right, % (95 % interval)", *sweeps], rows) if rows else ""
+    """Accuracy with K = 0, 1, 2, ... blocks, a column per file, and beside it the controls of place."""
+    columns: dict[str, dict[int, str]] = {}
+    for entry in files:
+        report = entry["report"]
+        columns[entry["name"]] = {one["num_blocks"]: format_share(one) for one in report["sweep"]}
+        for one in report.get("placed", ()):
+            title = f"{entry['name']}, control: {one['place']} (n = {one['n']:,})"
+            columns.setdefault(title, {})[one["num_blocks"]] = format_share(one)
+    counts = sorted({k for cells in columns.values() for k in cells})
+    rows = [[str(k), *(cells.get(k, "") for cells in columns.values())] for k in counts]
+    return table(["K, final readout right, % (95 % interval)", *columns], rows) if rows else ""
+
+
+def _baselines_table(files: Sequence[Report]) -> str:
+    """What rules and counts reach that understand nothing."""
+    told = {entry["name"]: entry["report"].get("baselines", {}) for entry in files}
+    names = dict.fromkeys(name for shares in told.values() for name in shares)
+    rows = [
+        [name, *(format_share(shares[name]) if name in shares else "" for shares in told.values())] for name in names
+    ]
+    return table(["shallow baseline, % right (95 % interval)", *told], rows) if rows else ""
 
 
 def _costs(place: Report) -> str:

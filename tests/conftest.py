@@ -121,6 +121,15 @@ def tiny_rim(
     return RiM.attach(base, tokenizer, MemoryLayout(num_blocks=num_blocks), name=f"tiny-{family}")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_verdicts(tmp_path_factory):
+    """What is remembered of models checked here stays out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rim_probe.door.cache_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture
 def make_rim():
     """The function `tiny_rim`, for tests that need a special one."""

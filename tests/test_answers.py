@@ -451,3 +451,22 @@ def test_golds_that_another_file_corrects_are_named():
     given = [Problem("Ann?", (), "18"), Problem("Ben  walks?", (), "1,000"), Problem("Cy?", (), "3")]
     revised = [Problem("Ann?", (), "10"), Problem("Ben walks?", (), "1000")]
     assert list(wrong_golds(given, revised)) == [(1, given[0], "10"), (3, given[2], None)]
+
+
+WORKED = (  # a gold answer of GSM8K as it stands in its file
+    "The cost of the house and repairs came out to 80,000+50,000=$<<80000+50000=130000>>130,000\nHe increased the "
+    "value of the house by 80,000*1.5=<<80000*1.5=120000>>120,000\nSo the new value of the house is 120,000+80,000="
+    "$<<120000+80000=200000>>200,000\nSo he made a profit of 200,000-130,000=$<<200000-130000=70000>>70,000\n#### 70000"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (WORKED, "70000"),  # lm-evaluation-harness#1204: the target was the whole text
+        (f"The example says #### 5, so I think on. {WORKED}", "70000"),  # #3438: the first marker was taken
+        (f"{WORKED}\n\nQuestion: Ann has 3 apples.\nAnswer: She has <<3=3>>3.\n#### 3", "70000"),
+    ],
+)
+def test_cases_reported_of_other_graders(text, value):
+    assert extract_answer(text) == value and is_correct(extract_answer(text), "70,000")

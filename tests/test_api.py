@@ -105,3 +105,4 @@ def test_no_answer_names_a_folder_of_the_server(endpoints, shelf, question):
     folder = str(shelf.path("small")).rpartition("/")[0]
     for name in ("run", *READINGS):
         assert folder not in json.dumps(getattr(endpoints, name)(question))
+    assert folder not in json.dumps(endpoints.evidence())

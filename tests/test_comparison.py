@@ -412,3 +412,32 @@ def test_the_evidence_panel_reads_a_comparison(report, tmp_path):
 
     shown = draw_evidence(load_evidence(tmp_path)).html()
     assert "problems of GSM8K" in shown and "GSM-Hard, n = 4" in shown
+
+
+def test_the_place_of_the_readout_and_shallow_baselines_stand_beside_the_accuracy(report, checkpoint, data, tmp_path):
+    placed = report["files"][0]["report"]["placed"]
+    assert [(one["place"], one["num_blocks"], one["n"]) for one in placed[:2]] == [
+        ("lone end", 1, 6),
+        ("lone end", 2, 6),
+    ]
+    assert {one["place"] for one in placed} == {"lone end", "one block", "one position"}
+    clusters = report["files"][0]["report"]["clusters"]["memory"]
+    assert clusters["chains"]["clusters"] == 2 and clusters["texts"]["clusters"] >= 5
+    text = format_report(report)
+    assert "control: lone end (n = 6)" in text and "over 2 chains" in text and "last number" in text
+    code, fitted = compare(checkpoint, data, tmp_path, "--placed", "0", "--baselines", data[0].partition("=")[2])
+    assert code == 0 and not fitted["files"][0]["report"]["placed"]
+    assert set(fitted["files"][0]["report"]["baselines"]) == {
+        "last number",
+        "keyword rules",
+        "majority",
+        "bag of words",
+    }
+
+
+def test_an_interval_over_clusters_is_wider_where_they_agree():
+    outcomes = [i % 4 < 2 for i in range(400)]
+    own = evaluation.cluster_interval(outcomes, [str(i) for i in range(400)])
+    shared = evaluation.cluster_interval(outcomes, [str(i % 4) for i in range(400)])
+    assert own["clusters"] == 400 and shared["clusters"] == 4
+    assert shared["high"] - shared["low"] > 3 * (own["high"] - own["low"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rim_probe import greedy
-from rim_probe.decoding import answer, answer_batch, stream
+from rim_probe.decoding import PLACES, answer, answer_batch, answer_placed, stream
 from rim_probe.errors import QuestionError, RiMError
 
 QUESTION = "Anna has 3 apples and buys 14 more. How many apples has she?"
@@ -434,3 +434,28 @@ def test_a_sliding_window_is_the_context(rim):
     assert rim.max_length == 64
     result = answer(rim, "apples " * 13, "memory")
     assert result.prompt_tokens + result.generated_tokens == 64
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", PLACES)
+def test_controls_of_place_stand_where_they_say(rim, place):
+    """Each equals a plain pass with these ids at these positions, greedily continued; questions of unlike length."""
+    block, length = rim.encoder.block_ids, rim.layout.block_length
+    ids, places = {
+        "lone end": (block[-1:], [2 * length - 1]),
+        "one block": (block, range(length, 2 * length)),
+        "one position": (block * 2, [*range(length)] * 2),
+    }[place]
+    for question, given in zip(QUESTIONS, answer_placed(rim, QUESTIONS, place, 2, max_new_tokens=3), strict=True):
+        asked = rim.encode_question(question)
+        tokens, positions = [*asked, *ids], [*range(len(asked)), *(len(asked) + at for at in places)]
+        for _ in given.token_ids:
+            logits = rim.model(torch.tensor([tokens]), position_ids=torch.tensor([positions])).logits[0, -1]
+            logits[rim.banned_ids] = -torch.inf
+            tokens, positions = [*tokens, int(logits.argmax())], [*positions, positions[-1] + 1]
+        assert tuple(tokens[len(asked) + len(ids) :]) == given.token_ids
+
+
+def test_a_control_of_place_needs_a_block(rim):
+    with pytest.raises(RiMError, match="at least one block"):
+        answer_placed(rim, QUESTIONS, "lone end", 0)

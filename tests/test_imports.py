@@ -8,12 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
-    {"errors", "files", "numbers", "precision", "answers"},
+    {"errors", "numbers", "precision", "answers"},
+    {"files"},
     {"memory", "problems", "report"},
-    {"encoding", "equations", "datasets", "gallery", "loading", "anatomy"},
-    {"bases"},
-    {"adapters"},
-    {"model", "packing"},
+    {"encoding", "equations", "datasets", "gallery", "loading", "anatomy", "baselines", "trained_on"},
+    {"bases", "attaching"},
+    {"adapters", "packing"},
+    {"door", "finding"},
+    {"model"},
     {"greedy"},
     {"decoding"},
     {"evaluation"},

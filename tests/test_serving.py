@@ -137,6 +137,49 @@ def test_a_closed_tab_stops_decoding_at_once(page, small_checkpoint, decoding):
     assert begun.is_set() and ended.wait(1)
 
 
+def test_a_question_that_is_stopped_in_the_queue_is_never_asked(demo, page, small_checkpoint, monkeypatch):
+    """Even where the server is not told to take its event out of the queue (gradio#13323)."""
+    from rim_probe import decoding
+
+    real, asked, released = decoding.stream, [], threading.Event()
+
+    def stream(rim, question, *arguments, **options):
+        asked.append(question)
+        released.wait(60)
+        yield from real(rim, question, *arguments, **options)
+
+    problems = json.loads((small_checkpoint / "examples.json").read_text())
+    first, second = (problem["question"] for problem in problems[:2])
+
+    async def once():
+        async with Visitor(page) as visitor:
+            await ask(visitor, small_checkpoint)  # the model is loaded and warm before anybody has to wait
+
+    async def until(holds):
+        while not holds():
+            await asyncio.sleep(0.05)
+
+    async def story():
+        async with Visitor(page) as one, Visitor(page) as other:
+            for visitor, question in ((one, first), (other, second)):
+                await visitor.load()
+                visitor.put("question", question)
+            running = asyncio.create_task(one.fire("run", "click"))
+            await until(lambda: asked)
+            queued = asyncio.create_task(other.fire("run", "click"))
+            await until(lambda: demo._queue.event_queue_per_concurrency_id["race"].queue)
+            # What follows the stop draws panels, which wait for the model: the first race has to go on.
+            await other.fire("stop", "click", seen=lambda text: "process_completed" in text and released.set())
+            await running
+            await once()  # its turn comes after that of the one who stopped
+            queued.cancel()
+
+    asyncio.run(once())
+    monkeypatch.setattr(decoding, "stream", stream)
+    asyncio.run(asyncio.wait_for(story(), 120))
+    assert first in asked and second not in asked
+
+
 # ------------------------------------------------------------------------------------------------- where functions run
 
 

@@ -21,7 +21,7 @@ from transformers import TrainingArguments
 
 from rim_probe.datasets.arithmetic import World, generate
 from rim_probe.decoding import answer
-from rim_probe.errors import CheckpointError, ProblemError, RecipeError
+from rim_probe.errors import CheckpointError, ProblemError, RecipeError, RiMError
 from rim_probe.model import RiM
 from rim_probe.packing import IGNORED, cot_row, direct_row, row_mask, stage1_row, stage2_row
 from rim_probe.problems import Problem, is_correct, write_problems
@@ -779,7 +779,7 @@ def test_two_trainings_do_not_share_a_run(tmp_path, adapted):
 
     def report(line: str) -> None:
         if "stage ground" in line:
-            with pytest.raises(RecipeError, match="Another training is at work"):
+            with pytest.raises(RiMError, match="is at work in"):
                 train(recipe, resume=True, report=found.append)
             found.append("refused")
 

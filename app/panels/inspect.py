@@ -96,9 +96,8 @@ class Inspector:
 
     def _evidence(self, name: str | None) -> str:
         from rim_probe.plots.evidence import draw_evidence
-        from rim_probe.probing.evidence import load_evidence
 
-        picture = draw_evidence(load_evidence(self.race.shelf.path(name)))
+        picture = draw_evidence(self.race.shelf.evidence(name))
         return picture.html(code.evidence(self._place(name or "")))
 
     # --------------------------------------------------------------------------------------------------------- asking

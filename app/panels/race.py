@@ -20,6 +20,7 @@ from app.session import MAX_BLOCKS, Session, check_asked, check_blocks, check_go
 from rim_probe.errors import RiMError, UnknownWordsError
 from rim_probe.memory import MemoryLayout
 from rim_probe.plots.frame import script
+from rim_probe.trained_on import outside
 
 STAGE_JS = script() + (Path(__file__).parent.parent / "stage.js").read_text(encoding="utf-8")
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -127,6 +128,7 @@ class Race:
         loaded = self.shelf.load(name, tell=_teller(name, progress))
         able = [one for one in methods if one in RACERS or loaded.models[one] is not loaded.models["memory"]]
         run = Run(name, question, gold, num_blocks, loaded.machine, matched=loaded.has_own_cot)
+        run.outside = outside([loaded.models["memory"]], question)
         run.steps = tuple(steps) or self.gold_steps(name, question)
         run.lanes = {method: Lane() for method in METHODS if method in able}
         check_asked(loaded, run)

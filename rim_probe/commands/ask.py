@@ -44,7 +44,12 @@ def add_ask(commands: Any) -> None:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    methods = _load(arguments.model, arguments.method, arguments.device)
+    from rim_probe.trained_on import outside
+
+    methods = _load(arguments.model, arguments.method, arguments.device, arguments.layout)
+    unlike = outside(methods.values(), arguments.question)
+    if unlike and not arguments.json:
+        print(f"{unlike}\n")
     try:
         answers = [
             _ask_one(rim, method, arguments, method != "memory" and rim is methods.get("memory"))
@@ -53,7 +58,8 @@ def _ask(arguments: argparse.Namespace) -> int:
     except UnknownWordsError as error:
         raise RiMError(f"{error}{nearest(arguments.question, arguments.model)}") from None
     if arguments.json:
-        print(json.dumps({"question": arguments.question, "answers": [given.to_dict() for given in answers]}, indent=2))
+        told = {"question": arguments.question, "outside": unlike, "answers": [given.to_dict() for given in answers]}
+        print(json.dumps(told, indent=2))
     return OK
 
 
@@ -77,10 +83,10 @@ def _ask_one(rim: "RiM", method: str, arguments: argparse.Namespace, shared: boo
     return event.answer
 
 
-def _load(checkpoint: str, method: str, device: str | None) -> "dict[str, RiM]":
+def _load(checkpoint: str, method: str, device: str | None, layout: str | None) -> "dict[str, RiM]":
     """The chosen methods of a checkpoint."""
     from rim_probe.model import load_methods
 
     silence_transformers()
-    methods = load_methods(checkpoint, device, progress=show_progress())
+    methods = load_methods(checkpoint, device, progress=show_progress(), layout=layout)
     return methods if method == "all" else {method: methods[method]}

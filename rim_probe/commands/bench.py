@@ -6,6 +6,7 @@ from typing import Any
 from rim_probe.datasets.arithmetic import World, generate
 from rim_probe.options import (
     DEFAULT_CHECKPOINT,
+    IS_REPORT,
     OK,
     add_card,
     add_command,
@@ -54,7 +55,10 @@ def add_bench(commands: Any) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    output, cards = writable(arguments.json), [open_card(path, "bench") for path in arguments.card]
+    output, cards = (
+        writable(arguments.json, IS_REPORT, "a report of this program"),
+        [open_card(path, "bench") for path in arguments.card],
+    )
     questions = arguments.questions
     if arguments.data is None:
         problems = list(generate(World(), "test", questions, arguments.seed))

@@ -154,6 +154,7 @@ def _add_problem_output(parser: Any) -> None:
 def _data_arithmetic(arguments: argparse.Namespace) -> int:
     from rim_probe.problems import write_problems
 
+    _check_output(arguments)
     world = World(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(World)})
     unique = arguments.split != "train"
     problems = list(generate(world, arguments.split, arguments.rows, arguments.seed, unique=unique))
@@ -165,10 +166,17 @@ def _data_arithmetic(arguments: argparse.Namespace) -> int:
 def _data_everyday(arguments: argparse.Namespace) -> int:
     from rim_probe.problems import write_problems
 
+    _check_output(arguments)
     problems = list(everyday.generate(arguments.split, arguments.rows, arguments.seed, arguments.variants))
     write_problems(arguments.output, problems)
     _report_written(arguments, len(problems), "the frames hold")
     return OK
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    from rim_probe.problems import is_problem_file
+
+    writable(arguments.output, is_problem_file, "a file of problems")
 
 
 def _report_written(arguments: argparse.Namespace, written: int, holder: str) -> None:
@@ -181,7 +189,7 @@ def _data_set(arguments: argparse.Namespace) -> int:
     from rim_probe.problems import write_problems
 
     name, split, known = arguments.dataset, arguments.split, SETS[arguments.dataset]
-    writable(arguments.output)
+    _check_output(arguments)
     path = arguments.source or download_split(name, split, arguments.revision)
     found = load_split(name, split, path)
     write_problems(arguments.output, found.problems)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rim_probe.errors import RiMError
+from rim_probe.files import check_file, write_atomic
 from rim_probe.options import (
     INTERRUPTED,
+    IS_REPORT,
     LINE_FORMAT,
     METHOD_HELP,
     OK,
@@ -24,6 +26,7 @@ from rim_probe.options import (
     name_files,
     open_card,
     read_data,
+    report_outside,
     show_progress,
     silence_transformers,
     writable,
@@ -73,6 +76,12 @@ def add_eval(commands: Any) -> None:
         default=[],
         help="measure the costs there, such as cuda cpu (default: where it runs)",
     )
+    add_number(
+        parser, "--placed", "problems of the controls of place: K blocks against a later position", low=0, default=300
+    )
+    parser.add_argument(
+        "--baselines", metavar="FILE", help="training problems, to fit shallow baselines on (majority, bag of words)"
+    )
     add_seed(parser, "of the sample and the order")
     parser.add_argument("--output", metavar="FILE", help="write the report as JSON")
     parser.add_argument("--figures", metavar="FOLDER", help="draw figures as HTML files, with plotly")
@@ -92,7 +101,8 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace, files: dict[str, str]) -> int:
-    output, cards = writable(arguments.output), _open_cards(arguments)
+    output = writable(arguments.output, IS_REPORT, "a report of this program")
+    cards = _open_cards(arguments)
     data = {name: read_data(path) for name, path in files.items()}
 
     from rim_probe.comparison import DataFile, compare
@@ -100,6 +110,8 @@ def _measure(arguments: argparse.Namespace, files: dict[str, str]) -> int:
     from rim_probe.probing.artifacts import fingerprint
 
     methods = _load(arguments, arguments.device)
+    for name, one in data.items():
+        report_outside(files[name], one.problems, methods.values())
     report, kept = compare(
         methods,
         [
@@ -115,6 +127,8 @@ def _measure(arguments: argparse.Namespace, files: dict[str, str]) -> int:
         batch_size=arguments.batch_size or usual_batch(methods),
         max_new_tokens=arguments.max_new_tokens,
         latency_samples=arguments.latency_samples,
+        placed=arguments.placed,
+        train=read_data(arguments.baselines).problems if arguments.baselines else [],
         limit=arguments.limit,
         seed=arguments.seed,
         command=arguments.command_line,
@@ -151,12 +165,16 @@ def _publish(report: dict[str, Any], folder: str | None, cards: dict[str, Callab
     """Draws the figures and puts the tables into the cards, each with the figures' places as seen from it."""
     drawn = []
     if folder is not None:
+        from plotly.offline import get_plotlyjs
+
         from rim_probe.plots.comparison import draw_measures
 
         Path(folder).mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(folder) / "plotly.min.js", get_plotlyjs().encode())  # one copy beside all figures
         for name, (title, figure) in draw_measures(report).items():
             file = Path(folder) / f"{name}.html"
-            figure.write_html(file, include_plotlyjs="directory")  # one copy of plotly.js beside all of them
+            check_file(file, lambda path: b"Plotly.newPlot" in path.read_bytes(), "a figure of this program")
+            write_atomic(file, figure.to_html(include_plotlyjs="directory").encode())
             drawn.append((title, file))
     for path, write in cards.items():
         home = Path(path).resolve().parent
@@ -169,5 +187,5 @@ def _load(arguments: argparse.Namespace, device: str | None) -> "dict[str, RiM]"
     from rim_probe.model import load_methods
 
     silence_transformers()
-    methods = load_methods(arguments.checkpoint, device, progress=show_progress())
+    methods = load_methods(arguments.checkpoint, device, progress=show_progress(), layout=arguments.layout)
     return methods if arguments.method == "all" else {arguments.method: methods[arguments.method]}

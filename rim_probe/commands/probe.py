@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from rim_probe.errors import RiMError, UnknownWordsError
+from rim_probe.files import check_folder
 from rim_probe.options import (
     EXAMPLE_QUESTION,
     OK,
     add_card,
     add_command,
     add_device,
+    add_layout,
     add_number,
     add_seed,
     draw,
     nearest,
     open_card,
     read_data,
+    report_outside,
     show_progress,
     silence_transformers,
 )
@@ -78,6 +81,7 @@ def add_probe(commands: Any) -> None:
     add_number(parser, "--num-blocks", "memory blocks; the checkpoint's own number if left out", low=1, metavar="K")
     parser.add_argument("--output", metavar="FOLDER", help="default: CHECKPOINT/probes")
     add_seed(parser, "of every random draw")
+    add_layout(parser)
     add_device(parser)
     add_card(parser, "probe")
 
@@ -97,7 +101,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     data = {name: read_data(path).problems for name, path in files.items() if path is not None}
 
     from rim_probe.plots.report import draw_page
-    from rim_probe.probing.artifacts import size_report
+    from rim_probe.probing.artifacts import is_report, size_report
     from rim_probe.probing.probes import PROBES
     from rim_probe.probing.run import NotRun, Source, default_folder, run_probes, splits_of, summarise
     from rim_probe.probing.study import load_models
@@ -111,9 +115,12 @@ def _probe(arguments: argparse.Namespace) -> int:
     if left_out:
         print(f"{count(left_out, 'problem', 'problems')} left out: asked in more than one file.", file=sys.stderr)
     folder = Path(arguments.output) if arguments.output else default_folder(arguments.checkpoint)
+    check_folder(folder, "probe", is_report)  # before the work is done
     silence_transformers()
-    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress(), arguments.layout)
     print(verdict(models["memory"]), end="\n\n", flush=True)
+    for source in sources.values():
+        report_outside(source.path, source.problems, [models["memory"]])
     for report in run_probes(
         models,
         sources,
@@ -150,9 +157,12 @@ def _probe_question(arguments: argparse.Namespace) -> int:
     from rim_probe.probing.run import default_folder
     from rim_probe.probing.study import load_models, observe
     from rim_probe.problems import parse_steps
+    from rim_probe.trained_on import outside
 
     silence_transformers()
-    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress())
+    models = load_models(arguments.checkpoint, arguments.device, arguments.base, show_progress(), arguments.layout)
+    if unlike := outside([models["memory"]], arguments.question):
+        print(f"{unlike}\n")
     try:
         seen = observe(models["memory"], arguments.question, arguments.num_blocks)
     except UnknownWordsError as error:

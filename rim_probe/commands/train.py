@@ -38,6 +38,11 @@ def add_train(commands: Any) -> None:
     instead.add_argument(
         "--profile", action="store_true", help="how long it would take with each back end, in a minute; writes nothing"
     )
+    instead.add_argument(
+        "--describe",
+        metavar="CHECKPOINT",
+        help="write into CHECKPOINT what the recipe trains on (trained_on.json), as a training does by itself",
+    )
     add_number(
         parser, "--batch-size", "rows in a step of --trial (4 if left out) or --profile (as the recipe says)", low=1
     )
@@ -59,6 +64,12 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.batch_size and not (arguments.profile or arguments.trial):
         raise RiMError("--batch-size is for --profile and --trial; a training takes the recipe's own.")
     silence_transformers()
+    if arguments.describe:
+        from rim_probe.training.run import describe
+
+        told = describe(arguments.recipe, arguments.describe)
+        print(f"{arguments.describe}: {told.problems:,} problems described.")
+        return OK
     if arguments.profile:
         from rim_probe.training.profiling import profile
 

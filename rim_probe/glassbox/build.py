@@ -24,6 +24,7 @@ from rim_probe.glassbox.problems import all_problems, draw_problems, parts
 from rim_probe.model import RiM
 from rim_probe.probing.trial import try_counterfactual
 from rim_probe.problems import Problem, write_problems
+from rim_probe.trained_on import TrainedOn
 from rim_probe.training.scratch import small_llama, word_tokenizer
 
 EXAMPLES = 9
@@ -41,6 +42,8 @@ def build(output: str | Path, work: str | Path) -> None:
     output, work = Path(output), Path(work)
     box = glassbox().rim
     box.model.to(torch.bfloat16)  # loses nothing, see `box`, and halves the file
+    problems = all_problems()
+    box.trained_on = TrainedOn.of(list(itertools.chain.from_iterable(problems.values())), closed=True)
     box.save_pretrained(output)
     glassbox(trained=False).rim.save_pretrained(output / "base")
     examples = [
@@ -50,8 +53,8 @@ def build(output: str | Path, work: str | Path) -> None:
     (output / EXAMPLES_FILE).write_text(json.dumps(examples, indent=2) + "\n", encoding="utf-8")
 
     work.mkdir(parents=True, exist_ok=True)
-    for split, problems in all_problems().items():
-        write_problems(work / f"{split}.txt", problems)
+    for split, held in problems.items():
+        write_problems(work / f"{split}.txt", held)
     tokenizer = word_tokenizer(VOCABULARY)
     small_llama(tokenizer, **SIZE, context=CONTEXT, seed=0).save_pretrained(work / "start")
     tokenizer.save_pretrained(work / "start")

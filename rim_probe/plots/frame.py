@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from rim_probe.files import write_atomic
 from rim_probe.numbers import percent
 from rim_probe.plots.colours import dark_colours, variables
 
@@ -161,7 +162,7 @@ class Panel:
 
     def save(self, path: str | Path) -> None:
         """Writes a file that any browser shows, without a network."""
-        Path(path).write_text(standalone(self.html(), self.title), encoding="utf-8")
+        write_atomic(Path(path), standalone(self.html(), self.title).encode())
 
     def _repr_html_(self) -> str:
         page = escape(standalone(self.html(), self.title))

@@ -269,6 +269,14 @@ def load_report(folder: str | Path) -> tuple[list[Report], dict[str, Any]]:
     return [_unpack(one, path) for one in report["reports"]], report["provenance"]
 
 
+def is_report(folder: Path) -> bool:
+    """Whether a folder holds a report of `probe`; older ones carry no mark (see `files`)."""
+    try:
+        return _read_json(folder / REPORT_FILE, "").get("format") == REPORT_FORMAT
+    except ArtifactError:
+        return False
+
+
 # -------------------------------------------------------------------------------------------------------------- helpers
 
 

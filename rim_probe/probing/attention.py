@@ -17,18 +17,19 @@ Knows attention weights and names every aggregation. Knows nothing of what block
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
+from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.capture import Capture, capture
-from rim_probe.probing.curves import mean_estimate
-from rim_probe.probing.heads import GoldScorer, GoldScores, Head, Part, Role, fitting, num_heads
+from rim_probe.probing.heads import GoldScorer, GoldScores, Head, Role, num_heads
 from rim_probe.probing.hooks import num_layers
-from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap, proportion_estimate
+from rim_probe.probing.results import Cloud, Report, Result, bootstrap, mean_estimate, mean_results, proportion_estimate
 from rim_probe.probing.study import Observation, Study
 from rim_probe.problems import Problem
 
@@ -38,8 +39,15 @@ RANDOM_SETS = 5
 CAPTURE_BATCH = 32
 DRAWS = 500
 PER_HEAD_NUMBERS = 200_000  # above that many weights `explain` gives means over heads only
+FALL, RIGHT = "fall of the gold answer's log probability, nats", "gold answer said"
+SHARE = "share of the answer's attention, mean over layers and heads"
 _AT: dict[Role, str] = {"reader": "heads at the answer", "writer": "heads at the slots"}
-_NUMBER = re.compile(r"\d")
+# What the answer may not attend to, and what that is: memory may only be said to be read beside what the question is.
+_CUTS = {
+    ("memory",): ("memory", "score"),
+    ("question",): ("the question", "control"),
+    ("memory", "question"): ("both", "positive control"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,12 +68,12 @@ class Shares:
 
 def number_tokens(tokens: Sequence[str]) -> np.ndarray:
     """Which tokens hold a digit, bool [W]."""
-    return np.array([bool(_NUMBER.search(token)) for token in tokens], dtype=bool)
+    return np.array([bool(re.search(r"\d", token)) for token in tokens], dtype=bool)
 
 
 def shares_of(held: Capture, numbers: Sequence[np.ndarray]) -> Shares:
     """Masses by target of a capture with attention; `numbers` marks each question's number tokens (bool [length])."""
-    to_question, to_memory = (tensor.float().numpy() for tensor in (held.to_question, held.to_memory))
+    to_question, to_memory = _weights(held)
     n, layers, heads = to_question.shape[:3]
     blocks, slots = held.K, held.M
     width = to_question.shape[-1]
@@ -81,13 +89,19 @@ def shares_of(held: Capture, numbers: Sequence[np.ndarray]) -> Shares:
     return Shares(mass[..., :slots, :].mean(axis=4), mass[..., slots, :], even / even.sum(axis=1, keepdims=True))
 
 
+def _weights(held: Capture) -> tuple[np.ndarray, np.ndarray]:
+    if held.to_question is None or held.to_memory is None:
+        raise RiMError("Not every layer of this model tells its attention weights; other probes do without them.")
+    return held.to_question.float().numpy(), held.to_memory.float().numpy()
+
+
 def attention_shares(rim: RiM, questions: Sequence[str], num_blocks: int | None = None) -> Shares:
     """Masses by target of many questions; weights are held for a batch at a time."""
     parts = []
     for start in range(0, len(questions), CAPTURE_BATCH):
         held = capture(rim, questions[start : start + CAPTURE_BATCH], num_blocks=num_blocks)
-        numbers = [number_tokens(_tokens(rim, ids)) for ids in held.question_ids]
-        parts.append(shares_of(held, numbers))
+        tokens = [[rim.tokenizer.decode([token]) for token in ids] for ids in held.question_ids]
+        parts.append(shares_of(held, [number_tokens(own) for own in tokens]))
     return Shares(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("slots", "ends", "even")))
 
 
@@ -102,7 +116,7 @@ def explain(observation: Observation) -> dict[str, Any]:
         the same to its slots alone}.
     """
     held = observation.capture
-    to_question, to_memory = (tensor[0].float().numpy() for tensor in (held.to_question, held.to_memory))
+    to_question, to_memory = (weights[0] for weights in _weights(held))
     blocks, slots = held.K, held.M
     layers, heads, _, width = to_question.shape
     rows = to_question.reshape(layers, heads, blocks, slots + 1, width)
@@ -129,108 +143,26 @@ def explain(observation: Observation) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------------------------- results
 
 
-def score(study: Study, *, problems: int = PROBLEMS) -> Section:
-    """Shares, knockout and their relation on the report split; heads are ranked on the choosing split."""
+def score(study: Study, *, problems: int = PROBLEMS) -> Report:
+    """Cuts, knockout, shares and their relation on the report split; heads are ranked on the choosing split."""
     rim = study.models["memory"]
     drawn = {split: _some(study, split, problems) for split in ("choose", "report")}
-    picked = {split: fitting(rim, some, study.K) for split, some in drawn.items()}
-    questions = [problem.question for problem in picked["report"]]
-    shares = {
-        role: attention_shares(study.models[role], questions, study.K)
-        for role in ("memory", "base")
-        if role in study.models
-    }
-    heads: list[Head] = [
-        (layer, head) for layer in range(1, num_layers(rim) + 1) for head in range(1, num_heads(rim) + 1)
-    ]
-    knockouts = {role: _Knockout.measure(study, picked, heads, role) for role in ("reader", "writer")}
-    cuts = _cuts(GoldScorer(rim, picked["report"], study.K))
-    attended = {
-        "reader": shares["memory"].ends[:, :, :, -1, 2:].sum(axis=-1),
-        "writer": shares["memory"].slots[..., 0].mean(axis=-1),
-    }  # [n, A, H]
-    relation = {
-        role: _rank_correlation(attended[role].reshape(len(questions), -1), knockouts[role].effects, study.seed)
-        for role in knockouts
-    }
-    return Section(
-        name="attention",
-        title="Attention to memory",
-        question="Where do the memory slots and the answer attend, and do the heads that attend most to memory matter "
-        "most for the answer?",
-        summary=_summary(shares, cuts, knockouts, relation),
-        n={"choose": len(picked["choose"]), "report": len(questions)},
-        settings={
-            "heads": len(heads),
-            "knockout": "a head's whole output set to zero, whatever it reads; reader: at the last end token and the "
-            "answer; writer: at all slots",
-            "left out, too long": sum(len(drawn[split]) - len(picked[split]) for split in drawn),
-            "ranked by": f"fall of the gold answer's log probability on choose (n = {len(picked['choose'])})",
-            "searched": f"{2 * len(heads)} cells (heads x roles)",
-            "random sets": RANDOM_SETS,
-        },
-        tables=[
-            _share_table(shares, study.seed),
-            _cut_table(cuts),
-            *(_top_table(role, found, study.seed) for role, found in knockouts.items()),
-            _relation_table(relation, heads, attended, knockouts),
-        ],
-        figures=[
-            *_answer_figures(shares, len(questions)),
-            *_slot_figures(shares, len(questions)),
-            *(_knockout_figure(role, found, heads) for role, found in knockouts.items()),
-            *(
-                _scatter(role, attended[role].reshape(len(questions), -1), found, heads)
-                for role, found in knockouts.items()
-            ),
-        ],
-        data={
-            role: [
-                {
-                    "layer": layer,
-                    "head": head,
-                    "share": float(attended[role][:, layer - 1, head - 1].mean()),
-                    "effect": float(found.effects[:, place].mean()),
-                }
-                for place, (layer, head) in enumerate(heads)
-            ]
-            for role, found in knockouts.items()
-        },
-    )
-
-
-def _cuts(scorer: GoldScorer) -> dict[tuple[Part, ...], GoldScores]:
-    """Scores by what the answer may not attend to; () is the clean pass."""
-    return {cut: scorer.scores(cut=cut) for cut in ((), ("memory",), ("question",), ("memory", "question"))}
-
-
-@dataclass(frozen=True)
-class _Knockout:
-    """What silencing heads did on the report split.
-
-    Attributes:
-        effects [n, heads]: fall of the gold answer's log probability, each head alone.
-        ranking: heads by effect on the choosing split, the largest first.
-        clean: whether the gold answer is said without knockout, [n].
-        top, random: by m, (fall of the log probability [n], gold answer said [n], mean over sets for random).
-    """
-
-    effects: np.ndarray
-    ranking: list[Head]
-    clean: np.ndarray
-    top: Mapping[int, tuple[np.ndarray, np.ndarray]]
-    random: Mapping[int, tuple[np.ndarray, np.ndarray]]
-
-    @classmethod
-    def measure(
-        cls, study: Study, picked: Mapping[str, Sequence[Problem]], heads: Sequence[Head], role: Role
-    ) -> "_Knockout":
-        rim, rng = study.models["memory"], study.rng(f"attention/{role}")
-        scorers = {split: GoldScorer(rim, problems, study.K) for split, problems in picked.items()}
-        clean = {split: scorer.scores() for split, scorer in scorers.items()}
+    scorers = {split: GoldScorer(rim, some, study.K) for split, some in drawn.items()}
+    clean = {split: scorer.scores() for split, scorer in scorers.items()}
+    questions = [problem.question for problem in scorers["report"].problems]
+    roles = [role for role in ("memory", "base") if role in study.models]
+    shares = {role: attention_shares(study.models[role], questions, study.K) for role in roles}
+    layers, numbers = range(1, num_layers(rim) + 1), range(1, num_heads(rim) + 1)
+    heads: list[Head] = list(product(layers, numbers))
+    results, verdict = _cuts(scorers["report"], clean["report"])
+    ranking, clouds = {}, {}
+    for role, what, mass in (
+        ("reader", "share of attention to all blocks", shares["memory"].ends[:, :, :, -1, 2:].sum(axis=-1)),
+        ("writer", "share of attention to the question's numbers", shares["memory"].slots[..., 0].mean(axis=-1)),
+    ):
         falls = {
             split: np.stack(
                 [
@@ -240,258 +172,116 @@ class _Knockout:
                 axis=1,
             )
             for split, scorer in scorers.items()
-        }
-        order = np.argsort(-falls["choose"].mean(axis=0), kind="stable")
-        ranking = [heads[place] for place in order]
-
-        def fall(chosen: Sequence[Head]) -> tuple[np.ndarray, np.ndarray]:
-            found = scorers["report"].scores(chosen, role)
-            return clean["report"].log_probability - found.log_probability, found.says.astype(float)
-
-        sizes = [size for size in TOP if size < len(heads)]
-        random = {}
-        for size in sizes:
-            sets = [
-                fall([heads[place] for place in rng.permutation(len(heads))[:size]])
-                for _ in study.progress(range(RANDOM_SETS), f"random heads {role}")
-            ]
-            random[size] = tuple(np.mean([found[part] for found in sets], axis=0) for part in (0, 1))
-        top = {size: fall(ranking[:size]) for size in sizes}
-        return cls(falls["report"], ranking, clean["report"].says, top, random)
-
-
-def _rank_correlation(shares: np.ndarray, effects: np.ndarray, seed: int) -> Estimate:
-    """Spearman's rho over heads between mean share and mean effect ([n, heads] each); bootstrap over problems."""
-    from scipy.stats import rankdata
-
-    def rho(share: np.ndarray, effect: np.ndarray) -> float:
-        first, second = rankdata(share.mean(axis=0)), rankdata(effect.mean(axis=0))
-        if first.std() == 0 or second.std() == 0:
-            return float("nan")
-        return float(np.corrcoef(first, second)[0, 1])
-
-    return bootstrap((shares, effects), rho, seed=seed, draws=DRAWS)
-
-
-def _share_table(shares: Mapping[str, Shares], seed: int) -> Table:
-    """Mean over layers and heads, trained, untrained and even."""
-    even = shares["memory"].even
-
-    def row(name: str, values: np.ndarray) -> list:
-        parts = (values[:, 0], values[:, 1], values[:, 2:].sum(axis=1), values[:, -1])
-        return [name, *(bootstrap(part, seed=seed, draws=DRAWS) for part in parts)]
-
-    rows = []
-    for role, label in (("memory", ""), ("base", "control: untrained, ")):
-        if role in shares:
-            rows.append(row(f"{label}the answer (last end token)", shares[role].ends[:, :, :, -1].mean(axis=(1, 2))))
-            rows.append(row(f"{label}slots of the last block", shares[role].slots[:, :, :, -1].mean(axis=(1, 2))))
-            rows.append(row(f"{label}slots of the first block", shares[role].slots[:, :, :, 0].mean(axis=(1, 2))))
-    rows.append(row("control: even attention of the last end token", even))
-    return Table(
-        f"Share of attention, mean over all layers and heads (report, n = {len(even)})",
-        ["from", "to numbers", "to other question tokens", "to all blocks", "to the last block"],
-        rows,
-        note="Numbers are tokens with a digit. A block sees only itself and what stands before it.",
-    )
-
-
-def _cut_table(cuts: Mapping[tuple[Part, ...], GoldScores]) -> Table:
-    clean = cuts[()]
-    rows: list[list] = []
-    for cut, found in cuts.items():
-        change = mean_estimate(found.log_probability - clean.log_probability) if cut else None
-        rows.append([" and ".join(cut) or "nothing (clean)", proportion_estimate(found.says), change])
-    paired = cuts["memory",].log_probability - cuts["question",].log_probability
-    rows.append(["difference: memory less question", None, mean_estimate(paired)])
-    return Table(
-        f"The answer's attention cut, all heads and layers (report, n = {len(clean.says)})",
-        ["cut from", "right", "change of log p(gold)"],
-        rows,
-        note="The last end token and the answer's own tokens may not attend to the question, or to the memory tokens "
-        "before the last end token; all other rows are as before, so that memory still holds what it read of the "
-        "question.",
-    )
-
-
-def _top_table(role: Role, found: _Knockout, seed: int) -> Table:
-    rows: list[list] = []
-    for size, (fall, says) in found.top.items():
-        random_fall, random_says = found.random[size]
-        names = ", ".join(f"{layer}.{head}" for layer, head in found.ranking[:size])
-        rows.append(
-            [
-                f"{size}: {names}",
-                bootstrap(fall, seed=seed),
-                bootstrap(random_fall, seed=seed),
-                bootstrap(fall - random_fall, seed=seed),
-                bootstrap(says, seed=seed),
-                bootstrap(random_says, seed=seed),
-            ]
+        }  # [n, heads]
+        order = [heads[place] for place in np.argsort(-falls["choose"].mean(axis=0), kind="stable")]
+        ranking[_AT[role]] = [f"{layer}.{head}" for layer, head in order[: max(TOP)]]
+        results += _together(study, scorers["report"], clean["report"], order, heads, role)
+        grid = {"layer": layers, "head": numbers}
+        results += mean_results(FALL, _AT[role], falls["report"], grid, share=False)
+        results += mean_results(what, _AT[role], mass, grid)
+        by_head = mass.reshape(len(mass), -1), falls["report"]
+        rho = bootstrap(by_head, _rank_correlation, seed=study.seed, draws=DRAWS)
+        results.append(Result("Spearman's rho of attention share and effect of knockout", _AT[role], rho, share=False))
+        verdict += (
+            f" Over {_AT[role]}, attention share and effect of knockout have a rank correlation of {rho.value:.2f}."
         )
-    return Table(
-        f"Top {_AT[role]} silenced together, against as many heads at random (report, n = {len(found.clean)})",
-        [
-            "heads (layer.head)",
-            "fall of log p(gold)",
-            "control: random heads",
-            "difference",
-            "right after",
-            "control: right after, random heads",
-        ],
-        rows,
-        note=f"Without knockout {found.clean.mean():.1%} are right. Random: mean of {RANDOM_SETS} sets of as many "
-        "heads, drawn from all. A silent head's whole output there is gone, whatever it reads: memory or the question.",
-    )
-
-
-def _relation_table(
-    relation: Mapping[str, Estimate],
-    heads: Sequence[Head],
-    attended: Mapping[str, np.ndarray],
-    knockouts: Mapping[str, _Knockout],
-) -> Table:
-    rows = []
-    for role, estimate in relation.items():
-        most = attended[role].mean(axis=0).reshape(-1).argmax()
-        layer, head = heads[most]
-        place = 1 + knockouts[role].ranking.index(heads[most])
-        rows.append([_AT[role], estimate, f"{layer}.{head}", place])
-    return Table(
-        f"Attention is not explanation: share against effect over {len(heads)} heads",
-        ["silenced", "Spearman's rho (95 % over problems)", "head that attends most", "its rank by knockout"],
-        rows,
-        note="Share: mean attention to all blocks from the last end token (heads at the answer), to the question's "
-        "numbers from the slots (heads at the slots). "
-        "Heads are few, so the interval, which is over problems, says nothing about other models.",
-    )
-
-
-def _answer_figures(shares: Mapping[str, Shares], n: int) -> list[Figure]:
-    """From the answer to each block by layer: mean and max over heads."""
-    figures = []
-    for role, label in (("memory", "trained"), ("base", "control: untrained")):
-        if role not in shares:
-            continue
-        mass = shares[role].ends[:, :, :, -1].mean(axis=0)  # [A, H, 2 + K]
-        for name, part in (("mean over heads", mass.mean(axis=1)), ("max over heads", mass.max(axis=1))):
-            figures.append(
-                _mass_figure(f"Attention from the answer (last end token), {name}, {label}", part, n, "layer")
-            )
-    return figures
-
-
-def _slot_figures(shares: Mapping[str, Shares], n: int) -> list[Figure]:
-    """From the slots of each block, mean over layers and heads."""
-    figures = []
-    for role, label in (("memory", "trained"), ("base", "control: untrained")):
-        if role in shares:
-            mass = shares[role].slots.mean(axis=(0, 1, 2))  # [K, 2 + K]
-            title = f"Attention from the slots of each block, mean over layers, heads and slots, {label}"
-            figures.append(_mass_figure(title, mass, n, "block"))
-    return figures
-
-
-def _mass_figure(title: str, mass: np.ndarray, n: int, rows: str) -> Figure:
-    blocks = mass.shape[1] - 2
-    return Figure(
-        "heatmap",
-        f"{title} (report, n = {n})",
-        "attended",
-        rows,
+        points = tuple(_rounded(values.mean(axis=0)) for values in by_head)
+        clouds[f"{_AT[role].capitalize()}: attention and knockout"] = Cloud(what, FALL, {_AT[role]: points})
+    for role in roles:
+        results += _share_results(
+            shares[role], *{"memory": ("trained", "score"), "base": ("untrained", "control")}[role]
+        )
+    return Report(
+        "attention",
+        results,
+        {split: scorer.n for split, scorer in scorers.items()},
         {
-            "x": ["numbers", "other question tokens", *(f"block {block}" for block in range(1, blocks + 1))],
-            "y": [f"{rows} {place}" for place in range(1, len(mass) + 1)],
-            "z": _rounded(mass),
-            "hover": None,
-            "z_title": "share of attention",
-            "low": 0.0,
-            "high": None,
-            "diverging": False,
+            "knockout": "a head's whole output set to zero, whatever it reads; at the answer: at the last end token "
+            "and the answer itself; at the slots: at all slots",
+            "left out, too long": sum(len(drawn[split]) - scorer.n for split, scorer in scorers.items()),
+            "heads searched": len(heads),
+            "largest effects on choose (layer.head)": ranking,
+            "random sets": RANDOM_SETS,
         },
+        verdict,
+        clouds,
     )
 
 
-def _knockout_figure(role: Role, found: _Knockout, heads: Sequence[Head]) -> Figure:
-    layers, count = max(layer for layer, _ in heads), max(head for _, head in heads)
-    effect = found.effects.mean(axis=0).reshape(layers, count)
-    bound = float(np.abs(effect).max()) or 1.0
-    return Figure(
-        "heatmap",
-        f"Fall of the gold answer's log probability, {_AT[role]} silenced one by one (report, n = {len(found.clean)})",
-        "head",
-        "layer",
-        {
-            "x": [f"head {head}" for head in range(1, count + 1)],
-            "y": [f"layer {layer}" for layer in range(1, layers + 1)],
-            "z": _rounded(effect),
-            "hover": None,
-            "z_title": "nats",
-            "low": -bound,
-            "high": bound,
-            "diverging": True,
-        },
+def _cuts(scorer: GoldScorer, clean: GoldScores) -> tuple[list[Result], str]:
+    """Step 4, and what it says."""
+    found = {cut: scorer.scores(cut=cut) for cut in _CUTS}
+    lost = {cut: clean.log_probability - scores.log_probability for cut, scores in found.items()}
+    apart = mean_estimate(lost["memory",] - lost["question",])
+    results = [Result(FALL, f"{what} cut", mean_estimate(lost[cut]), role) for cut, (what, role) in _CUTS.items()]
+    results.append(Result(FALL, "memory cut less the question cut", apart))
+    results = [replace(result, share=False) for result in results]
+    results += [
+        Result(RIGHT, f"{what} cut", proportion_estimate(found[cut].says), role) for cut, (what, role) in _CUTS.items()
+    ]
+    results.append(Result(RIGHT, "nothing cut", proportion_estimate(clean.says), "control"))
+    than = "more than" if apart.low > 0 else "less than" if apart.high < 0 else "no more and no less than"
+    told = f"{apart.value:+.2f} nats, {apart.low:+.2f} to {apart.high:+.2f}"
+    return (
+        results,
+        f"An answer that may not attend to memory loses {than} one that may not attend to the question ({told}).",
     )
 
 
-def _scatter(role: Role, attended: np.ndarray, found: _Knockout, heads: Sequence[Head]) -> Figure:
-    what = "to all blocks, from the last end token" if role == "reader" else "to the question's numbers, from the slots"
-    group = {
-        "name": f"{len(heads)} heads",
-        "x": _rounded(attended.mean(axis=0)),
-        "y": _rounded(found.effects.mean(axis=0)),
-        "text": [f"layer {layer}, head {head}" for layer, head in heads],
-    }
-    return Figure(
-        "scatter",
-        f"Attention share against the effect of knockout, {_AT[role]} (report, n = {len(found.clean)})",
-        f"mean attention {what}",
-        "fall of log p(gold), nats",
-        {"groups": [group]},
-    )
+def _together(
+    study: Study, scorer: GoldScorer, clean: GoldScores, order: Sequence[Head], heads: Sequence[Head], role: Role
+) -> list[Result]:
+    """The m heads at the top of `order` silenced together, and the mean of `RANDOM_SETS` sets of m random ones."""
+    rng, results = study.rng(f"attention/{role}"), []
+
+    def effect(chosen: Sequence[Head]) -> np.ndarray:
+        found = scorer.scores(chosen, role)
+        return np.array([clean.log_probability - found.log_probability, found.says])
+
+    for size in (size for size in TOP if size < len(heads)):
+        sets = [[heads[place] for place in rng.permutation(len(heads))[:size]] for _ in range(RANDOM_SETS)]
+        random = np.mean([effect(chosen) for chosen in study.progress(sets, f"random heads {role}")], axis=0)
+        top, place = effect(order[:size]), {"heads silenced": [size]}
+        for metric, own, other in zip((FALL, RIGHT), top, random, strict=True):
+            more = {"places": place, "share": metric == RIGHT}
+            results += mean_results(metric, f"top {_AT[role]}", own[:, None], **more)
+            results += mean_results(metric, f"random {_AT[role]}", other[:, None], **more, role="control")
+            results += mean_results(f"{metric}: top less random", _AT[role], (own - other)[:, None], **more)
+    return results
 
 
-def _summary(
-    shares: Mapping[str, Shares],
-    cuts: Mapping[tuple[Part, ...], GoldScores],
-    knockouts: Mapping[str, _Knockout],
-    relation: Mapping[str, Estimate],
-) -> str:
-    def right(cut: tuple[Part, ...]) -> str:
-        found = proportion_estimate(cuts[cut].says)
-        return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
+def _rank_correlation(shares: np.ndarray, effects: np.ndarray) -> float:
+    """Spearman's rho over heads between mean share and mean effect ([n, heads] each)."""
+    from scipy.stats import spearmanr
 
-    def on_memory(role: str) -> float:
-        return float(shares[role].ends[:, :, :, -1, 2:].sum(axis=-1).mean())
+    return float(spearmanr(shares.mean(axis=0), effects.mean(axis=0)).statistic)
 
-    text = f"Where the answer begins, {on_memory('memory'):.0%} of attention goes to the blocks (mean over layers and "
-    text += "heads"
-    text += f"; untrained {on_memory('base'):.0%}" if "base" in shares else ""
-    text += f"; even attention {float(shares['memory'].even[:, 2:].sum(axis=1).mean()):.0%}). "
-    text += (
-        f"With the answer's attention to memory cut {right(('memory',))} are right, with that to the question cut "
-        f"{right(('question',))}, with both cut {right(('memory', 'question'))} (clean {right(())}). "
-    )
-    for role, found in knockouts.items():
-        size = max(found.top, default=0)
-        if size:
-            text += (
-                f"With the whole output of the top {size} {_AT[role]} silenced {found.top[size][1].mean():.1%} are "
-                f"right, of {size} random heads {found.random[size][1].mean():.1%}. "
-            )
-    text += "A silenced head loses what it reads from the question, too. "
-    said = ", ".join(f"{estimate.value:.2f} for {_AT[role]}" for role, estimate in relation.items())
-    return text + f"Attention share and effect of knockout correlate over heads with Spearman's rho {said}."
+
+def _share_results(shares: Shares, name: str, role: str) -> list[Result]:
+    """Where the answer (the last end token) attends by layer, and the slots of each block."""
+    answer, slots = shares.ends[:, :, :, -1], shares.slots.mean(axis=(1, 2))  # [n, A, H, 2 + K], [n, K, 2 + K]
+    layers, blocks = range(1, answer.shape[1] + 1), range(1, slots.shape[1] + 1)
+    to = {"attended": ["numbers", "other question tokens", *(f"block {block}" for block in blocks)]}
+    largest = np.take_along_axis(answer, answer.mean(axis=0).argmax(axis=1)[None, :, None], axis=2)[:, :, 0]
+    results = []
+    sources = [(name, answer.mean(axis=(1, 2)), role)]
+    sources += [("even attention", shares.even, "control")] if role == "score" else []
+    for of, mass, what in sources:
+        results += mean_results(f"{SHARE}, all blocks together", of, mass[:, 2:].sum(axis=1), role=what)
+        results += mean_results(SHARE, of, mass, to, role=what)
+    for of, mass, rows in (
+        ("the answer, mean over heads", answer.mean(axis=2), {"layer": layers}),
+        ("the answer, largest of the heads", largest, {"layer": layers}),
+        ("the slots, mean over layers and heads", slots, {"block": blocks}),
+    ):
+        results += mean_results(f"share of attention from {of}", name, mass, rows | to, role=role)
+    return results
 
 
 def _some(study: Study, split: str, count: int) -> list[Problem]:
     problems = study.problems(split)
     rows = np.sort(study.rng(f"attention/{split}").permutation(len(problems))[:count])
     return [problems[i] for i in rows]
-
-
-def _tokens(rim: RiM, ids: Sequence[int]) -> list[str]:
-    return [rim.tokenizer.decode([token]) for token in ids]
 
 
 def _rounded(values: np.ndarray) -> list:

@@ -4,9 +4,8 @@ Method:
 1. Questions are packed right-padded, like lengths together; causal text needs no mask for that, so the model keeps its
    fastest attention.
 2. Forward hooks read the residual stream of the chosen layers and keep the rows that matter: slots, block ends, the
-   last question token, the answer position. The attention weights of slot and block-end queries are computed for those
-   queries alone.
-3. Of the logits one column is computed; nothing else of the pass is kept.
+   last question token. The attention weights of slot and block-end queries are computed for those queries alone.
+3. No logits are computed; nothing else of the pass is kept.
 
 Knows prompts and positions. Knows nothing of probes, gold steps or answers.
 """
@@ -15,25 +14,32 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from rim_probe.errors import RiMError
+from rim_probe.files import write_atomic
 from rim_probe.model import RiM
-from rim_probe.probing.hooks import causal_lm, layer_number, layer_numbers, num_layers, observe_attention, read_residual
-
-if TYPE_CHECKING:
-    import pandas
+from rim_probe.probing.hooks import (
+    causal_lm,
+    layer_number,
+    layer_numbers,
+    num_layers,
+    observe_attention,
+    read_residual,
+    require_residual,
+    tells_attention,
+)
 
 Position = int | Literal["end", "slots"]
 SHARD_QUESTIONS, SHARD_BYTES = 512, 2**28  # whichever is reached first
-PARTS = ("slots", "ends", "question", "answer")
+PARTS = ("slots", "ends", "question")
 
 
 class _Cells:
@@ -68,10 +74,6 @@ class _Cells:
         """The states at the last question token, float32 [n, d]."""
         return self._array("question", layer)
 
-    def answer_cell(self, layer: int | str) -> np.ndarray:
-        """The states where the answer's first token is predicted, float32 [n, d]."""
-        return self._array("answer", layer)
-
     def _array(self, name: str, layer: int | str, block: int | None = None) -> np.ndarray:
         number = layer_number(layer, max(self.layers)) if isinstance(layer, str) else layer
         if number not in self.layers:
@@ -88,11 +90,10 @@ class Capture(_Cells):
         slots [n, layers, K, M, d]: the memory slots.
         ends [n, layers, K, d]: the end token of each block, which predicts the first token of its readout.
         question [n, layers, d]: the last question token.
-        answer [n, layers, d]: the last prompt token, which predicts the answer's first token (memory: the last end).
         to_question [n, A, H, Q, W], to_memory [n, A, H, Q, K * (M + 2)]: attention weights of decoder layers 1..L
             (layer l reads the residual stream l - 1) from each block's slots 1..M and then its end, block after block;
             to the question's tokens (0 beyond its end, W is the longest), and to each block's begin, slots and end.
-            Each row sums to 1 over both. None where attention was not asked for.
+            Each row sums to 1 over both. None where attention was not asked for, or is not told by every layer.
         question_ids: token ids of each question.
     """
 
@@ -100,7 +101,6 @@ class Capture(_Cells):
     slots: torch.Tensor
     ends: torch.Tensor
     question: torch.Tensor
-    answer: torch.Tensor
     to_question: torch.Tensor | None
     to_memory: torch.Tensor | None
     question_ids: list[list[int]]
@@ -120,30 +120,6 @@ class Capture(_Cells):
     def _states(self, name: str, layer: int, block: int | None = None) -> torch.Tensor:
         states = getattr(self, name)[:, self.layers.index(layer)]
         return states if block is None else states[:, block - 1]
-
-    def numpy(self) -> dict[str, np.ndarray]:
-        """Every tensor by name, in float32."""
-        return {name: tensor.float().numpy() for name, tensor in self._tensors().items()}
-
-    def to_pandas(self) -> "pandas.DataFrame":
-        """Residual states, one row per question, layer, block and position (slot 1..M or `end`), a column per dim."""
-        import pandas
-
-        states = torch.cat([self.slots, self.ends.unsqueeze(3)], dim=3).float()
-        index = pandas.MultiIndex.from_product(
-            [
-                range(self.num_questions),
-                self.layers,
-                range(1, self.K + 1),
-                [*(str(slot) for slot in range(1, self.M + 1)), "end"],
-            ],
-            names=["question", "layer", "block", "position"],
-        )
-        return pandas.DataFrame(states.flatten(0, 3).numpy(), index=index)
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
 
 
 @torch.no_grad()  # not inference mode, whose tensors no probe could be trained on
@@ -166,7 +142,7 @@ def capture(
         num_blocks: K, None for the layout's own (memory only).
 
     Raises:
-        RiMError: a question that cannot be asked, an unknown layer or method.
+        RiMError: a question that cannot be asked, an unknown layer or method, a model whose states cannot be read.
     """
     questions = [questions] if isinstance(questions, str) else list(questions)
     if not questions:
@@ -175,6 +151,7 @@ def capture(
     if rim.model.training:
         rim.model.eval()  # dropout would be captured as well
     prompts = [rim.prompt_ids(question, method, num_blocks) for question in questions]
+    require_residual(rim)
     layout = rim.layout
     num_blocks = layout.check_blocks(num_blocks) if method == "memory" else 0
     tail = {"memory": num_blocks * layout.block_length, "direct": len(rim.encoder.marker_ids), "cot": 0}[method]
@@ -182,12 +159,12 @@ def capture(
     lengths = torch.tensor([len(ids) for ids in question_ids])
     slots = _columns(lengths, layout.slot_positions(0, num_blocks))  # [n, K * M]
     ends = _columns(lengths, layout.end_positions(0, num_blocks))
-    kept = torch.cat([slots, ends, lengths[:, None] - 1, lengths[:, None] + (tail - 1)], dim=1)
+    kept = torch.cat([slots, ends, lengths[:, None] - 1], dim=1)
     config, count = causal_lm(rim).config, len(prompts)
     # Layers first, so that what a pass writes, and what a probe reads later, lies together.
     states = torch.empty(len(chosen), count, kept.shape[1], config.hidden_size, dtype=rim.dtype)
     weights = None
-    if attention and num_blocks > 0:
+    if attention and num_blocks > 0 and tells_attention(rim):
         queries = torch.cat([slots.unflatten(1, (num_blocks, -1)), ends.unsqueeze(2)], dim=2).flatten(1)  # [n, Q]
         weights = _Weights(rim, queries, lengths, tail)
 
@@ -204,13 +181,12 @@ def capture(
 
         with read_residual(rim, chosen, read), weights.observe(batch) if weights else nullcontext():
             _pass(rim, [prompts[i] for i in batch])
-    parts = states.transpose(0, 1).split([slots.shape[1], ends.shape[1], 1, 1], dim=2)
+    parts = states.transpose(0, 1).split([slots.shape[1], ends.shape[1], 1], dim=2)
     return Capture(
         layers=chosen,
         slots=parts[0].unflatten(2, (num_blocks, layout.slots_per_block)),
         ends=parts[1],
         question=parts[2].squeeze(2),
-        answer=parts[3].squeeze(2),
         to_question=weights.to_question.transpose(0, 1) if weights else None,
         to_memory=weights.to_memory.transpose(0, 1) if weights else None,
         question_ids=question_ids,
@@ -342,7 +318,7 @@ def capture_to(
     folder.mkdir(parents=True, exist_ok=True)
     chosen = layer_numbers(layers, rim)
     blocks = rim.layout.check_blocks(num_blocks) if method == "memory" else 0
-    states = len(chosen) * (blocks * (rim.layout.slots_per_block + 1) + 2) * causal_lm(rim).config.hidden_size
+    states = len(chosen) * (blocks * (rim.layout.slots_per_block + 1) + 1) * causal_lm(rim).config.hidden_size
     size = max(1, min(SHARD_QUESTIONS, SHARD_BYTES // (states * rim.dtype.itemsize)))
     shards = [questions[start : start + size] for start in range(0, len(questions), size)]
     names = [f"shard-{number:05d}.safetensors" for number in range(len(shards))]
@@ -370,7 +346,7 @@ def capture_to(
         "num_questions": len(questions),
         "shards": names,
     }
-    (folder / "capture.json").write_text(json.dumps(index), encoding="utf-8")
+    write_atomic(folder / "capture.json", json.dumps(index).encode())
     return CaptureSet(folder)
 
 

@@ -30,8 +30,7 @@ from rim_probe.decoding import Answer, answer
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.packing import Row, pack_memory, pack_text, pad_rows, row_mask
-from rim_probe.probing.curves import curve, mean_estimate
-from rim_probe.probing.section import Estimate, Figure, Section, Table, proportion_estimate
+from rim_probe.probing.results import Report, Result, mean_estimate, proportion_estimate
 from rim_probe.problems import ANSWER_MARKER, STEP_SEPARATOR, is_correct
 
 if TYPE_CHECKING:
@@ -40,7 +39,9 @@ if TYPE_CHECKING:
 MOST_LOGITS = 2**26  # numbers in one batch's logits: 256 MB
 MOST_ROWS = 64
 FEWEST_PROBLEMS = 30
-MOST_GROUPS = 5  # numbers of steps that get a figure of their own
+MEMORY, CHAIN = "memory", "chain of thought"
+P_FINAL, P_GOLD = "probability of the final answer", "probability of the gold answer"
+ENTROPY = "entropy of the first token, nats"
 _STEP = re.compile(r"<<.*?>>")
 
 
@@ -205,17 +206,16 @@ def chain_of(rim: RiM, given: Answer) -> tuple[tuple[str, ...], list[int]] | Non
     return tuple(_STEP.findall(before)), rim.encoder.answer_ids(after.strip())
 
 
-# --------------------------------------------------------------------------------------------------------- the section
+# ------------------------------------------------------------------------------------------------------------ results
 
 
-def score(study: Study) -> Section:
+def score(study: Study) -> Report:
     """The courses of split "report"; nothing is fitted or chosen.
 
     Raises:
         RiMError: no answer of the memory model is complete.
     """
-    rim, everything = study.models["memory"], study.problems("report")
-    given = study.answers("memory", "report")
+    rim, everything, given = study.models["memory"], study.problems("report"), study.answers("memory", "report")
     gold_ids = [rim.encoder.answer_ids(problem.answer) for problem in everything]
     kept = [
         i
@@ -228,22 +228,43 @@ def score(study: Study) -> Section:
             "or give shorter questions."
         )
     problems = [everything[i] for i in kept]
-    questions = [problem.question for problem in problems]
-    gold = [gold_ids[i] for i in kept]
-    donors = _donors([problem.answer for problem in problems], study.rng("commitment donors"))
-    courses = {
-        "final": memory_course(rim, questions, [given[i].token_ids for i in kept], study.K),
-        "gold": memory_course(rim, questions, gold, study.K),
-        "another": memory_course(rim, questions, [gold[d] for d in donors], study.K),
-    }
+    questions, answers = [problem.question for problem in problems], [problem.answer for problem in problems]
+    donors = _donors(answers, study.rng("commitment donors"))
+    final = memory_course(rim, questions, [given[i].token_ids for i in kept], study.K)
+    gold = memory_course(rim, questions, [gold_ids[i] for i in kept], study.K)
+    controls = {"another problem's answer": memory_course(rim, questions, [gold_ids[kept[d]] for d in donors], study.K)}
     if "base" in study.models:
-        base = study.models["base"]
-        own = [base.encoder.answer_ids(problem.answer) for problem in problems]
-        courses["base"] = memory_course(base, questions, own, study.K)
-    right = np.array([is_correct(given[i].value, problem.answer) for i, problem in zip(kept, problems, strict=True)])
-    steps = np.array([len(problem.steps) for problem in problems])
-    chains = _chains(study, kept) if "cot" in study.models else None
-    return _section(study, courses, chains, steps, right)
+        own = [study.models["base"].encoder.answer_ids(text) for text in answers]
+        controls["base model"] = memory_course(study.models["base"], questions, own, study.K)
+    right = np.array([is_correct(given[i].value, text) for i, text in zip(kept, answers, strict=True)])
+    groups = _groups(np.array([len(problem.steps) for problem in problems]), right)
+    results: list[Result] = []
+    for group, rows in groups.items():
+        said = final.greedy[rows]
+        for metric, found in (
+            ("block from which all say the final answer", stable_match(said)),
+            ("first block that says the final answer", first_match(said)),
+        ):
+            results.append(Result(metric, MEMORY, mean_estimate(found + 1), share=False, group=group))
+        results += [
+            *_along("says the final answer", MEMORY, said, group),
+            *_along(P_FINAL, MEMORY, final.probability[rows], group),
+            *_along(P_GOLD, MEMORY, gold.probability[rows], group),
+            *_along(ENTROPY, MEMORY, final.entropy[rows], group, share=False),
+            *_along("KL from the last block, nats", MEMORY, final.divergence[rows], group, share=False),
+        ]
+    for name, course in controls.items():
+        results += _along(P_GOLD, name, course.probability, role="control")
+    if "base model" in controls:
+        results += _along(ENTROPY, "base model", controls["base model"].entropy, role="control", share=False)
+    verdict = f"After block 1 memory already says its final answer for {final.greedy[:, 0].mean():.0%} of problems."
+    counts = {"report": len(kept)}
+    if "cot" in study.models:
+        told, counts[CHAIN], early = _chains(study, kept, groups)
+        results += told
+        verdict += f" The chain of thought says its own before its last step for {early:.0%}." if told else ""
+    settings = {"probability": "whole answer with EOS, control tokens ruled out", "chosen": "nothing"}
+    return Report("commitment", results, counts, settings, verdict)
 
 
 def _fits(study: Study, question: str, tokens: int) -> bool:
@@ -253,207 +274,72 @@ def _fits(study: Study, question: str, tokens: int) -> bool:
 
 def _donors(answers: Sequence[str], rng: np.random.Generator) -> list[int]:
     """For every problem another one with a different answer, at random (itself where there is none)."""
-    order = rng.permutation(len(answers))
-    place = np.argsort(order)
-    found = []
-    for i, own in enumerate(answers):
-        turned = (int(order[(place[i] + shift) % len(order)]) for shift in range(1, len(order)))
-        found.append(next((other for other in turned if answers[other] != own), i))
-    return found
+    all_answers = np.array(answers)
+    others = (np.flatnonzero(all_answers != own) for own in answers)
+    return [int(rng.choice(found)) if len(found) else i for i, found in enumerate(others)]
 
 
-@dataclass(frozen=True)
-class _Chains:
-    """Courses of the chain of thought: `rows` are indices into the problems scored; one course each per row."""
-
-    rows: np.ndarray
-    final: list[Course]
-    gold: list[Course]
-
-    def after(self, which: str, step: int, chosen: np.ndarray) -> np.ndarray:
-        """Probability of the `final` or `gold` answer after `step` of the model's own steps (all, where it has fewer),
-        for the rows whose problem is chosen (bool over problems)."""
-        return np.array(
-            [
-                course.probability[0, min(step, course.probability.shape[1] - 1)]
-                for row, course in zip(self.rows, getattr(self, which), strict=True)
-                if chosen[row]
-            ]
-        )
+def _groups(steps: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of the problems told apart: by their number of steps, where there are enough, and by their answer."""
+    found = {"all": np.ones(len(steps), dtype=bool)}
+    for count in np.unique(steps[steps > 0]):
+        if (steps == count).sum() >= FEWEST_PROBLEMS:
+            found[f"{count} step{'s' if count > 1 else ''}"] = steps == count
+    found |= {"answered right": right, "answered wrong": ~right}
+    return {name: rows for name, rows in found.items() if rows.any()}
 
 
-def _chains(study: Study, kept: Sequence[int]) -> _Chains:
-    rim, problems, given = study.models["cot"], study.problems("report"), study.answers("cot", "report")
-    rows, questions, steps, final, gold = [], [], [], [], []
-    for row, i in enumerate(kept):
-        chain = chain_of(rim, given[i])
-        wanted = rim.encoder.answer_ids(problems[i].answer)
-        if chain is not None and given[i].prompt_tokens + given[i].generated_tokens + len(wanted) <= rim.max_length:
-            rows.append(row)
-            questions.append(problems[i].question)
-            steps.append(chain[0])
-            final.append(chain[1])
-            gold.append(wanted)
-    if not rows:
-        return _Chains(np.array([], dtype=int), [], [])
-    return _Chains(
-        np.array(rows), chain_course(rim, questions, steps, final), chain_course(rim, questions, steps, gold)
-    )
-
-
-def _section(
-    study: Study, courses: dict[str, Course], chains: _Chains | None, steps: np.ndarray, right: np.ndarray
-) -> Section:
-    everyone = np.ones(len(steps), dtype=bool)
-    sizes = {int(count): steps == count for count in np.unique(steps)}
-    groups = {f"{count} step" + "s" * (count != 1): chosen for count, chosen in sizes.items() if count}
-    groups = {name: chosen for name, chosen in groups.items() if chosen.sum() >= FEWEST_PROBLEMS}
-    told_apart = {"all": everyone, **groups, "answered right": right, "answered wrong": ~right}
-    commits = Table(
-        "When memory has its final answer",
-        [
-            "problems",
-            "n",
-            "first block that says it (mean)",
-            "block from which all say it (mean)",
-            "said after block 1, %",
-            "probability after block 1",
-            f"probability after block {study.K}",
-            "cot: own step from which it is said (mean)",
-            "cot: said before its last step, %",
-        ],
-        [
-            [
-                name,
-                int(chosen.sum()),
-                mean_estimate(first_match(courses["final"].greedy[chosen]) + 1),
-                mean_estimate(stable_match(courses["final"].greedy[chosen]) + 1),
-                proportion_estimate(courses["final"].greedy[chosen, 0]),
-                mean_estimate(courses["final"].probability[chosen, 0]),
-                mean_estimate(courses["final"].probability[chosen, -1]),
-                *_chain_cells(chains, chosen),
-            ]
-            for name, chosen in told_apart.items()
-            if chosen.any()
-        ],
-        note="“Says it”: greedy decoding after that block gives exactly the text of the final answer. Steps of the "
-        "chain of thought are its own, told and then cut off by the answer marker; 0 is the question alone.",
-    )
-    blocks = Table(
-        "Block by block",
-        ["block", "P(final answer)", "P(gold)", "says the final answer, %", "entropy, nats", "KL from the last block"]
-        + ["control: another problem's answer"]
-        + ["control: P(gold) of the base model"] * ("base" in courses),
-        [
-            [
-                str(k + 1),
-                mean_estimate(courses["final"].probability[:, k]),
-                mean_estimate(courses["gold"].probability[:, k]),
-                proportion_estimate(courses["final"].greedy[:, k]),
-                mean_estimate(courses["final"].entropy[:, k]),
-                mean_estimate(courses["final"].divergence[:, k]),
-                *(mean_estimate(courses[name].probability[:, k]) for name in ("another", "base") if name in courses),
-            ]
-            for k in range(study.K)
-        ],
-    )
-    return Section(
-        name="commitment",
-        title="Commitment",
-        question="How early is the model sure of the answer it will give: after which block, and after which step of a "
-        "chain of thought?",
-        summary=_summary(study, courses, chains),
-        n={"report": len(steps)} | ({"cot": len(chains.rows)} if chains else {}),
-        settings={"probability": "whole answer with EOS, control tokens ruled out", "chosen": "nothing"},
-        tables=[commits, blocks],
-        figures=[
-            *(
-                _course_figure(study, name, chosen, courses, chains)
-                for name, chosen in list(groups.items())[:MOST_GROUPS]
-            ),
-            _certainty(study, courses, groups),
-        ],
-        data={
-            "probability": {name: course.probability.mean(0).tolist() for name, course in courses.items()},
-            "entropy": courses["final"].entropy.mean(0).tolist(),
-            "kl_to_last": courses["final"].divergence.mean(0).tolist(),
-        },
-    )
-
-
-def _chain_cells(chains: _Chains | None, chosen: np.ndarray) -> list[Estimate | None]:
-    courses = [c for row, c in zip(chains.rows, chains.final, strict=True) if chosen[row]] if chains else []
-    if not courses:
-        return [None, None]
-    stable = np.array([stable_match(course.greedy)[0] for course in courses])
-    length = np.array([course.greedy.shape[1] - 1 for course in courses])
-    return [mean_estimate(stable), proportion_estimate(stable < length)]
-
-
-def _summary(study: Study, courses: dict[str, Course], chains: _Chains | None) -> str:
-    said = proportion_estimate(courses["final"].greedy[:, 0])
-    stable = mean_estimate(stable_match(courses["final"].greedy) + 1)
-    gold, another = courses["gold"].probability.mean(0), courses["another"].probability.mean(0)
-    text = (
-        f"After block 1 memory already says its final answer for {said.value:.0%} of problems; from block "
-        f"{stable.value:.1f} on (mean) all blocks say it. The gold answer's probability goes from {gold[0]:.2f} after "
-        f"block 1 to {gold[-1]:.2f} after block {study.K}, another problem's answer from {another[0]:.3f} to "
-        f"{another[-1]:.3f}"
-    )
-    if "base" in courses:
-        untrained = courses["base"].probability.mean()
-        text += f", and with the base model's untrained memory the gold answer has {untrained:.2f}"
-    text += "."
-    if chains and len(chains.rows):
-        early = _chain_cells(chains, np.ones(int(chains.rows.max()) + 1, dtype=bool))[1]
-        text += f" The chain of thought already says its final answer before its last step for {early.value:.0%}."
-    return text
-
-
-def _course_figure(
-    study: Study, name: str, chosen: np.ndarray, courses: dict[str, Course], chains: _Chains | None
-) -> Figure:
-    x = list(range(1, study.K + 1))
-    named = {
-        "final": ("memory: its final answer", False),
-        "gold": ("memory: gold answer", False),
-        "another": ("memory: another problem's answer", True),
-        "base": ("base model: gold answer", True),
-    }
-    series = [
-        curve(label, x, [mean_estimate(courses[key].probability[chosen, k]) for k in range(study.K)], control)
-        for key, (label, control) in named.items()
-        if key in courses
+def _along(
+    metric: str,
+    of: str,
+    values: np.ndarray,
+    group: str = "all",
+    role: str = "score",
+    axis: str = "block",
+    share: bool = True,
+) -> list[Result]:
+    """The mean of every column of values [n, R]: over blocks 1..R, or steps 0..R - 1."""
+    mean = proportion_estimate if values.dtype == bool else mean_estimate
+    return [
+        Result(metric, of, mean(column), role, share, group, place={axis: place})
+        for place, column in enumerate(values.T, start=int(axis == "block"))
     ]
-    lengths = (
-        [c.probability.shape[1] for row, c in zip(chains.rows, chains.final, strict=True) if chosen[row]]
-        if chains
-        else []
-    )
-    if lengths:
-        steps = list(range(int(np.median(lengths))))
-        for key, label in (("final", "its final answer"), ("gold", "gold answer")):
-            found = [mean_estimate(chains.after(key, step, chosen)) for step in steps]
-            series.append(curve(f"chain of thought: {label}", steps, found))
-    return Figure(
-        "lines",
-        f"Probability of the answer, problems of {name}",
-        "after block k (memory) or step t (chain of thought)",
-        "probability",
-        {"series": series},
-        note=f"n = {int(chosen.sum())}",
-    )
 
 
-def _certainty(study: Study, courses: dict[str, Course], groups: dict[str, np.ndarray]) -> Figure:
-    x, series = list(range(1, study.K + 1)), []
-    for name, chosen in groups.items():
-        for label, values in (
-            ("entropy", courses["final"].entropy),
-            ("KL from the last block", courses["final"].divergence),
-        ):
-            series.append(curve(f"{label}, {name}", x, [mean_estimate(values[chosen, k]) for k in range(study.K)]))
-    if "base" in courses:
-        base = [mean_estimate(courses["base"].entropy[:, k]) for k in range(study.K)]
-        series.append(curve("entropy, base model", x, base, control=True))
-    return Figure("lines", "Certainty of the answer's first token", "block", "nats", {"series": series})
+def _chains(study: Study, kept: Sequence[int], groups: Mapping[str, np.ndarray]) -> tuple[list[Result], int, float]:
+    """The results of the chain of thought on the problems `kept`, how many have one that can be followed, and the share
+    of those where the final answer is said before the last step."""
+    rim, given = study.models["cot"], study.answers("cot", "report")
+    gold = [rim.encoder.answer_ids(problem.answer) for problem in study.problems("report")]
+    told = {
+        row: (i, chain)
+        for row, i in enumerate(kept)
+        if (chain := chain_of(rim, given[i]))
+        and given[i].prompt_tokens + given[i].generated_tokens + len(gold[i]) <= rim.max_length
+    }
+    if not told:
+        return [], 0, math.nan
+    questions, steps = [given[i].question for i, _ in told.values()], [chain[0] for _, chain in told.values()]
+    courses = {
+        P_FINAL: chain_course(rim, questions, steps, [chain[1] for _, chain in told.values()]),
+        P_GOLD: chain_course(rim, questions, steps, [gold[i] for i, _ in told.values()]),
+    }
+    stable = np.array([stable_match(course.greedy)[0] for course in courses[P_FINAL]])
+    length = np.array([len(chain) for chain in steps])
+    early, results = stable < length, []
+    for group, rows in groups.items():
+        own = rows[list(told)]
+        if not own.any():
+            continue
+        metric = "own step from which it says its final answer"
+        results.append(Result(metric, CHAIN, mean_estimate(stable[own]), share=False, group=group))
+        metric = "says its final answer before its last step"
+        results.append(Result(metric, CHAIN, proportion_estimate(early[own]), group=group))
+        for metric, found in courses.items():
+            # After its last step a chain stays where it is.
+            held = [
+                [course.probability[0, min(step, last)] for step in range(int(np.median(length[own])) + 1)]
+                for course, last in zip(found, length, strict=True)
+            ]
+            results += _along(f"{metric}, after steps of its own", CHAIN, np.array(held)[own], group, axis="step")
+    return results, len(told), float(early.mean())

@@ -9,16 +9,16 @@ Method, mode by mode; in all of them layer 0 is the embeddings and layer L the l
 3. "own words": the slots of one layer are carried into the stage-1 model, which then speaks after every block
    (`words`). Control: the same model with its own slots. Where the words are the same, that layer's slots did not
    matter. `minus` is how much likelier carrying made the words said, teacher-forced in the control's run.
-4. The rank of the result of every known step among all tokens of the vocabulary, by the logit lens (1 is the top; ties
-   share their mean, so that a state that says nothing has the middle rank): at the best position of each block, and of
-   all blocks. The best of many positions is good by chance alone, so the control is the best of as many.
+4. The rank of the result of every known step among all tokens of the vocabulary, by the logit lens (1 is the top): at
+   the best position of each block, and of all blocks. The best of many positions is good by chance alone, so the
+   control is the best of as many.
 
 Knows states, lenses and maps. Knows nothing of how a lens or a map was fitted, of what is right, or of the screen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,7 @@ from rim_probe.model import RiM
 from rim_probe.probing.capture import Capture, capture
 from rim_probe.probing.commitment import memory_course
 from rim_probe.probing.hooks import causal_lm, num_layers
-from rim_probe.probing.lens import VocabularyLens
-from rim_probe.probing.lens_reading import LENSES, first_token, places, token_text
+from rim_probe.probing.lens import LENSES, VocabularyLens, first_token, places, token_ranks
 
 if TYPE_CHECKING:
     from rim_probe.decoding import Answer, Readout
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 TOP = 5
 DIGITS = 4
 UNTRAINED = "the base model's untrained memory on the same question"
+_SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 
 @dataclass(frozen=True)
@@ -76,59 +76,81 @@ class Control:
 
 def same_shape(first: RiM, second: RiM) -> bool:
     """Whether states of one model can be read, or put in, at the same place of the other."""
-    shapes = [
-        (
-            num_layers(rim),
-            causal_lm(rim).config.hidden_size,
-            causal_lm(rim).get_output_embeddings().weight.shape[0],
-            rim.layout.slots_per_block,
-        )
-        for rim in (first, second)
+
+    def shape(rim: RiM) -> tuple:
+        head = causal_lm(rim).get_output_embeddings().weight  # [V, d]
+        return num_layers(rim), tuple(head.shape), rim.layout.slots_per_block
+
+    return shape(first) == shape(second)
+
+
+def _mode(
+    scores: Iterable[tuple[torch.Tensor, torch.Tensor | None]], text: Callable[[int], str], control: str, **about: Any
+) -> dict[str, Any]:
+    """What is likeliest in every cell, beside the control and less the control.
+
+    Args:
+        scores: of each layer [positions, candidates], and those of the control, if there is one.
+        text: of a candidate.
+        control: what the control is.
+    """
+    found: dict[str, list] = {"cells": [], "control_cells": [], "minus": []}
+    for own, untrained in scores:
+        found["cells"].append(_best(own, text))
+        if untrained is not None:
+            found["control_cells"].append(_best(untrained, text))
+            found["minus"].append(_best(own - untrained, text))
+    told = {name: cells or None for name, cells in found.items()}
+    return about | told | {"control": control if told["control_cells"] else None}
+
+
+def _best(scores: torch.Tensor, text: Callable[[int], str]) -> list[list[dict[str, Any]]]:
+    """The `TOP` candidates of each row of scores, best first."""
+    best = scores.topk(min(TOP, scores.shape[1]))
+    return [
+        [{"text": text(id), "score": round(score, DIGITS)} for id, score in zip(*row, strict=True)]
+        for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-    return shapes[0] == shapes[1]
 
 
 # --------------------------------------------------------------------------------------------------- logit, tuned lens
 
 
-def plain_lens(rim: RiM) -> VocabularyLens:
-    """A lens without translators: its logit lens is all that may be asked of it."""
-    return VocabularyLens(rim, range(num_layers(rim) + 1), torch.empty(0), torch.empty(0), {})
-
-
 def lens_modes(lens: VocabularyLens, observation: Observation, control: Control, tuned: bool) -> list[dict[str, Any]]:
     """What the lenses read in every slot and block end: one mode, or two where the translators are fitted."""
-    other = VocabularyLens(control.rim, lens.layers, lens.weights, lens.biases, {}) if control.rim is not None else None
+    base = VocabularyLens(control.rim, lens.layers, lens.weights, lens.biases, {}) if control.rim is not None else None
     whats = {
         "logit": "Each state goes through the model's own last step, as if the model ended at that layer; early layers "
         "need not speak this language.",
         "tuned": "The same with a small correction fitted for every layer; the correction alone already favours usual "
         "words, which is why the control goes through it, too.",
     }
-    modes = []
-    for name in LENSES if tuned else LENSES[:1]:
-        cells, control_cells, minus = [], [], []
+
+    def scores(name: str) -> Iterable[tuple[torch.Tensor, torch.Tensor | None]]:
         for layer in lens.layers:
             own = lens.logits(_states(observation.capture, layer), layer, name).softmax(-1)
-            cells.append(_tokens(lens.rim, own))
-            if other is not None:
-                untrained = other.logits(_states(control.capture, layer), layer, name).softmax(-1).to(own.device)
-                control_cells.append(_tokens(lens.rim, untrained))
-                minus.append(_tokens(lens.rim, own - untrained))
-        modes.append(
-            {
-                "name": f"{name} lens",
-                "what": whats[name],
-                "score_name": "probability",
-                "layers": list(lens.layers),
-                "positions": [{"block": block, "position": place} for block, place in places(observation.capture)],
-                "cells": cells,
-                "control": f"{UNTRAINED}, through the same lens and its own head" if other is not None else None,
-                "control_cells": control_cells or None,
-                "minus": minus or None,
-            }
+            against = base and base.logits(_states(control.capture, layer), layer, name).softmax(-1).to(own.device)
+            yield own, against
+
+    return [
+        _mode(
+            scores(name),
+            lambda token: token_text(lens.rim, token),
+            f"{UNTRAINED}, through the same lens and its own head",
+            name=f"{name} lens",
+            what=whats[name],
+            score_name="probability",
+            layers=list(lens.layers),
+            positions=[{"block": block, "position": place} for block, place in places(observation.capture)],
         )
-    return modes
+        for name in (LENSES if tuned else LENSES[:1])
+    ]
+
+
+def token_text(rim: RiM, token: int) -> str:
+    """A token as a person reads it: white space by its signs, what has no text by its name in the vocabulary."""
+    text = rim.tokenizer.decode([token])
+    return text.strip() or text.translate(_SIGNS) or str(rim.tokenizer.convert_ids_to_tokens(token))
 
 
 def _states(held: Capture, layer: int) -> np.ndarray:
@@ -136,73 +158,41 @@ def _states(held: Capture, layer: int) -> np.ndarray:
     return np.concatenate([held.cell(layer, block, position) for block, position in places(held)])
 
 
-def _tokens(rim: RiM, scores: torch.Tensor) -> list[list[dict[str, Any]]]:
-    """The `TOP` tokens of each row of scores [P, V], best first."""
-    best = scores.topk(min(TOP, scores.shape[1]))
-    ids, found = best.indices.tolist(), best.values.tolist()
-    texts = {id: token_text(rim, id) for id in {id for row in ids for id in row}}
-    return [
-        [{"text": texts[id], "score": round(score, DIGITS)} for id, score in zip(*row, strict=True)]
-        for row in zip(ids, found, strict=True)
-    ]
-
-
 # -------------------------------------------------------------------------------------------------------- nearest step
 
 
 def step_mode(decoder: StepDecoder, observation: Observation, control: Control) -> dict[str, Any] | None:
     """The nearest explicit steps at every layer, block by block; None where no block asked for has a map."""
-    held = observation.capture
-    blocks = [block for block in sorted({block for block, _ in decoder.maps}) if block <= held.K]
-    chosen = [(block, decoder.headline(block)) for block in blocks]
+    held, bank = observation.capture, decoder.bank
+    chosen = {b: decoder.headline(b) for b in sorted({block for block, _ in decoder.maps}) if b <= held.K}
     if not chosen:
         return None
-    positions, columns = [], []
-    for block, step in chosen:
-        one = decoder.maps[block, step]
-        positions.append({"block": block, "position": "slots", "step": step, "fitted_layer": one.layer})
-        columns.append((block, one.mapped))
+    maps = {block: decoder.maps[block, step] for block, step in chosen.items()}
 
-    def cosines(seen: Capture) -> np.ndarray:
-        """[layers, positions, bank]"""
-        return np.stack(
-            [
-                [m.cosines(seen.cell(layer, block, "slots"), decoder.bank.vectors)[0] for block, m in columns]
-                for layer in held.layers
-            ]
-        )
+    def cosines(seen: Capture | None, layer: int) -> torch.Tensor | None:
+        """[blocks, bank]"""
+        if seen is None:
+            return None
+        rows = [one.mapped.cosines(seen.cell(layer, block, "slots"), bank.vectors)[0] for block, one in maps.items()]
+        return torch.from_numpy(np.stack(rows))
 
-    def named(scores: np.ndarray) -> list:
-        order = np.argsort(-scores, axis=-1, kind="stable")[..., :TOP]
-        return [
-            [
-                [{"text": decoder.bank.texts[i], "score": round(float(row[i]), DIGITS)} for i in best]
-                for best, row in zip(of_layer, rows, strict=True)
-            ]
-            for of_layer, rows in zip(order, scores, strict=True)
-        ]
-
-    own = cosines(held)
-    untrained = cosines(control.capture) if control.capture is not None else None
-    return {
-        "name": "nearest step",
-        "what": "The explicit step that each block lies nearest to, by a map that was fitted for that block at one "
-        f"layer ({_fitted_at(positions)}) and is applied to the other layers as it is, where it may well be at a loss.",
-        "score_name": "cosine",
-        "layers": list(held.layers),
-        "positions": positions,
-        "cells": named(own),
-        "control": f"{UNTRAINED}, through the same maps" if untrained is not None else None,
-        "control_cells": named(untrained) if untrained is not None else None,
-        "minus": named(own - untrained) if untrained is not None else None,
-    }
-
-
-def _fitted_at(positions: Sequence[Mapping[str, Any]]) -> str:
-    layers = sorted({place["fitted_layer"] for place in positions})
-    if len(layers) == 1:
-        return f"layer {layers[0]}"
-    return ", ".join(f"block {place['block']}: layer {place['fitted_layer']}" for place in positions)
+    fitted = sorted({one.layer for one in maps.values()})
+    where = ", ".join(f"block {block}: layer {one.layer}" for block, one in maps.items())
+    return _mode(
+        ((cosines(held, layer), cosines(control.capture, layer)) for layer in held.layers),
+        bank.texts.__getitem__,
+        f"{UNTRAINED}, through the same maps",
+        name="nearest step",
+        what="The explicit step that each block lies nearest to, by a map that was fitted for that block at one layer "
+        f"({where if len(fitted) > 1 else f'layer {fitted[0]}'}) and is applied to the other layers as it is, where it "
+        "may well be at a loss.",
+        score_name="cosine",
+        layers=list(held.layers),
+        positions=[
+            {"block": block, "position": "slots", "step": chosen[block], "fitted_layer": one.layer}
+            for block, one in maps.items()
+        ],
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- own words
@@ -256,37 +246,30 @@ def ranks(
         steps: such as "<<3+4=7>>"; those that are no equations have no result to look for.
         whose: "gold" or "chain of thought", as the sentences name the steps.
     """
-    rim, held = lens.rim, observation.capture
-    found = {step: equation for step, text in enumerate(steps, 1) if (equation := read_equation(text)) is not None}
-    tokens = {step: first_token(rim, equation.result.text) for step, equation in found.items()}
+    rim, K = lens.rim, observation.capture.K
+    found = {step: equation.result.text for step, text in enumerate(steps, 1) if (equation := read_equation(text))}
+    tokens = {step: first_token(rim, value) for step, value in found.items()}
     tokens = {step: token for step, token in tokens.items() if token != rim.tokenizer.unk_token_id}
     if not tokens:
         return []
-    wanted = torch.tensor(list(tokens.values()), device=rim.device)
-    own = _ranks(lens, held, wanted)  # [layers, K, values]
+    wanted = list(tokens.values())
+    own = _ranks(lens, observation.capture, wanted)  # [layers, K, values]
     best = own.min(1)
+    against, name = None, "none: there is no base model, and no other step to compare with"
     if control.capture is not None:
-        untrained = VocabularyLens(control.rim, lens.layers, lens.weights, lens.biases, {})
-        against, name = _ranks(untrained, control.capture, wanted).min(1), UNTRAINED
-    else:
-        others = [[other for other in range(len(wanted)) if wanted[other] != wanted[own]] for own in range(len(wanted))]
-        known = all(others)
-        against = np.stack([np.median(best[:, other], axis=1) for other in others], 1) if known else None
-        name = (
-            "the results of the other steps (median rank)"
-            if known
-            else "none: there is no base model, and no other step to compare with"
-        )
-    last = len(steps)
+        against = _ranks(VocabularyLens.plain(control.rim), control.capture, wanted).min(1)
+        name = UNTRAINED
+    elif all(others := [[i for i, other in enumerate(wanted) if other != token] for token in wanted]):
+        against = np.stack([np.median(best[:, other], axis=1) for other in others], 1)
+        name = "the results of the other steps (median rank)"
     return [
         {
-            "value": found[step].result.text,
+            "value": found[step],
             "step": step,
-            "what": f"result of {whose} step {step}{', the last' if step == last else ''}"
-            + _pieces(rim, found[step].result.text),
+            "what": f"result of {whose} step {step}{', the last' * (step == len(steps))}{_pieces(rim, found[step])}",
             "layers": list(lens.layers),
             "best": _plain(best[:, i]),
-            "by_block": [_plain(own[:, block, i]) for block in range(held.K)],
+            "by_block": [_plain(own[:, block, i]) for block in range(K)],
             "control": None if against is None else _plain(against[:, i]),
             "control_name": name,
         }
@@ -294,17 +277,13 @@ def ranks(
     ]
 
 
-def _ranks(lens: VocabularyLens, held: Capture, wanted: torch.Tensor) -> np.ndarray:
-    """The best rank of each of `wanted` [n] among the positions of every block, [layers, K, n]."""
+def _ranks(lens: VocabularyLens, held: Capture, tokens: Sequence[int]) -> np.ndarray:
+    """The best rank of each token among the positions of every block, [layers, K, tokens]."""
     found = []
     for layer in lens.layers:
         logits = lens.logits(_states(held, layer), layer, "logit")
-        at = wanted.to(logits.device)
-        own = logits[:, at]
-        above = torch.stack([(logits > column[:, None]).sum(1) for column in own.T], 1)
-        equal = torch.stack([(logits == column[:, None]).sum(1) for column in own.T], 1)
-        rank = (above + (equal + 1) / 2).cpu().numpy()
-        found.append(rank.reshape(held.K, held.M + 1, -1).min(1))
+        ranks = token_ranks(logits, torch.tensor([tokens] * len(logits), device=logits.device))
+        found.append(ranks.cpu().numpy().reshape(held.K, held.M + 1, -1).min(1))
     return np.stack(found)
 
 

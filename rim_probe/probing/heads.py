@@ -13,17 +13,18 @@ Method:
 Knows projections and rows. Knows nothing of attention weights.
 """
 
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from rim_probe.errors import CheckpointError, QuestionError, RiMError
+from rim_probe.errors import CheckpointError, RiMError
+from rim_probe.evaluation import can_ask
 from rim_probe.greedy import check_attention
 from rim_probe.model import RiM
 from rim_probe.packing import additive_mask
@@ -52,11 +53,9 @@ def output_projection(rim: RiM, layer: int) -> nn.Module:
     modules = decoder_layers(rim)
     if not 1 <= layer <= len(modules):
         raise RiMError(f"There is no attention in layer {layer!r}; decoder layers are 1 to {len(modules)}.")
-    for name in _ATTENTIONS:
-        attention = getattr(modules[layer - 1], name, None)
-        for projection in _PROJECTIONS:
-            if isinstance(found := getattr(attention, projection, None), nn.Module):
-                return found
+    for name, projection in product(_ATTENTIONS, _PROJECTIONS):
+        if isinstance(found := getattr(getattr(modules[layer - 1], name, None), projection, None), nn.Module):
+            return found
     raise CheckpointError(
         f"{rim.name}: no output projection was found in the attention of {type(modules[layer - 1]).__name__}; "
         "heads of this family cannot be knocked out."
@@ -65,32 +64,23 @@ def output_projection(rim: RiM, layer: int) -> nn.Module:
 
 @contextmanager
 def silence(rim: RiM, heads: Iterable[Head], rows: torch.Tensor) -> Iterator[None]:
-    """Sets the outputs of `heads` to zero at `rows` (bool [B, T]) on passes of this thread, while the context lasts."""
+    """Sets the outputs of `heads` to zero at `rows` (bool [B, T]) while the context lasts."""
     by_layer: dict[int, list[int]] = {}
     count = num_heads(rim)
     for layer, head in heads:
         if not 1 <= head <= count:
             raise RiMError(f"There is no head {head!r}; heads are 1 to {count}.")
         by_layer.setdefault(layer, []).append(head - 1)
-    thread = threading.get_ident()
-
-    def hook_for(chosen: list[int]):
-        silent = torch.zeros(count, dtype=torch.bool)
-        silent[chosen] = True
-
-        def hook(module, args):
-            if threading.get_ident() != thread:
-                return None
-            states = args[0].unflatten(-1, (count, -1))
-            mask = rows.to(states.device)[..., None] & silent.to(states.device)
-            return (states.masked_fill(mask[..., None], 0).flatten(-2), *args[1:])
-
-        return hook
-
     with ExitStack() as hooks:
         for layer, chosen in by_layer.items():
-            handle = output_projection(rim, layer).register_forward_pre_hook(hook_for(chosen))
-            hooks.callback(handle.remove)
+            silent = torch.isin(torch.arange(count), torch.tensor(chosen))
+            mask = (rows.cpu()[..., None] & silent)[..., None].to(rim.device)
+
+            def hook(module, args, mask=mask):
+                states = args[0].unflatten(-1, (count, -1))
+                return (states.masked_fill(mask, 0).flatten(-2), *args[1:])
+
+            hooks.callback(output_projection(rim, layer).register_forward_pre_hook(hook).remove)
         yield
 
 
@@ -104,15 +94,13 @@ class GoldScores:
 
 def fitting(rim: RiM, problems: Sequence[Problem], num_blocks: int | None = None) -> list[Problem]:
     """The problems that can be asked and whose question, memory and gold answer fit into the context together."""
-
-    def fits(problem: Problem) -> bool:
-        try:
-            prompt = rim.prompt_ids(problem.question, "memory", num_blocks)
-        except QuestionError:
-            return False
-        return len(prompt) + len(rim.encoder.answer_ids(problem.answer)) - 1 <= rim.max_length
-
-    return [problem for problem in problems if fits(problem)]
+    return [
+        problem
+        for problem in problems
+        if can_ask(rim, problem.question, "memory", num_blocks)
+        and len(rim.prompt_ids(problem.question, "memory", num_blocks)) + len(rim.encoder.answer_ids(problem.answer))
+        <= rim.max_length + 1
+    ]
 
 
 class GoldScorer:
@@ -120,6 +108,7 @@ class GoldScorer:
 
     Args:
         problems: problems with an answer; those that do not fit (`fitting`) are left out.
+        answers: token ids, EOS included, of other answers to the same problems, which are then all taken.
 
     Attributes:
         problems: the n problems that are scored.
@@ -128,14 +117,20 @@ class GoldScorer:
         RiMError: no problem that fits into the context.
     """
 
-    def __init__(self, rim: RiM, problems: Sequence[Problem], num_blocks: int | None = None):
-        problems = fitting(rim, problems, num_blocks)
+    def __init__(
+        self,
+        rim: RiM,
+        problems: Sequence[Problem],
+        num_blocks: int | None = None,
+        answers: Sequence[Sequence[int]] | None = None,
+    ):
+        problems = fitting(rim, problems, num_blocks) if answers is None else problems
         if not problems:
             raise RiMError(f"No question fits into {rim.max_length} tokens with its answer; give shorter problems.")
         self.rim, self.problems, self.n = rim, problems, len(problems)
         blocks, layout = rim.layout.check_blocks(num_blocks), rim.layout
         prompts = [rim.prompt_ids(problem.question, "memory", num_blocks) for problem in problems]
-        answers = [rim.encoder.answer_ids(problem.answer) for problem in problems]
+        answers = answers or [rim.encoder.answer_ids(problem.answer) for problem in problems]
         order = sorted(range(self.n), key=lambda i: len(prompts[i]))
         self._batches = []
         for start in range(0, self.n, BATCH):
@@ -145,7 +140,7 @@ class GoldScorer:
             labels = torch.full((len(batch), length), -1)
             slots, question, memory = (torch.zeros((len(batch), length), dtype=torch.bool) for _ in range(3))
             for row, i in enumerate(batch):
-                prompt, answer = prompts[i], answers[i]
+                prompt, answer = prompts[i], list(answers[i])
                 text = prompt + answer[:-1]
                 ids[row, : len(text)] = torch.tensor(text)
                 labels[row, len(prompt) - 1 : len(text)] = torch.tensor(answer)
@@ -190,7 +185,3 @@ class GoldScorer:
         # OPT would count positions from the mask.
         positions = torch.arange(length, device=rows.device).expand(len(rows), -1)
         return {"attention_mask": additive_mask(causal & ~hidden, self.rim.dtype), "position_ids": positions}
-
-    def each_head(self, heads: Iterable[Head], role: Role) -> Mapping[Head, GoldScores]:
-        """The scores with each of `heads` silenced alone."""
-        return {head: self.scores([head], role) for head in heads}

@@ -22,9 +22,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from rim_probe import anatomy
+from rim_probe.door import LENS, tolerance
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 
+RESIDUAL = "reading its residual stream"
+ATTENTION = "reading its attention weights"
 MOST_LAYERS = 13  # that are searched or swept where every layer costs as much as the first
 
 _NAME = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
@@ -85,7 +88,12 @@ def layers_told(looked_at: Sequence[int], of: Sequence[int]) -> str:
 
 
 def unembed(rim: RiM, states: torch.Tensor) -> torch.Tensor:
-    """Logit lens: residual states [..., d] -> float32 logits [..., V] by the final norm (once) and the head."""
+    """Logit lens: residual states [..., d] -> float32 logits [..., V] by the final norm (once) and the head.
+
+    Raises:
+        RiMError: a model whose logits are not those of its last layer's states.
+    """
+    rim.verdict.require(LENS)
     head = causal_lm(rim).get_output_embeddings()
     return head(anatomy.before_head(rim.model)(states.to(rim.device, rim.dtype))).float()
 
@@ -287,3 +295,48 @@ def observe_attention(
             yield
         finally:
             _observers.current = outer
+
+
+# -------------------------------------------------------------------------------------------- what can be read of it
+
+
+def require_residual(rim: RiM) -> None:
+    """Refuses a model whose residual stream hooks do not read as transformers tells it.
+
+    Raises:
+        RiMError: with the reason.
+    """
+    rim.verdict.require(RESIDUAL, lambda: _residual_fault(rim))
+
+
+def tells_attention(rim: RiM) -> bool:
+    """Whether every layer of a model tells attention weights that sum to 1; where not, `verdict` holds the reason."""
+    return rim.verdict.works(ATTENTION, lambda: _attention_fault(rim))
+
+
+@torch.no_grad()
+def _residual_fault(rim: RiM) -> str | None:
+    states: dict[int, torch.Tensor] = {}
+    layers = num_layers(rim)
+    with read_residual(rim, range(layers + 1), states.__setitem__):
+        told = rim.model(input_ids=_some_ids(rim), output_hidden_states=True, use_cache=False).hidden_states
+    if wrong := [layer for layer in range(layers) if not torch.equal(states[layer], told[layer])]:
+        return f"what hooks read differs from what transformers tells from layer {wrong[0]} on"
+    return None if all(state.isfinite().all() for state in states.values()) else "it holds NaN or infinity"
+
+
+@torch.no_grad()
+def _attention_fault(rim: RiM) -> str | None:
+    ids, told = _some_ids(rim), {}
+    with observe_attention(rim, torch.arange(ids.shape[1], device=rim.device)[None], told.__setitem__):
+        causal_lm(rim).base_model(input_ids=ids, use_cache=False)
+    if silent := [layer for layer in range(1, num_layers(rim) + 1) if layer not in told]:
+        return f"layer {', '.join(map(str, silent))} computes them without telling (of {num_layers(rim)} layers)"
+    missed = max((weights.float().sum(-1) - 1).abs().max().item() for weights in told.values())
+    return f"its rows miss a sum of 1 by {missed:.2g}" if missed > tolerance(rim.dtype) / 4 else None
+
+
+def _some_ids(rim: RiM) -> torch.Tensor:
+    """A little text and a block, [1, T]."""
+    ids = rim.encoder.prefix_ids + rim.encoder.marker_ids + rim.encoder.block_ids
+    return torch.tensor([ids], device=rim.device)

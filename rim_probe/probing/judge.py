@@ -19,9 +19,10 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import expit, logit
 
 from rim_probe.decoding import Answer
 from rim_probe.errors import RiMError
@@ -40,10 +41,9 @@ READOUTS = ("none", "own", "all")
 _CERTAIN = 1e-6
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One part of a view: a layer, and a block's position (see `Capture.cell`) or, for block 0, the last question
-    token."""
+class Cell(NamedTuple):
+    """One part of a view: a layer, and a block's position (see `Capture.cell`; `both`: slots and end side by side) or,
+    for block 0, the last question token."""
 
     layer: int
     block: int
@@ -53,10 +53,8 @@ class Cell:
         """Its states, float32 [n, F]."""
         if self.block == 0:
             return capture.question_cell(self.layer)
-        if self.position == "both":
-            slots, end = (capture.cell(self.layer, self.block, name) for name in ("slots", "end"))
-            return np.concatenate([slots, end], axis=1)
-        return capture.cell(self.layer, self.block, self.position)
+        positions = ("slots", "end") if self.position == "both" else (self.position,)
+        return np.concatenate([capture.cell(self.layer, self.block, name) for name in positions], axis=1)
 
 
 def cells(view: str, layers: Sequence[int], num_blocks: int) -> list[list[Cell]]:
@@ -64,7 +62,7 @@ def cells(view: str, layers: Sequence[int], num_blocks: int) -> list[list[Cell]]
     penultimate, blocks = layers[max(len(layers) - 2, 0)], range(1, num_blocks + 1)
     if view in OWN_VIEWS:
         return [[Cell(penultimate, block, view)] for block in blocks]
-    wide = wide_layers(layers)
+    wide = spread_layers(layers[1:], WIDE_LAYERS)
     shared = {
         "memory": [Cell(layer, block, "both") for layer in wide for block in blocks],
         "question": [Cell(penultimate, 0)],
@@ -73,15 +71,10 @@ def cells(view: str, layers: Sequence[int], num_blocks: int) -> list[list[Cell]]
     return [shared] * num_blocks
 
 
-def wide_layers(layers: Sequence[int]) -> list[int]:
-    """What the wide views see of the residual layers 0..L."""
-    return spread_layers(layers[1:], WIDE_LAYERS)
-
-
 def readout_features(answers: Sequence[Answer], readouts: str, num_blocks: int) -> np.ndarray:
     """What the readouts say about themselves, [n, K, 0, 1 or 2]: own log odds, share of readouts that agree."""
     odds = log_odds(own_probability(answers, num_blocks))
-    columns = {"none": [], "own": [odds], "all": [odds]}[readouts]
+    columns = [odds] * (readouts != "none")
     if readouts == "all":
         # Times 4: about as wide a spread as the log odds have, so that the penalty weighs on both alike.
         columns.append(4 * agreement([[readout.value for readout in given.readouts] for given in answers]))
@@ -99,13 +92,7 @@ def own_probability(answers: Sequence[Answer], num_blocks: int) -> np.ndarray:
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
     """Logit of probabilities, kept finite at 0 and 1."""
-    clipped = np.clip(probability, _CERTAIN, 1 - _CERTAIN)
-    return np.log(clipped / (1 - clipped))
-
-
-def probability(logits: np.ndarray) -> np.ndarray:
-    """Inverse of `log_odds`."""
-    return 1 / (1 + np.exp(-logits))
+    return logit(np.clip(probability, _CERTAIN, 1 - _CERTAIN))
 
 
 @dataclass(frozen=True)
@@ -133,8 +120,7 @@ class Judge:
     @property
     def seen_layers(self) -> tuple[int, ...]:
         """The residual layers it reads, ascending."""
-        view = cells(self.view, self.layers, self.num_blocks)
-        return tuple(sorted({cell.layer for part in view for cell in part}))
+        return tuple(sorted({cell.layer for part in cells(self.view, self.layers, self.num_blocks) for cell in part}))
 
     def logits(self, capture: Capture | CaptureSet, answers: Sequence[Answer]) -> np.ndarray:
         """Log odds that each readout is right, [n, K]; NaN where the judge reads what was not asked for.
@@ -152,8 +138,8 @@ class Judge:
         if self.readouts != "none":
             extra = readout_features(answers, self.readouts, self.num_blocks)
             found += (extra * self.weight[:, -extra.shape[2] :]).sum(axis=2)
-        shared = all(view is views[0] for view in views)
-        for rows, view in [(slice(None), views[0])] if shared else [(slice(k, k + 1), v) for k, v in enumerate(views)]:
+        own = self.view in OWN_VIEWS  # else every readout sees the same cells, which are read once
+        for rows, view in [([k], view) for k, view in enumerate(views)] if own else [(slice(None), views[0])]:
             start = 0
             for cell in view:
                 states = cell.read(capture)
@@ -161,19 +147,16 @@ class Judge:
                 start += states.shape[1]
         return found
 
+    def chances(self, capture: Capture | CaptureSet, answers: Sequence[Answer]) -> np.ndarray:
+        """`logits` as chances that each readout is right."""
+        return expit(self.logits(capture, answers))
+
     def tensors(self) -> dict[str, np.ndarray]:
-        weight = {"weight": self.weight.astype(np.float32)}
-        return (packed("weight", self.weight) if is_large([self.weight]) else weight) | {
-            "bias": self.bias.astype(np.float32)
-        }
+        weight = packed("weight", self.weight) if is_large([self.weight]) else {"weight": self.weight.astype("float32")}
+        return weight | {"bias": self.bias.astype(np.float32)}
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "view": self.view,
-            "readouts": self.readouts,
-            "layers": list(self.layers),
-            "penalty": self.penalty,
-        }
+        return {"view": self.view, "readouts": self.readouts, "layers": list(self.layers), "penalty": self.penalty}
 
     @classmethod
     def restore(cls, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> "Judge":
@@ -208,9 +191,8 @@ def fit_judge(
     readouts: str = "none",
     *,
     penalties: Sequence[float] = PENALTIES,
-    rows: np.ndarray | None = None,
+    rows: np.ndarray | slice = slice(None),
     blocks: Sequence[int] | None = None,
-    calibrate: bool = True,
     prepared: dict | None = None,
 ) -> Judge:
     """Fits the judges of all readouts and chooses the penalty (see the head of this module).
@@ -218,13 +200,11 @@ def fit_judge(
     Args:
         rows: indices of the fitting problems to use, all of them by default.
         blocks: readouts to be judged, 1..K, all by default; the others get the weights 0.
-        calibrate: step 4.
-        prepared: kept by the caller between fits on the same samples and rows, so that cells are read and reduced once.
+        prepared: kept by the caller between fits on the same states and rows, so that cells are read and reduced once.
     """
     from sklearn.linear_model import LogisticRegression
 
     num_blocks = fit.right.shape[1]
-    rows = np.arange(len(fit.right)) if rows is None else rows
     chosen = range(num_blocks) if blocks is None else [block - 1 for block in blocks]
     views = cells(view, layers, num_blocks)
     extras = [readout_features(part.answers, readouts, num_blocks) for part in (fit, choose)]
@@ -251,7 +231,7 @@ def fit_judge(
                     own = inputs.fit(LogisticRegression(C=penalty, max_iter=200), right)
             found[penalty][k], tested[penalty][:, k] = own, own(states)[:, 0]
     penalty = max(penalties, key=lambda c: np.nan_to_num(mean_auroc(tested[c], choose.right, chosen)))
-    slope, offset = _platt(tested[penalty][:, chosen], choose.right[:, chosen]) if calibrate else (1.0, 0.0)
+    slope, offset = _platt(tested[penalty][:, chosen], choose.right[:, chosen])
     weight = np.zeros((num_blocks, len(found[penalty][chosen[0]].weights)), np.float32)
     bias = np.zeros(num_blocks)
     for k, own in found[penalty].items():

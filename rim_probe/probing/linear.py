@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,8 @@ class Inputs:
 
     def __call__(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """States as inputs, float [n, components of all parts]."""
-        found = []
-        for steps, part in zip(self._steps, parts, strict=True):
-            for step in steps:
-                part = step.transform(part)
-            found.append(part)
-        return np.concatenate(found, axis=1)
+        pairs = zip(self._steps, parts, strict=True)
+        return np.concatenate([reduce(lambda x, step: step.transform(x), steps, part) for steps, part in pairs], axis=1)
 
     def beside(self, other: Inputs) -> Inputs:
         """Both, side by side: for parts that several fits share."""

@@ -30,6 +30,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from rim_probe.decoding import Answer, answer_batch
+from rim_probe.door import tolerance
 from rim_probe.errors import RiMError
 from rim_probe.greedy import check_attention, keeps_logits
 from rim_probe.model import RiM
@@ -37,6 +38,7 @@ from rim_probe.packing import additive_mask, visible
 from rim_probe.probing.hooks import edit_residual, num_layers
 
 MAX_ROWS = 64
+INTERVENING = "intervening in it"
 CUTS = {
     "question": "the answer's tokens see nothing of the question",
     "memory": "the answer's tokens see nothing of the blocks, but the end of the last one where they begin",
@@ -95,7 +97,8 @@ class Patcher:
         K, block_length: blocks, and tokens in each.
 
     Raises:
-        RiMError: a question that cannot be asked, or that does not fit with the targets.
+        RiMError: a question that cannot be asked, or that does not fit with the targets; or a model that does not run
+            on as it was when nothing is changed.
     """
 
     @torch.inference_mode()
@@ -120,6 +123,8 @@ class Patcher:
             raise RiMError(
                 f"The question and an answer of {longest} tokens do not fit into {rim.max_length} tokens; shorten them."
             )
+        if self.K:
+            rim.verdict.require(INTERVENING, lambda: _fault(rim, question, num_blocks))
         ids, positions, readouts = list(prompt), list(range(len(prompt))), [0] * len(prompt)
         self._predicts = []  # of each target the logits, counted from the last prompt token, that predict its tokens
         for number, target in enumerate(self.targets, start=1):
@@ -297,3 +302,15 @@ class _Layer(DynamicLayer):
             return super().update(key_states, value_states)
         held = [x.expand(len(key_states), -1, -1, -1) for x in (self.keys, self.values)]
         return tuple(torch.cat(pair, dim=-2) for pair in zip(held, (key_states, value_states), strict=True))
+
+
+@torch.inference_mode()
+def _fault(rim: RiM, question: str, num_blocks: int | None) -> str | None:
+    """Whether a run into which its own states are written scores as a plain pass does, and how far it is off."""
+    target = [rim.eos_id]  # which fits wherever a question does
+    clean = Patcher(rim, question, [target], num_blocks=num_blocks)
+    own = clean.edits(clean.memory, [1], positions=range(clean.block_length))
+    ids = torch.tensor([rim.prompt_ids(question, "memory", num_blocks)], device=rim.device)
+    plain, _ = clean._score(rim.model(input_ids=ids, use_cache=False).logits[:, -1:])
+    missed = (clean.score([own, *([edit] for edit in own)]).log_probability - plain).abs().max().item()
+    return f"its own states written back change a score by {missed:.2g}" if missed > tolerance(rim.dtype) else None

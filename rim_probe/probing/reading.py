@@ -31,6 +31,7 @@ from rim_probe.model import RiM
 from rim_probe.probing import attention, commitment, depth, importance, words
 from rim_probe.probing.artifacts import FOLDER, fingerprint
 from rim_probe.probing.hooks import num_layers, spread_layers
+from rim_probe.probing.lens import VocabularyLens
 from rim_probe.probing.probes import restore
 from rim_probe.probing.reading_format import FORMAT, Reading
 from rim_probe.probing.study import Observation, load_models, observe
@@ -239,7 +240,7 @@ class _Findings:
         if control.missing:
             self.complaints.append(f"depth: {control.missing}")
         fitted = self.decoders.get("lens")
-        lens = fitted or depth.plain_lens(self.models["memory"])
+        lens = fitted or VocabularyLens.plain(self.models["memory"])
         modes = depth.lens_modes(lens, seen, control, tuned=fitted is not None)
         if "steps" in self.decoders:
             modes += [mode for mode in [depth.step_mode(self.decoders["steps"], seen, control)] if mode is not None]

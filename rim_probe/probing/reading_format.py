@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from typing_extensions import TypedDict
 
 from rim_probe.errors import RiMError
+from rim_probe.files import write_atomic
 from rim_probe.memory import MAX_BLOCKS, MAX_SLOTS
 from rim_probe.probing.checks import (
     BY_BLOCK,
@@ -312,7 +313,7 @@ class Reading:
         path = Path(path)
         text = json.dumps(self.data, ensure_ascii=False, allow_nan=False)
         try:
-            path.write_text(text + "\n", encoding="utf-8")
+            write_atomic(path, f"{text}\n".encode())
         except OSError as error:
             raise RiMError(f"{path} cannot be written ({error.strerror or error}); choose another place.") from None
         return path

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -237,6 +238,14 @@ def mean_estimate(values: np.ndarray) -> Estimate:
         return NONE
     low, high = np.quantile(_draws(n) @ values / n, [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high), n)
+
+
+def mean_results(metric: str, of: str, values: np.ndarray, places: Mapping[str, Iterable] = {}, **more) -> list[Result]:
+    """A result for every cell of `values` [n, *cells], a mean over problems; `places`: the labels of each axis of cells
+    by the name of their coordinate; `more`: other attributes of the results."""
+    cells = np.asarray(values, dtype=float).reshape(len(values), -1).T
+    at = [dict(zip(places, labels, strict=True)) for labels in product(*places.values())]
+    return [Result(metric, of, mean_estimate(cell), place=place, **more) for cell, place in zip(cells, at, strict=True)]
 
 
 def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> Estimate:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from rim_probe.errors import RiMError
+from rim_probe.files import claim, hold, one_sentence_if_full
 from rim_probe.probing.artifacts import (
     FOLDER,
     describe_study,
     fingerprint,
     is_done,
+    is_report,
     load_provenance,
     load_report,
     load_results,
@@ -100,11 +102,12 @@ def run_probes(
     Args:
         models: by role, as `study.load_models` gives them.
         sources: by split, as `splits_of` gives them.
-        folder: where artifacts and the report go; captures lie in `<folder>.run` until everything asked for is done.
+        folder: where artifacts and the report go; captures lie in `<folder>.captures` until all asked for is done.
         only: names of probes; all where empty. What these build on is run too.
 
     Raises:
-        RiMError: an unknown probe, no problem that can be read, files that cannot be used.
+        RiMError: an unknown probe, no problem that can be read, files that cannot be used, a folder that `probe` did
+            not make or in which another process is at work, a full disk.
     """
     folder = Path(folder)
     wanted = _with_needs(only)
@@ -115,9 +118,14 @@ def run_probes(
     choices = {"num_blocks": num_blocks, "models": prints}
     forms = {name: {} if probe.form == 1 else {"form": probe.form} for name, probe in PROBES.items()}
     keys = {name: resume_key(name, provenance, choices | forms[name]) for name in PROBES}
-    work = folder.with_name(folder.name + ".run")
+    claim(folder, "probe", is_report)
+    work = folder.absolute().with_name(folder.absolute().name + ".captures")
     problems = {name: source.problems for name, source in sources.items()}
-    with Study(models, problems, num_blocks=num_blocks, seed=seed, folder=work, progress=progress) as study:
+    with (
+        one_sentence_if_full(folder),
+        hold(work, "probe"),
+        Study(models, problems, num_blocks=num_blocks, seed=seed, folder=work, progress=progress) as study,
+    ):
         workbench = Workbench(study, folder, keys)
         failed: dict[str, str] = {}
         for name in wanted:

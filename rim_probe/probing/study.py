@@ -45,6 +45,7 @@ def load_models(
     device: str | None = None,
     base: str | Path | None = None,
     progress: Progress | None = None,
+    layout: str | Path | None = None,
 ) -> dict[str, RiM]:
     """The models of a checkpoint folder by role, as far as there are any.
 
@@ -54,11 +55,12 @@ def load_models(
         base: a RiM checkpoint or plain base model (folder, Hub id or GGUF file) to serve as `base`; by default the
             folder's own `base/`, or the base that an adapter records, with untrained memory tokens.
         progress: is told of a known base that has to be fetched.
+        layout: see `RiM.from_pretrained`.
 
     Raises:
         CheckpointError, LayoutError: as `RiM.from_pretrained`, for any of them.
     """
-    models = own_models(load_methods(checkpoint, device, progress=progress))
+    models = own_models(load_methods(checkpoint, device, progress=progress, layout=layout))
     for role in CONTROLS:
         control = load_control(role, checkpoint, models["memory"], base)
         if control is not None:
@@ -189,20 +191,21 @@ class Study:
             )
         return self._captures[role, split]
 
-    def answers(self, method: str, split: str) -> list[Answer]:
-        """Answers by a method (`memory` with all K readouts, `cot`, `direct`) on a split; without times."""
-        if (method, split) not in self._answers:
-            rim, questions = self.models[method], [problem.question for problem in self.splits[split]]
+    def answers(self, role: str, split: str) -> list[Answer]:
+        """Answers of a role on a split (memory models with all K readouts); without times."""
+        if (role, split) not in self._answers:
+            rim, questions = self.models[role], [problem.question for problem in self.splits[split]]
+            method = METHOD_OF_ROLE[role]
             num_blocks = self.K if method == "memory" else None
-            path, key = self.folder / f"answers-{method}-{split}.json", request_key(rim, questions, method, num_blocks)
+            path, key = self.folder / f"answers-{role}-{split}.json", request_key(rim, questions, method, num_blocks)
             given = _load_answers(path, key)
             if given is None:
-                given = self._ask(rim, questions, method, num_blocks, f"answers {method}-{split}")
+                given = self._ask(rim, questions, method, num_blocks, f"answers {role}-{split}")
                 stored = {"key": key, "answers": [answer.to_dict() for answer in given]}
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, json.dumps(stored).encode())
-            self._answers[method, split] = given
-        return self._answers[method, split]
+            self._answers[role, split] = given
+        return self._answers[role, split]
 
     def _ask(self, rim: RiM, questions: list[str], method: str, num_blocks: int | None, label: str) -> list[Answer]:
         order = sorted(range(len(questions)), key=lambda i: len(questions[i]))  # like lengths together pad least

@@ -52,7 +52,7 @@ def format_headline(report: Report) -> str:
     score, control = found
     unit = " %" if score.share else ""
     told = format_estimate(score.estimate, score.share, unit)
-    text = f"{_upper(score.metric)}, {score.of}: {told}, n = {score.estimate.n:,}"
+    text = f"{_upper(score.metric)}, {score.of}{_where(score)}: {told}, n = {score.estimate.n:,}"
     if control:
         beside = format_estimate(control.estimate, control.share, unit)
         text += f"; strongest control, {control.of}: {beside}"
@@ -76,7 +76,7 @@ def target_rows(report: Report) -> Rows:
     """What, goal, measured, verdict of every result with a goal."""
     return [
         [
-            f"{one.metric}: {one.name}",
+            f"{one.metric}: {one.name}{_where(one)}",
             format_goal(one.goal, one.share),
             format_estimate(one.estimate, one.share, " %" if one.share else ""),
             format_verdict(one),
@@ -116,6 +116,10 @@ def view_table(view: View) -> tuple[list[str], Rows]:
     return header, rows
 
 
+def _where(result: Result) -> str:
+    return "".join(f", {name} {value}" for name, value in result.place.items())
+
+
 def _place(result: Result, view: View) -> list[str]:
     return [str(result.place[name]) for name in view.place]
 
@@ -131,10 +135,10 @@ def format_counts(report: Report) -> str:
 
 
 def format_report(report: Report, title: str, question: str) -> str:
-    """One probe's report as Markdown: question, headline, targets, every table that is no heat map, n."""
+    """One probe's report as Markdown: question, headline, targets, tables, n; what has layers is left to the page."""
     parts = [f"### {title}", question, f"**{format_headline(report)}**", format_targets([report])]
     for view in views(report):
-        if len(view.place) < 2:
+        if len(view.place) < 2 and view.place != ("layer",):
             parts += [f"**{view.title}** (95 % interval)", _markdown(*view_table(view))]
     parts.append(f"n: {format_counts(report)}" if report.n else "")
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -2,29 +2,27 @@
 
 Method:
 1. What stands in files and configuration is told: memory tokens, layout, dtype, heads, context.
-2. What probes rely on is tried out on two short questions: that hooks read the residual stream transformers tells of,
-   that the logit lens of the last layer is the model's own output, that packed readouts equal separate passes
-   (arXiv:2605.30343), that captured attention rows sum to 1.
+2. What probes rely on is tried out anew (`door`, `hooks`, `patching`): that packed readouts equal separate passes
+   (arXiv:2605.30343), that the logit lens of the last layer is the model's own output, that hooks read the residual
+   stream transformers tells of, that attention rows sum to 1, that own states written back change nothing.
 
 Knows what probes assume. Knows nothing of what they find, nor whether the model answers well.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
+from rim_probe.door import LENS
 from rim_probe.errors import QuestionError, RiMError
 from rim_probe.model import RiM
-from rim_probe.packing import pack_memory, pad_rows, row_mask
-from rim_probe.probing.capture import Capture, capture
-from rim_probe.probing.hooks import causal_lm, num_layers, read_residual, unembed
+from rim_probe.probing.hooks import ATTENTION, RESIDUAL, causal_lm, num_layers, require_residual, tells_attention
+from rim_probe.probing.patching import INTERVENING, Patcher
 
 _QUESTIONS = ("Anna has 3 apples and buys 14 more. How many apples has she?", "How many is 3 + 4?")
-_ANYTHING_SCALED = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # in standard deviations of the logits
-_COARSE_TOLERANCE = 0.1  # bfloat16 keeps three digits, and many layers add up what they lose
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,22 @@ def _outcome(check: Callable, trial: "_Trial") -> tuple[bool | None, str]:
 
 
 class _Trial:
-    """Two questions of different length, put to the model once for all checks."""
+    """A model and what the trials of it need."""
 
     def __init__(self, rim: RiM):
         self.rim = rim
         self.config = causal_lm(rim).config
-        self.tolerance = _TOLERANCE.get(rim.dtype, _COARSE_TOLERANCE)
         if rim.model.training:
             rim.model.eval()
+
+    @cached_property
+    def refusal(self) -> str | None:
+        """Why the model cannot be used with memory blocks; None where it can."""
+        try:
+            self.rim.examine(anew=True)
+        except RiMError as error:
+            return str(error)
+        return None
 
     @cached_property
     def questions(self) -> list[str]:
@@ -92,21 +98,6 @@ class _Trial:
             if questions:
                 return questions
         raise QuestionError("The model reads none of the questions tried; look at its vocabulary and its context.")
-
-    @cached_property
-    def prompt(self) -> torch.Tensor:
-        """Ids of the first question with its blocks, [1, T]."""
-        return torch.tensor([self.rim.prompt_ids(self.questions[0], "memory")], device=self.rim.device)
-
-    @cached_property
-    def capture(self) -> Capture:
-        return capture(self.rim, self.questions)
-
-    def difference(self, found: torch.Tensor, expected: torch.Tensor) -> float:
-        """The largest difference of logits in standard deviations of those expected; infinite for NaN."""
-        found, expected = found.float(), expected.float()
-        largest = ((found - expected).abs().max() / expected.std()).item()
-        return largest if largest == largest else float("inf")
 
 
 def _readable_ids(rim: RiM, count: int) -> list[int]:
@@ -198,7 +189,11 @@ def _weights(trial: _Trial) -> tuple[bool | None, str]:
 
 def _dtype(trial: _Trial) -> tuple[bool | None, str]:
     name = str(trial.rim.dtype).removeprefix("torch.")
-    coarse = "" if trial.rim.dtype in _TOLERANCE else "; scores are computed in float32 from states of three digits"
+    coarse = (
+        ""
+        if trial.rim.dtype in (torch.float32, torch.float64)
+        else "; scores are computed in float32 from states of three digits"
+    )
     return True, f"{name} on {trial.rim.device}{coarse}."
 
 
@@ -240,74 +235,33 @@ def _context(trial: _Trial) -> tuple[bool | None, str]:
 # ---------------------------------------------------------------------------------------------- what a trial tells
 
 
-def _residual(trial: _Trial) -> tuple[bool | None, str]:
-    states: dict[int, torch.Tensor] = {}
-    layers = num_layers(trial.rim)
-    with read_residual(trial.rim, range(layers + 1), states.__setitem__):
-        told = trial.rim.model(input_ids=trial.prompt, output_hidden_states=True, use_cache=False).hidden_states
-    wrong = [layer for layer in range(layers) if not torch.equal(states[layer], told[layer])]
-    if wrong or not all(state.isfinite().all() for state in states.values()):
-        what = f"differ from what transformers tells from layer {wrong[0]} on" if wrong else "hold NaN or infinity"
-        return False, f"The residual states that hooks read {what}, so that no probe of them can be trusted."
-    return True, f"Hooks read what transformers tells, layers 0 to {layers - 1}, and layer {layers} before the norm."
-
-
-def _lens(trial: _Trial) -> tuple[bool | None, str]:
-    last = num_layers(trial.rim)
-    states: dict[int, torch.Tensor] = {}
-    with read_residual(trial.rim, (last,), states.__setitem__):
-        own = trial.rim.model(input_ids=trial.prompt, use_cache=False).logits
-    difference = trial.difference(unembed(trial.rim, states[last]), own)
-    if difference <= trial.tolerance:
-        return (
-            True,
-            f"Final norm and head on layer {last} give the model's own logits (within {difference:.1g} deviations).",
-        )
-    changed = [key for key in _ANYTHING_SCALED if getattr(trial.config, key, None) not in (None, 1, 1.0)]
-    cause = f", for the model changes its logits afterwards ({', '.join(changed)})" if changed else ""
-    return False, (
-        f"Final norm and head on layer {last} miss the model's own logits by up to {difference:.2g} standard "
-        f"deviations{cause}; read probabilities of the logit lens with that in mind."
-    )
-
-
 def _readouts(trial: _Trial) -> tuple[bool | None, str]:
-    rim = trial.rim
-    question, block = rim.encode_question(trial.questions[0]), rim.encoder.block_ids
-    blocks = min(rim.layout.num_blocks or 1, 3)
-    # Any tokens will do, different ones for each readout, so that one which sees another gives itself away.
-    readouts = [[*(question * 2)[k : k + 2], rim.eos_id] for k in range(blocks)]
-    row = pack_memory(question, block, readouts)
-    batch = {name: tensor.to(rim.device) for name, tensor in pad_rows([row], rim.eos_id).items()}
-    packed = rim.model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        attention_mask=row_mask(batch["readouts"], rim.dtype),
-        use_cache=False,
-    ).logits[0]
-    difference = 0.0
-    for k, readout in enumerate(readouts, start=1):
-        ids = torch.tensor([question + block * k + readout[:-1]], device=rim.device)
-        alone = rim.model(input_ids=ids, use_cache=False).logits[0, -len(readout) :]
-        places = [place for place, label in enumerate(row.label_readouts) if label == k]
-        difference = max(difference, trial.difference(packed[places], alone))
-    if difference <= trial.tolerance:
-        return True, f"Packed into one row they equal separate passes (within {difference:.1g} deviations)."
-    return False, (
-        f"Packed into one row they miss separate passes by up to {difference:.2g} standard deviations; the model does "
-        "not follow the masks or positions it is given, so that its readouts see each other."
-    )
+    if trial.refusal is not None:
+        return False, trial.refusal
+    return True, "Masks are followed; packed into one row, or decoded with a cache, they equal separate passes."
 
 
-def _attention(trial: _Trial) -> tuple[bool | None, str]:
-    held = trial.capture
-    if held.to_question is None:
-        return None, "Without memory blocks there are no rows to look at."
-    sums = held.to_question.float().sum(-1) + held.to_memory.float().sum(-1)
-    difference = (sums - 1).abs().max().item()
-    if difference <= max(trial.tolerance, 1e-3):
-        return True, f"Rows captured at memory positions sum to 1 (within {difference:.1g})."
-    return False, f"Rows captured at memory positions miss a sum of 1 by up to {difference:.2g}."
+def _feature(feature: str, sentence: str, look: Callable[[_Trial], object]) -> Callable:
+    def check(trial: _Trial) -> tuple[bool | None, str]:
+        if trial.refusal is not None:
+            return None, "Not tried, for the readouts fail."
+        look(trial)
+        reason = trial.rim.verdict.features.get(feature)
+        return (
+            (True, sentence) if reason is None else (False, f"{feature[0].upper()}{feature[1:]} is off, for {reason}.")
+        )
+
+    return check
+
+
+def _patch(trial: _Trial) -> None:
+    with suppress(RiMError):
+        Patcher(trial.rim, trial.questions[0], num_blocks=trial.rim.layout.num_blocks or 1)
+
+
+def _read(trial: _Trial) -> None:
+    with suppress(RiMError):
+        require_residual(trial.rim)
 
 
 _CHECKS: dict[str, Callable[[_Trial], tuple[bool | None, str]]] = {
@@ -321,8 +275,13 @@ _CHECKS: dict[str, Callable[[_Trial], tuple[bool | None, str]]] = {
     "attention heads": _heads,
     "output head": _head,
     "context": _context,
-    "residual stream": _residual,
-    "logit lens": _lens,
     "readouts": _readouts,
-    "attention weights": _attention,
+    "logit lens": _feature(
+        LENS, "Final norm and head on the last layer give the model's own logits.", lambda trial: None
+    ),
+    "residual stream": _feature(RESIDUAL, "Hooks read what transformers tells at every layer.", _read),
+    "attention weights": _feature(
+        ATTENTION, "Every layer tells its weights, whose rows sum to 1.", lambda trial: tells_attention(trial.rim)
+    ),
+    "interventions": _feature(INTERVENING, "Its own states written back change nothing.", _patch),
 }

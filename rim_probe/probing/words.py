@@ -19,7 +19,8 @@ Knows readouts, hooks and gold steps. Knows nothing of probes, probabilities or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,11 +29,11 @@ import torch
 from rim_probe.decoding import Answer, answer_batch
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
-from rim_probe.probing.curves import curve
 from rim_probe.probing.hooks import causal_lm, edit_residual, layers_told, spread_layers
-from rim_probe.probing.section import Estimate, Figure, Section, Table, bootstrap, proportion_estimate
+from rim_probe.probing.results import Estimate, Report, Result, proportion_estimate, ratio_estimate
 
 if TYPE_CHECKING:
+    from rim_probe.probing.capture import Capture, CaptureSet
     from rim_probe.probing.study import Observation, Study
     from rim_probe.problems import Problem
 
@@ -43,6 +44,10 @@ MOST_BLOCKS = 3  # blocks whose carried words are decoded
 FEWEST_PROBLEMS = 30
 EVERY = "every layer"
 CARRIED = ("slots", "slots and ends")
+OWN, ANOTHER, NEUTRAL = "its own question", "another question", "a neutral question"  # what memory is carried into
+STATES, CARRIED_STATES = "readout k states step k + 1", "memory carried into {}: the readout states"
+SAME = "the same words as with nothing carried"
+NAMES = {"memory": "memory model", "stage1": "stage-1 model"}
 
 
 def same_words(first: str, second: str) -> bool:
@@ -50,59 +55,62 @@ def same_words(first: str, second: str) -> bool:
     return "".join(first.split()) == "".join(second.split())
 
 
-def carried_words(
+def carry(
     rim: RiM,
     questions: Sequence[str],
     states: Mapping[int, np.ndarray | torch.Tensor],
+    where: Mapping[int, Sequence[bool]] | None = None,
     *,
     max_new_tokens: int = 64,
-) -> list[str]:
-    """What `rim` says after k blocks whose states in the residual stream were replaced.
+) -> list[Answer]:
+    """What `rim` answers behind k blocks whose states in the residual stream were replaced, with all k readouts.
+
+    Readout j sees blocks 1..j alone: it is the one that it would be with these blocks carried and no others.
 
     Args:
         states: layer 0..L -> [n, k, P, d], the states of blocks 1..k: P = M for the slots, M + 1 with the end last.
-
-    Returns:
-        Readout k of every question.
+        where: layer -> which of the n questions they are put into; all of them by default.
 
     Raises:
         RiMError: states of another shape than the questions and the layout ask for; questions that cannot be asked.
     """
-    slots, length = rim.layout.slots_per_block, rim.layout.block_length
-    shapes = {tuple(given.shape[:3]) for given in states.values()}
-    if len(shapes) != 1 or (shape := shapes.pop())[0] != len(questions) or shape[2] not in (slots, slots + 1):
+    slots, length, width = rim.layout.slots_per_block, rim.layout.block_length, causal_lm(rim).config.hidden_size
+    shapes = {tuple(given.shape) for given in states.values()}
+    if len(shapes) != 1 or (shape := shapes.pop())[::3] != (len(questions), width) or shape[2] - slots not in (0, 1):
         raise RiMError(
-            f"Carried states must be [{len(questions)} questions, blocks, {slots} slots (and 1 end), width] at every "
-            "layer; take them from a capture of as many questions."
+            f"Carried states do not fit into {rim.name}: they must be [{len(questions)} questions, blocks, {slots} "
+            f"slots (and 1 end), {width}] at every layer; take them from a model of its shape."
         )
-    blocks, positions = shape[1:]
+    _, blocks, positions, _ = shape
     # Prompts are padded on the left, so the blocks of all rows end in the last columns.
-    columns = [-(blocks - block) * length + 1 + place for block in range(blocks) for place in range(positions)]
-    said = []
+    columns = torch.tensor([-(blocks - b) * length + 1 + place for b in range(blocks) for place in range(positions)])
+    said: list[Answer] = []
     for start in range(0, len(questions), BATCH):
-        part = questions[start : start + BATCH]
-        held = {layer: torch.as_tensor(given[start : start + BATCH]).flatten(1, 2) for layer, given in states.items()}
-        with edit_residual(rim, {layer: _once(given, columns, range(len(part))) for layer, given in held.items()}):
-            answers = answer_batch(rim, part, "memory", num_blocks=blocks, max_new_tokens=max_new_tokens)
-        said += [answer.text for answer in answers]
+        batch, edits = slice(start, start + BATCH), {}
+        for layer, given in states.items():
+            rows = torch.as_tensor(where[layer][batch]).nonzero() if where else torch.arange(len(given[batch]))[:, None]
+            if len(rows):
+                edits[layer] = _once(torch.as_tensor(given[batch]).flatten(1, 2)[rows[:, 0]], rows, columns)
+        with edit_residual(rim, edits):
+            said += answer_batch(rim, questions[batch], "memory", num_blocks=blocks, max_new_tokens=max_new_tokens)
     return said
 
 
-def _once(states: torch.Tensor, columns: list[int], rows: Sequence[int]):
+def _once(states: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """An edit of the first pass alone (later passes hold the readout's own tokens): states [rows, columns, d]."""
     left = [states]
 
     def edit(stream: torch.Tensor) -> torch.Tensor:
         if left:
             stream = stream.clone()
-            stream[torch.tensor(rows)[:, None], torch.tensor(columns)] = left.pop().to(stream)
+            stream[rows, columns] = left.pop().to(stream)
         return stream
 
     return edit
 
 
-def carried_states(held, blocks: int, layers: Sequence[int], ends: bool) -> dict[int, np.ndarray]:
-    """The states of blocks 1..`blocks` of a capture as `carried_words` takes them: layer -> [n, blocks, P, d]."""
+def carried_states(held: Capture | CaptureSet, blocks: int, layers: Sequence[int], ends: bool) -> dict[int, np.ndarray]:
+    """The states of blocks 1..`blocks` of a capture as `carry` takes them: layer -> [n, blocks, P, d]."""
     places = [*range(1, held.M + 1), *(["end"] if ends else [])]
     return {
         layer: np.stack(
@@ -112,7 +120,7 @@ def carried_states(held, blocks: int, layers: Sequence[int], ends: bool) -> dict
     }
 
 
-# ----------------------------------------------------------------------------------------------------- one question
+# -------------------------------------------------------------------------------------------------------- one question
 
 
 def carried_answers(
@@ -120,38 +128,19 @@ def carried_answers(
 ) -> list[Answer]:
     """What `rim` answers to one question with the slots of another run of it carried in, all variants in one batch.
 
-    Readout k sees blocks 1..k alone, so with all K blocks carried it is the one that `carried_words` gives for blocks
-    1..k, and one row per variant tells all K.
-
     Args:
         observation: whose slots are carried, into the same question with as many blocks.
         variants: for each the layers 0..L at which slots are replaced; () carries nothing.
-
-    Returns:
-        One answer per variant, with all K readouts.
 
     Raises:
         RiMError: a question that this model cannot be asked, or slots of another shape than its own.
     """
     held = observation.capture
-    if rim.layout.slots_per_block != held.M or held.slots.shape[-1] != causal_lm(rim).config.hidden_size:
+    if rim.layout.slots_per_block != held.M:
         raise RiMError(f"The slots do not fit into {rim.name}, which has others; take them from a model of its shape.")
-    columns = [
-        column - held.K * rim.layout.block_length for block in rim.layout.slot_positions(0, held.K) for column in block
-    ]
-    said: list[Answer] = []
-    for start in range(0, len(variants), BATCH):
-        part = variants[start : start + BATCH]
-        edits = {}
-        for layer in sorted({layer for layers in part for layer in layers}):
-            rows = [row for row, layers in enumerate(part) if layer in layers]
-            slots = held.slots[0, held.layers.index(layer)].flatten(0, 1)
-            edits[layer] = _once(slots.expand(len(rows), -1, -1), columns, rows)
-        with edit_residual(rim, edits):
-            said += answer_batch(
-                rim, [observation.question] * len(part), "memory", num_blocks=held.K, max_new_tokens=max_new_tokens
-            )
-    return said
+    states = {layer: held.slots[:1, at].expand(len(variants), -1, -1, -1) for at, layer in enumerate(held.layers)}
+    where = {layer: [layer in layers for layers in variants] for layer in states}
+    return carry(rim, [observation.question] * len(variants), states, where, max_new_tokens=max_new_tokens)
 
 
 def explain(observation: Observation, plain: Answer | None = None, carried: Answer | None = None) -> dict[str, Any]:
@@ -177,10 +166,10 @@ def explain(observation: Observation, plain: Answer | None = None, carried: Answ
     }
 
 
-# --------------------------------------------------------------------------------------------------------- the section
+# ------------------------------------------------------------------------------------------------------------- results
 
 
-def score(study: Study) -> Section:
+def score(study: Study) -> Report:
     """Match rates of readouts and of carried words on "report"; see the head of this module.
 
     Raises:
@@ -189,57 +178,40 @@ def score(study: Study) -> Section:
     problems = study.problems("report")
     if not any(len(problem.steps) > 1 for problem in problems):
         raise RiMError("No problem has two steps or more, so no readout can state one; give problems with their steps.")
-    said = {"memory": [[r.text for r in answer.readouts] for answer in study.answers("memory", "report")]}
-    if "stage1" in study.models:
-        said["stage1"] = _readouts(study, "stage1", [problem.question for problem in problems])
-    tables, figures, data, summary = [], [], {}, []
-    donors = _partners(problems, study.rng("words partners"))
-    tables.append(_readout_table(study, said, problems, donors))
-    for role, texts in said.items():
-        figures.append(_said_heatmap(study, role, texts, problems))
-        steps = [same_words(own[0], p.steps[1]) for own, p in zip(texts, problems, strict=True) if len(p.steps) > 1]
-        summary.append(
-            f"Readout 1 of the {_NAMES[role]} states step 2 for {np.mean(steps):.0%} of the problems that have one."
-        )
-    n = {"report": len(problems)}
-    settings: dict[str, Any] = {}
-    if "stage1" in study.models:
-        patch = _Patchscope(study)
-        tables.append(patch.table())
-        figures.append(patch.figure())
-        summary.append(patch.summary())
-        n |= {"choose": len(patch.asked["choose"]), "carried": len(patch.asked["report"])}
-        settings = {
-            "layer chosen on choose": patch.chosen,
-            "variant chosen on choose": _variant(*patch.best),
-            "variants searched": len(patch.by_layer),
-            **({} if patch.looked == "all layers" else {"single layers searched": patch.looked}),
-        }
-        data["carried"] = patch.data()
-    return Section(
-        name="words",
-        title="Own words",
-        question="What does the model itself say after block k, is it the step, and do the words come from the memory?",
-        summary=" ".join(summary),
-        n=n,
-        settings=settings,
-        tables=tables,
-        figures=figures,
-        data=data,
-    )
+    partners = _partners(problems, study.rng("words partners"))
+    carried = _Patchscope(study).report() if "stage1" in study.models else Report("words", [], {})
+    results = [result for role in NAMES if role in study.models for result in _stated(study, role, partners)]
+    return replace(carried, results=[*carried.results, *results], n=carried.n | {"report": len(problems)})
 
 
-_NAMES = {"memory": "memory model", "stage1": "stage-1 model"}
+def _stated(study: Study, role: str, partners: Sequence[int]) -> list[Result]:
+    """What the readouts of a model state."""
+    problems, results, cells = study.problems("report"), [], []
+    answers, name = study.answers(role, "report"), NAMES[role]
 
+    def share(words: Sequence[str], wanted: Mapping[int, str]) -> Estimate:
+        return proportion_estimate(same_words(words[i], text) for i, text in wanted.items())
 
-def _readouts(study: Study, role: str, questions: Sequence[str]) -> list[list[str]]:
-    """All K readouts of every question by a model of memory blocks, [n][K]."""
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
-    said: dict[int, list[str]] = {}
-    for batch in study.progress([order[i : i + BATCH] for i in range(0, len(order), BATCH)], f"words {role}"):
-        answers = answer_batch(study.models[role], [questions[i] for i in batch], "memory", num_blocks=study.K)
-        said |= {i: [r.text for r in answer.readouts] for i, answer in zip(batch, answers, strict=True)}
-    return [said[i] for i in range(len(questions))]
+    steps = [
+        {i: problem.steps[t] for i, problem in enumerate(problems) if len(problem.steps) > t}
+        for t in range(max(len(problem.steps) for problem in problems))
+    ]
+    told = {t: held for t, held in enumerate(steps, start=1) if len(held) >= FEWEST_PROBLEMS}
+    gold = told | {"answer": {i: problem.answer for i, problem in enumerate(problems)}}
+    for k in range(1, study.K + 1):
+        words = [answer.readouts[k - 1].text for answer in answers]
+        if k + 1 in told:
+            others = {i: problems[partners[i]].steps[k] for i in told[k + 1]}
+            results.append(Result(STATES, name, share(words, told[k + 1]), place={"readout": k}))
+            control = f"another problem's, {name}"
+            results.append(Result(STATES, control, share(words, others), "control", place={"readout": k}))
+        equation = proportion_estimate("=" in text for text in words)
+        results.append(Result("readout k states an equation", name, equation, place={"readout": k}))
+        cells += [
+            Result("readout states", name, share(words, held), place={"readout": k, "gold step": t})
+            for t, held in gold.items()
+        ]
+    return results + cells
 
 
 def _partners(problems: Sequence[Problem], rng: np.random.Generator) -> list[int]:
@@ -248,287 +220,134 @@ def _partners(problems: Sequence[Problem], rng: np.random.Generator) -> list[int
     for count in sorted({len(problem.steps) for problem in problems}):
         group = rng.permutation([i for i, problem in enumerate(problems) if len(problem.steps) == count])
         for place, i in enumerate(group):
-            turned = (int(group[(place + shift) % len(group)]) for shift in range(1, len(group)))
-            own = problems[i].steps
-            apart = (
-                other
-                for other in turned
-                if not any(same_words(a, b) for a, b in zip(own, problems[other].steps, strict=True))
-            )
+            others = (int(other) for other in np.roll(group, -place)[1:])
+            apart = (at for at in others if not any(map(same_words, problems[i].steps, problems[at].steps)))
             found[i] = next(apart, int(i))
     return found
 
 
-def _readout_table(
-    study: Study, said: dict[str, list[list[str]]], problems: Sequence[Problem], donors: Sequence[int]
-) -> Table:
-    rows = []
-    for role, texts in said.items():
-        for k in range(1, study.K + 1):
-            stated = [i for i, problem in enumerate(problems) if len(problem.steps) > k]
-            words = [own[k - 1] if len(own) >= k else "" for own in texts]
-            few = len(stated) < FEWEST_PROBLEMS
-            rows.append(
-                [
-                    f"{_NAMES[role]}, readout {k}",
-                    len(stated),
-                    None if few else proportion_estimate(same_words(words[i], problems[i].steps[k]) for i in stated),
-                    None
-                    if few
-                    else proportion_estimate(same_words(words[i], problems[donors[i]].steps[k]) for i in stated),
-                    proportion_estimate("=" in text for text in words),
-                    proportion_estimate(
-                        same_words(text, problem.answer) for text, problem in zip(words, problems, strict=True)
-                    ),
-                ]
-            )
-    return Table(
-        "What the readouts state",
-        [
-            "readout k",
-            "n with step k + 1",
-            "states step k + 1, %",
-            "control: another problem's step k + 1, %",
-            "any equation, % of all",
-            "the gold answer, % of all",
-        ],
-        rows,
-        note="In stage 1 readout k is trained to state step k + 1, in stage 2 the answer (a share of the training rows "
-        "may keep the steps).",
-    )
-
-
-def _said_heatmap(study: Study, role: str, texts: list[list[str]], problems: Sequence[Problem]) -> Figure:
-    most = max(len(problem.steps) for problem in problems)
-    steps = [t for t in range(most) if sum(len(p.steps) > t for p in problems) >= FEWEST_PROBLEMS]
-    z, n = [], {}
-    for k in range(study.K):
-        words = [own[k] if len(own) > k else "" for own in texts]
-        row = []
-        for t in steps:
-            asked = [(text, p.steps[t]) for text, p in zip(words, problems, strict=True) if len(p.steps) > t]
-            n[f"step {t + 1}"] = len(asked)
-            row.append(float(np.mean([same_words(*pair) for pair in asked])))
-        row.append(float(np.mean([same_words(text, p.answer) for text, p in zip(words, problems, strict=True)])))
-        z.append(row)
-    return Figure(
-        "heatmap",
-        f"What each readout of the {_NAMES[role]} states",
-        "gold step",
-        "readout",
-        {
-            "x": [*(f"step {t + 1}" for t in steps), "answer"],
-            "y": [str(k + 1) for k in range(study.K)],
-            "z": z,
-            "hover": None,
-            "z_title": "share",
-            "low": 0.0,
-            "high": 1.0,
-            "diverging": False,
-        },
-        note="n of “report”: "
-        + ", ".join(f"{label} {count}" for label, count in n.items())
-        + f", answer {len(problems)}.",
-    )
-
-
 class _Patchscope:
-    """Carried words of both splits: chosen on "choose", counted on "report".
+    """The memory model's states in the stage-1 model (steps 2 to 4).
 
     Attributes:
-        asked: split -> indices of the problems asked (at least two steps).
-        by_layer: (carried, layer) -> condition -> outcomes on "choose".
-        layers: the single layers carried; looked: how many of how many.
-        chosen: carried -> the single layer; best: the (carried, layer) that is summed up, every layer among them.
-        counts: (carried, layer) -> condition -> outcomes on "report".
-        Outcomes are bools over blocks and problems; "problem" holds which problem each is of.
+        asked, donors: split -> problem numbers.
+        cases: split -> (place in `asked`, k) of every readout that can state a step k + 1.
     """
 
     def __init__(self, study: Study):
-        self.study, self.rim = study, study.models["stage1"]
-        # At layer L slots are read by nothing, and at layer 0 they are the same for every question.
-        between = range(1, study.layers[-1])
-        self.layers = spread_layers(between)
-        self.looked = layers_told(self.layers, between)
-        most = {"choose": CHOOSE_QUESTIONS, "report": REPORT_QUESTIONS}
-        self.asked = {
-            split: [i for i, problem in enumerate(study.problems(split)) if len(problem.steps) > 1][:count]
-            for split, count in most.items()
-        }
+        self.study, self.rim, self.blocks = study, study.models["stage1"], min(MOST_BLOCKS, study.K)
+        self.asked, self.donors, self.cases = {}, {}, {}
+        for split, most in (("choose", CHOOSE_QUESTIONS), ("report", REPORT_QUESTIONS)):
+            problems = study.problems(split)
+            asked = [i for i, problem in enumerate(problems) if len(problem.steps) > 1][:most]
+            partners = _partners([problems[i] for i in asked], study.rng(f"words donors {split}"))
+            self.asked[split], self.donors[split] = asked, [asked[partner] for partner in partners]
+            self.cases[split] = []
+            for k in range(1, self.blocks + 1):
+                able = [(at, k) for at, i in enumerate(asked) if len(problems[i].steps) > k]
+                self.cases[split] += able if k == 1 or len(able) >= FEWEST_PROBLEMS else []
         longest = max(len(self.rim.encoder.step_ids(step)) for p in study.problems("report") for step in p.steps)
-        self._limit = longest + 4  # what is longer is no step
+        self.limit = longest + 4  # what is longer is no step
         self.neutral = min((problem.question for problem in study.problems("fit")), key=len)
-        self.by_layer, self.chosen, self.counts = {}, {}, {}
-        self._partners = {
-            split: _partners([study.problems(split)[i] for i in rows], study.rng(f"words donors {split}"))
-            for split, rows in self.asked.items()
-        }
-        self._plain = {split: self._unpatched(split) for split in self.asked}
-        for carried in CARRIED:
-            for layer in study.progress([*self.layers, EVERY], f"patchscope {carried}"):
-                self.by_layer[carried, layer] = self._outcomes("choose", carried, layer, ("another",))
-            self.chosen[carried] = max(self.layers, key=lambda layer, carried=carried: self._follows(carried, layer))
-            for layer in (self.chosen[carried], EVERY):
-                self.counts[carried, layer] = self._outcomes("report", carried, layer, ("same", "another", "neutral"))
 
-        self.best = max(self.counts, key=lambda variant: self._follows(*variant))
+    def words(self, split: str, carried: str, layer: int | str, into: str) -> list[str]:
+        """What the readouts say with memory carried at a layer into what question."""
+        layers = self.study.layers if layer == EVERY else [layer]
+        states = carried_states(self.study.capture("memory", split), self.blocks, layers, ends=carried != CARRIED[0])
+        rows = self.donors[split] if into == ANOTHER else self.asked[split]
+        questions = [self.study.problems(split)[i].question for i in self.asked[split]]
+        questions = [self.neutral] * len(questions) if into == NEUTRAL else questions
+        states = {at: cell[rows] for at, cell in states.items()}
+        answers = carry(self.rim, questions, states, max_new_tokens=self.limit)
+        return [answers[at].readouts[k - 1].text for at, k in self.cases[split]]
 
-    def _follows(self, carried: str, layer) -> tuple[float, float]:
-        """On "choose": most words that follow the donor; where none does, fewest that stay with the question."""
-        found = self.by_layer[carried, layer]
-        return float(np.mean(found["another: donor's step"])), -float(np.mean(found["another: own step"]))
-
-    def _blocks(self, split: str) -> dict[int, list[int]]:
-        """Block k -> places in `asked` of the problems with a step k + 1."""
-        problems = self.study.problems(split)
-        rows = self.asked[split]
-        found = {
-            k: [place for place, i in enumerate(rows) if len(problems[i].steps) > k]
-            for k in range(1, min(MOST_BLOCKS, self.study.K) + 1)
-        }
-        return {k: places for k, places in found.items() if k == 1 or len(places) >= FEWEST_PROBLEMS}
-
-    def _unpatched(self, split: str) -> dict[int, list[str]]:
-        """Block k -> the stage-1 model's own words after k blocks."""
-        problems = self.study.problems(split)
-        found = {}
-        for k, places in self._blocks(split).items():
-            questions = [problems[self.asked[split][place]].question for place in places]
-            found[k] = []
-            for start in range(0, len(questions), BATCH):
-                part = questions[start : start + BATCH]
-                answers = answer_batch(self.rim, part, "memory", num_blocks=k, max_new_tokens=self._limit)
-                found[k] += [answer.text for answer in answers]
-        return found
-
-    def _outcomes(self, split: str, carried: str, layer, conditions: Sequence[str]) -> dict[str, list]:
-        study, problems, rows = self.study, self.study.problems(split), self.asked[split]
-        layers = study.layers if layer == EVERY else [layer]
-        held = study.capture("memory", split)
-        found: dict[str, list] = {"problem": []}
-
-        def count(name: str, outcomes) -> None:
-            found.setdefault(name, []).extend(bool(outcome) for outcome in outcomes)
-
-        for k, places in self._blocks(split).items():
-            states = carried_states(held, k, layers, ends=carried != CARRIED[0])
-            own = np.array([rows[place] for place in places])
-            donors = np.array([rows[self._partners[split][place]] for place in places])
-            questions, plain = [problems[i].question for i in own], self._plain[split][k]
-            steps = [problems[i].steps[k] for i in own]
-            found["problem"] += own.tolist()
-            donor_steps = [problems[i].steps[k] for i in donors]
-            if "same" in conditions:
-                words = self._say(questions, {at: given[own] for at, given in states.items()})
-                count("same: own step", map(same_words, words, steps))
-                count("same: as unpatched", map(same_words, words, plain))
-                count("unpatched: own step", map(same_words, plain, steps))
-            if "another" in conditions:
-                words = self._say(questions, {at: given[donors] for at, given in states.items()})
-                count("another: donor's step", map(same_words, words, donor_steps))
-                count("another: own step", map(same_words, words, steps))
-                count("another: as unpatched", map(same_words, words, plain))
-            if "neutral" in conditions:
-                words = self._say([self.neutral] * len(own), {at: given[own] for at, given in states.items()})
-                count("neutral: own step", map(same_words, words, steps))
-        return found
-
-    def _say(self, questions: Sequence[str], states: dict[int, np.ndarray]) -> list[str]:
-        return carried_words(self.rim, questions, states, max_new_tokens=self._limit)
-
-    def table(self) -> Table:
-        rows = []
-        for (carried, layer), found in self.counts.items():
-            keys = ("unpatched: own step", "same: own step", "same: as unpatched")
-            keys += ("another: donor's step", "another: own step", "another: as unpatched", "neutral: own step")
-            shares = (_problem_share(found[key], found["problem"]) for key in keys)
-            rows.append([_variant(carried, layer), len(found["problem"]), *shares])
-        looked = len(self.layers) if self.looked == "all layers" else self.looked
-        return Table(
-            "Memory carried into the stage-1 model: whose step is stated?",
-            [
-                "carried",
-                "n readouts",
-                "control: nothing carried, own step, %",
-                "into its own question: own step, %",
-                "the same words as without, %",
-                "into another question: the step of the memory's problem, %",
-                "the step of the asked problem, %",
-                "the same words as without it, %",
-                "into a neutral question: the memory's step, %",
-            ],
-            rows,
-            note=f"Readouts 1 to {max(self._blocks('report'))} of problems that have a step k + 1; blocks 1..k are "
-            "carried. Words that come from memory follow the memory's problem. The single layer is the best of "
-            f"{looked} on split “choose”. Intervals: bootstrap over problems. Neutral question: "
-            f"“{self.neutral}”",
-        )
-
-    def figure(self) -> Figure:
-        series = []
-        for carried in CARRIED:
-            found = [self.by_layer[carried, layer] for layer in self.layers]
-            for key, label in (("another: donor's step", "the memory's step"), ("another: own step", "the asked step")):
-                estimates = [_problem_share(outcomes[key], outcomes["problem"]) for outcomes in found]
-                series.append(curve(f"{carried}: {label}", self.layers, estimates, control=key.endswith("own step")))
-        return Figure(
-            "lines",
-            "Memory of another question: whose step is stated, by layer",
-            "layer",
-            "share",
-            {"series": series},
-            note=f"n = {len(next(iter(self.by_layer.values()))['another: own step'])} readouts of split “choose”.",
-        )
-
-    def summary(self) -> str:
-        found = self.counts[self.best]
-        donor, own, plain = (
-            _problem_share(found[key], found["problem"])
-            for key in ("another: donor's step", "another: own step", "unpatched: own step")
-        )
-        lead = np.array(found["another: own step"], float) - np.array(found["another: donor's step"], float)
-        lead = _problem_share(lead, found["problem"])
-        stay = [
-            f"{_told(_problem_share(every['another: as unpatched'], every['problem']))} with {carried} replaced"
-            for carried in CARRIED
-            for every in [self.counts[carried, EVERY]]
+    def plain(self) -> list[str]:
+        """What they say on "report" with nothing carried."""
+        answers = [self.study.answers("stage1", "report")[i] for i in self.asked["report"]]
+        readouts = [answers[at].readouts[k - 1] for at, k in self.cases["report"]]
+        return [
+            told.text if len(told.token_ids) <= self.limit else self.rim.decode(list(told.token_ids[: self.limit]))
+            for told in readouts
         ]
-        if lead.low > 0:
-            verdict = "the steps it states come from the question, not from the memory carried"
-        elif lead.high < 0:
-            verdict = "the steps it states come from the memory carried"
-        else:
-            verdict = "whether question or memory is followed cannot be told"
-        return (
-            f"With another question's memory carried into the stage-1 model ({_variant(*self.best)}, chosen on "
-            f"“choose”), {_told(donor)} of its readouts state that memory's step and {_told(own)} the step of the "
-            f"question asked ({plain.value:.0%} with nothing carried), a difference of {100 * lead.value:+.0f} points "
-            f"({100 * lead.low:+.0f} to {100 * lead.high:+.0f}, bootstrap over {lead.n} problems): {verdict}. At every "
-            f"layer the readouts stay word for word what they were for {' and '.join(stay)}."
+
+    def states(self, split: str, words: Sequence[str], donor: bool = False) -> np.ndarray:
+        """Which of the words are step k + 1 of the asked problem, or of its donor; bool [readouts]."""
+        problems, whose = self.study.problems(split), (self.donors if donor else self.asked)[split]
+        return _same(words, [problems[whose[at]].steps[k] for at, k in self.cases[split]])
+
+    def share(self, split: str, outcomes: np.ndarray) -> Estimate:
+        return _problem_share(outcomes, [at for at, _ in self.cases[split]])
+
+    def report(self) -> Report:
+        """Layers searched on "choose", and four variants on "report", the one that follows its donor most first."""
+        # At the last layer a block's state is read by nothing, and at layer 0 they are the same for every question.
+        between = range(1, self.study.layers[-1])
+        layers, follows, curves = spread_layers(between), {}, []
+        metric = CARRIED_STATES.format(ANOTHER)
+        for carried in CARRIED:
+            for layer in self.study.progress([*layers, EVERY], f"patchscope {carried}"):
+                words = self.words("choose", carried, layer, ANOTHER)
+                donor, own = self.states("choose", words, donor=True), self.states("choose", words)
+                follows[carried, layer] = donor.mean(), -own.mean()
+                for of, role, outcomes in (("the memory's step", "score", donor), ("the asked step", "control", own)):
+                    more = {"split": "choose", "place": {"layer": layer}}
+                    estimate = self.share("choose", outcomes)
+                    curves.append(Result(f"{metric} (split choose)", f"{carried}: {of}", estimate, role, **more))
+        variants = [
+            variant
+            for carried in CARRIED
+            for variant in ((carried, max(layers, key=lambda at, c=carried: follows[c, at])), (carried, EVERY))
+        ]
+        variants.sort(key=follows.get, reverse=True)
+        plain, results = self.plain(), []
+        for carried, layer in variants:
+            own, another, neutral = (self.words("report", carried, layer, into) for into in (OWN, ANOTHER, NEUTRAL))
+            donor, asked = self.states("report", another, donor=True), self.states("report", another)
+            lead = donor.astype(float) - asked
+            results += [
+                Result(of_metric, of, self.share("report", outcomes), role, place={"carried": _variant(carried, layer)})
+                for of_metric, of, role, outcomes in (
+                    (metric, "the memory's step", "score", donor),
+                    (metric, "the asked step", "control", asked),
+                    (f"{metric} the memory's step less the asked one", "difference", "score", lead),
+                    (CARRIED_STATES.format(OWN), "its step", "score", self.states("report", own)),
+                    (CARRIED_STATES.format(OWN), "its step, nothing carried", "control", self.states("report", plain)),
+                    (CARRIED_STATES.format(NEUTRAL), "the memory's step", "score", self.states("report", neutral)),
+                    (SAME, f"into {OWN}", "score", _same(own, plain)),
+                    (SAME, f"into {ANOTHER}", "score", _same(another, plain)),
+                )
+            ]
+        lead = results[2].estimate
+        source = "the memory carried" if lead.low > 0 else "the question, not the memory" if lead.high < 0 else ""
+        said = f"the steps it states come from {source}" if source else "whether it follows either cannot be told"
+        return Report(
+            "words",
+            results + curves,
+            {"choose": len(self.asked["choose"]), "carried": lead.n},
+            {
+                "variants carried, chosen on choose": [_variant(*variant) for variant in variants],
+                "single layers searched": layers_told(layers, between),
+                "neutral question": self.neutral,
+                "readouts carried": len(self.cases["report"]),
+            },
+            f"With another question's memory in the stage-1 model, the memory's step less the asked one is "
+            f"{100 * lead.value:+.0f} points ({100 * lead.low:+.0f} to {100 * lead.high:+.0f}): {said}.",
         )
 
-    def data(self) -> dict[str, Any]:
-        return {
-            f"{carried}, {layer}": {
-                key: float(np.mean(outcomes)) for key, outcomes in found.items() if key != "problem"
-            }
-            for (carried, layer), found in self.counts.items()
-        }
+
+def _same(words: Iterable[str], others: Iterable[str]) -> np.ndarray:
+    return np.array([same_words(*pair) for pair in zip(words, others, strict=True)])
 
 
-def _problem_share(outcomes: Sequence, problems: Sequence[int]) -> Estimate:
+def _problem_share(outcomes: np.ndarray, problems: Sequence[int]) -> Estimate:
     """The mean over readouts, its interval by drawing whole problems; `problems` says which one each readout is of."""
-    if set(outcomes) in ({False}, {True}) and set(map(type, outcomes)) == {bool}:
-        # Draws of equal outcomes do not vary: Wilson, each problem counted once.
-        return proportion_estimate([outcomes[0]] * len(set(problems)))
     _, place = np.unique(problems, return_inverse=True)
-    total, count = np.bincount(place, weights=np.asarray(outcomes, dtype=float)), np.bincount(place)
-    return bootstrap((total, count), lambda total, count: total.sum() / count.sum())
+    sums, counts = np.bincount(place, weights=outcomes), np.bincount(place)
+    if outcomes.dtype == bool and outcomes.all() == outcomes.any():
+        # Draws of equal outcomes do not vary: Wilson, each problem counted once.
+        return proportion_estimate(sums > 0)
+    return ratio_estimate(sums, counts)
 
 
-def _variant(carried: str, layer) -> str:
-    return f"{carried} at {layer if layer == EVERY else f'layer {layer}'}"
-
-
-def _told(estimate: Estimate) -> str:
-    return f"{estimate.value:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"
+def _variant(carried: str, layer: int | str) -> str:
+    return f"{carried}, {layer if layer == EVERY else f'layer {layer}'}"

@@ -6,6 +6,7 @@ history) live in `<output>.run`; the finished checkpoint is written to `<output>
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -14,15 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from transformers import ProgressCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
 
-from rim_probe.adapters import finish_checkpoint
+from rim_probe.adapters import checkpoint_files, finish_checkpoint, has_tokenizer
 from rim_probe.bases import record_of
+from rim_probe.encoding import has_closed_vocabulary
 from rim_probe.errors import RecipeError
+from rim_probe.files import begins_with, check_file, check_folder, hold, one_sentence_if_full, write_atomic
+from rim_probe.loading import load_tokenizer
+from rim_probe.memory import LAYOUT_FILE
 from rim_probe.model import RiM
 from rim_probe.problems import Problem
+from rim_probe.trained_on import FILE, TrainedOn
 from rim_probe.training.backends import chosen_attention, chosen_precision, on_gpu, running_arguments
 from rim_probe.training.callbacks import Progress, StopAfter
 from rim_probe.training.origin import make_model, reload, set_dropout
@@ -42,6 +47,7 @@ from rim_probe.training.trial import Trial
 
 LOG_EVERY = 50  # steps
 _STEPS_TOLD = ("stage1", "interchange")  # objectives whose rows tell steps; a pair is more than one of them
+_MAKER = "train"  # what a run's folder is marked with
 _WRITTEN = "written"  # in a run's folder: it has begun to write its output
 _RECIPE = "recipe.json"  # of a run: what it was started with
 _STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint where it cannot be read is half written
@@ -72,7 +78,8 @@ def train(
 
     Raises:
         RecipeError: an impossible recipe, an unfinished run in the same output and `resume` not asked for, an output
-            that holds another model, or another process that trains into it now.
+            that holds another model.
+        RiMError: a run's folder that another command made, or into which another process trains now; a full disk.
         CheckpointError: a base that cannot be loaded.
     """
     stopper = StopAfter(math.inf if max_minutes is None else max_minutes)
@@ -84,6 +91,7 @@ def train(
     run = folder.with_name(folder.name + ".run")
     if folder.exists() and not folder.is_dir():
         raise RecipeError(f"{folder} is a file; output must name a folder for the finished checkpoint.")
+    check_folder(run, _MAKER, _is_run)
     begun = run.exists() and any(path.is_dir() for path in run.iterdir())
     if begun and not resume:
         raise RecipeError(f"{run} holds an earlier run; add --resume to go on with it, or remove the folder.")
@@ -93,12 +101,8 @@ def train(
     processes.wait_for_everyone()  # so that nobody mistakes what the first one writes for an earlier run
     if not processes.is_main_process:
         return _train(plan, folder, run, begun, trial, stopper, processes, _nothing)
-    run.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run / ".lock", timeout=0):  # the system frees it when the process ends, however it ends
-            return _train(plan, folder, run, begun, trial, stopper, processes, report)
-    except Timeout:
-        raise RecipeError(f"Another training is at work in {run}; wait for it, or name another output.") from None
+    with one_sentence_if_full(run), hold(run, _MAKER, _is_run):
+        return _train(plan, folder, run, begun, trial, stopper, processes, report)
 
 
 def _train(
@@ -117,6 +121,7 @@ def _train(
     files, validation = make_problems(plan.data, report)
     with processes.main_process_first():  # the others find in the cache what it made
         pool, held = make_pool(rim, files, report), make_pool(rim, [validation], report)
+    trained_on = TrainedOn.of(pool.problems, has_closed_vocabulary(rim.tokenizer))
     if processes.is_main_process:
         origin = _origin(rim, plan)
         _check_same(run / _RECIPE, plan, pool.problems + held.problems, begun, trial is not None, origin)
@@ -130,6 +135,7 @@ def _train(
             return None
         if number:
             rim = reload(rim, run / plan.stages[number - 1].name / "best")
+        rim.trained_on = trained_on
         weights = sum(map(_trained, rim.model.parameters()))
         report(f"{plan.output}, stage {stage.name}: {stage.rows:,} rows, {weights:,} weights")
         every = trial.log_every if trial else LOG_EVERY
@@ -158,11 +164,33 @@ def _train(
     return folder
 
 
+def describe(recipe: str | Path, checkpoint: str | Path, report: Callable[[str], None] = print) -> TrainedOn:
+    """Writes into a checkpoint what a recipe trains on, as a training by it would have done.
+
+    Raises:
+        RiMError: an impossible recipe, problems that cannot be read, no checkpoint folder.
+    """
+    plan, folder = load_recipe(recipe), Path(checkpoint)
+    if not (folder / LAYOUT_FILE).is_file():
+        raise RecipeError(f"{folder} is no checkpoint folder ({LAYOUT_FILE} is missing); name one that was trained.")
+    check_file(folder / FILE, begins_with('{"format": "rim-probe-trained-on/'), "what training wrote")
+    files, _ = make_problems(plan.data, report)
+    closed = has_tokenizer(folder) and has_closed_vocabulary(load_tokenizer(folder))
+    told = TrainedOn.of(list(itertools.chain.from_iterable(files)), closed)
+    told.save(folder)
+    return told
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder without a mark is that of a run: older ones have none."""
+    return (folder / _RECIPE).is_file() or (folder / _WRITTEN).is_file()
+
+
 def _check_free(folder: Path, run: Path) -> None:
     """Refuses an output folder with a model that another run, or another program, put there: it would be replaced."""
     if (run / _WRITTEN).exists():
         return
-    if held := [*folder.glob("*.safetensors*"), *folder.glob("config.json"), *folder.glob("adapter_config.json")]:
+    if held := checkpoint_files(folder):
         raise RecipeError(
             f"{folder} holds a model that this run did not make ({held[0].name}); name another output, or move it away."
         )
@@ -219,7 +247,7 @@ def _check_same(
     now |= origin
     now["problems_sha256"] = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
     if not begun or not file.exists():
-        file.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        write_atomic(file, (json.dumps(now, indent=2) + "\n").encode())
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     if changed := [key for key in now if now[key] != before.get(key)]:
@@ -306,8 +334,8 @@ def _last_complete(folder: Path) -> str | None:
 
 def _write_history(folder: Path, state) -> None:
     """The log of the stage as JSON lines, for curves and model cards."""
-    with open(folder / "history.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in state.log_history)
+    lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
+    write_atomic(folder / "history.jsonl", lines.encode())
 
 
 def _trained(parameter: torch.nn.Parameter) -> int:

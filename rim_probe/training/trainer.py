@@ -17,6 +17,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rim_probe.decoding import answer_batch
+from rim_probe.files import write_atomic
 from rim_probe.model import RiM
 from rim_probe.packing import IGNORED, PADDING, Row, flex_mask_mod, pad_rows, row_mask
 from rim_probe.problems import Problem, is_correct
@@ -314,7 +315,7 @@ class _LossSoFar(TrainerCallback):
 
     def save(self, folder: Path) -> None:
         told = {"sum": self._trainer._tr_loss.item(), "logged": self._trainer._globalstep_last_logged}
-        self._file(folder).write_text(json.dumps(told), encoding="utf-8")
+        write_atomic(self._file(folder), json.dumps(told).encode())
 
     def _file(self, folder: Path) -> Path:
         return folder / f"loss_so_far_{self._trainer.args.process_index}.json"

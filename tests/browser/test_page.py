@@ -182,6 +182,22 @@ def test_tokens_stream_and_stop_stops(open_page, examples, pace):
     page.wait_for_selector(DONE)
 
 
+def test_a_hidden_tab_sees_a_race_to_its_end(open_page, examples):
+    """A browser that hides a tab draws no frames in it; the events that follow one another must not wait for one."""
+    page = open_page()
+    page.evaluate(
+        """() => {
+            Object.defineProperty(document, "hidden", { get: () => true });
+            Object.defineProperty(document, "visibilityState", { get: () => "hidden" });
+            document.dispatchEvent(new Event("visibilitychange"));
+            window.requestAnimationFrame = () => 0;
+        }"""
+    )
+    ask(page, examples[0]["question"])
+    page.wait_for_selector(DONE)
+    expect(page.locator("#stop")).to_be_disabled()
+
+
 BAD_INPUT = [
     ("", "is empty"),
     ("z" * 20_000, "never seen"),

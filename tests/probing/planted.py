@@ -64,7 +64,6 @@ def planted_capture(states: np.ndarray) -> Capture:
         slots=tensor[:, :, :, :-1],
         ends=tensor[:, :, :, -1],
         question=nothing,
-        answer=nothing,
         to_question=None,
         to_memory=None,
         question_ids=[[0]] * len(tensor),

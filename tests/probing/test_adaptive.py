@@ -12,7 +12,15 @@ from rim_probe.decoding import answer
 from rim_probe.errors import RiMError
 from rim_probe.probing import adaptive
 from rim_probe.probing.adaptive import (
+    CHAIN,
+    GAIN,
     HALF_TIME,
+    JUDGED,
+    MEMORY,
+    OWN,
+    RANDOM,
+    RELATIVE,
+    RULES,
     WITHIN_POINT,
     AdaptivePolicy,
     Outcomes,
@@ -24,9 +32,10 @@ from rim_probe.probing.capture import capture
 from rim_probe.probing.correctness import CorrectnessProbe
 from rim_probe.probing.hooks import num_layers
 from rim_probe.probing.judge import Judge
-from rim_probe.probing.section import Estimate, Section
+from rim_probe.probing.results import Report
 
 QUESTION = "Anna has 3 apples and buys 14 more."
+REAL_CLOCK = adaptive._clock
 
 
 def outcomes(scores, memory, cot, memory_seconds=1.0, cot_seconds=9.0):
@@ -43,6 +52,7 @@ def test_answers_below_the_threshold_are_sent_on_and_paid_twice():
     assert some.sent(0.5).tolist() == [True, False, False]
     assert some.right(0.5).tolist() == [True, False, True]
     assert some.seconds(0.5).tolist() == [10.0, 1.0, 1.0]
+    assert some.random(0.5).tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3])
 
 
 def test_within_a_point_sends_on_no_more_than_it_must():
@@ -66,14 +76,8 @@ def test_half_the_time_takes_the_best_accuracy_that_its_budget_allows():
     threshold = choose_threshold(some, HALF_TIME)
     # 1 + 10 * share <= 4.5 leaves 35 %.
     assert some.sent(threshold).mean() == pytest.approx(0.35, abs=0.011)
-    assert some.seconds(threshold).mean() <= 4.5
     slow = outcomes(scores, memory=scores >= 0.6, cot=np.ones(100), memory_seconds=8.0, cot_seconds=10.0)
     assert not slow.sent(choose_threshold(slow, HALF_TIME)).any()
-
-
-def test_the_seconds_of_a_chain_follow_its_passes():
-    assert adaptive._line(np.array([2, 4, 6]), np.array([1.0, 2.0, 3.0])) == pytest.approx((0.5, 0.0))
-    assert adaptive._line(np.array([3, 3]), np.array([1.0, 2.0])) == (0.0, 1.5)
 
 
 # ------------------------------------------------------------------------------------------------------------- routing
@@ -83,10 +87,9 @@ def judge_of(rim, bias: float, view: str = "memory", readouts: str = "none") -> 
     """A judge that always gives the same chance."""
     layers, width = tuple(range(num_layers(rim) + 1)), rim.model.config.hidden_size
     cells = (len(layers) - 1) * rim.layout.num_blocks if view == "memory" else 1
-    size = cells * 3 * width if view in ("memory", "both") else width
-    extra = {"none": 0, "own": 1, "all": 2}[readouts]
-    blocks = rim.layout.num_blocks
-    return Judge(view, readouts, layers, np.zeros((blocks, size + extra), np.float32), np.full(blocks, bias), 1.0)
+    extra, blocks = {"none": 0, "own": 1, "all": 2}[readouts], rim.layout.num_blocks
+    weight = np.zeros((blocks, cells * 3 * width + extra), np.float32)
+    return Judge(view, readouts, layers, weight, np.full(blocks, bias), 1.0)
 
 
 def test_the_states_judged_are_those_of_the_pass_that_answered(every_rim):
@@ -94,7 +97,7 @@ def test_the_states_judged_are_those_of_the_pass_that_answered(every_rim):
     assert given.text == answer(every_rim, QUESTION, "memory", max_new_tokens=3).text and len(given.readouts) == 1
     alone = capture(every_rim, QUESTION, attention=False)
     assert held.layers == alone.layers[1:]
-    for name in ("slots", "ends", "question", "answer"):
+    for name in ("slots", "ends", "question"):
         torch.testing.assert_close(getattr(held, name), getattr(alone, name)[:, 1:], rtol=1e-3, atol=1e-4)
 
 
@@ -117,87 +120,83 @@ def test_without_a_chain_of_thought_model_it_says_so(rim):
         answer_adaptive({"memory": rim}, QUESTION, judge_of(rim, 0.0), 0.5)
     study = JudgedStudy()
     with pytest.raises(RiMError, match="chain-of-thought model"):
-        AdaptivePolicy.fit(study)
+        AdaptivePolicy.fit(study, CorrectnessProbe.fit(study))
 
 
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-@pytest.fixture(scope="module")
-def study():
+def clock(study, judge, split, timed):
+    """Clocks that always show the same: 1 s for memory, 1.1 s judged, a second per pass of chain of thought."""
+    passes = np.array([given.forward_passes for given in study.answers("cot", split)[:20]], dtype=float)
+    return adaptive._Clock({MEMORY: np.ones(20), JUDGED: np.full(20, 1.1), CHAIN: passes}, np.arange(20))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def steady_clock():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adaptive, "_clock", clock)
+        yield
+
+
+def study_with_cot() -> JudgedStudy:
     found = JudgedStudy()
     found.models["cot"] = found.models["memory"]
     return found
 
 
 @pytest.fixture(scope="module")
-def policy(study):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adaptive, "_clock", clock)
-        return AdaptivePolicy.fit(study, CorrectnessProbe.fit(study), timed=20)
+def study():
+    return study_with_cot()
 
 
-def clock(study, judge, split, timed, *thresholds):
-    """Clocks that always show the same: 1 s for memory, 1.1 s judged, a second per pass of chain of thought."""
-    cot = study.answers("cot", split)[:timed]
-    passes = np.array([given.forward_passes for given in cot], dtype=float)
-    adaptively = {f"adaptive {i}": 1.1 + passes / 5 for i in range(1, len(thresholds))}
-    seconds = {"memory": np.ones(timed), "memory, judged": np.full(timed, 1.1), "chain of thought": passes}
-    return adaptive._Clock(seconds | adaptively, cot, list(range(timed)))
+@pytest.fixture(scope="module")
+def probe(study):
+    return CorrectnessProbe.fit(study)
 
 
-def test_the_report_compares_with_both_methods_and_every_control(study, policy, monkeypatch):
-    monkeypatch.setattr(adaptive, "_clock", clock)
-    section = policy.score(study, timed=20)
-    names = [row[0] for row in section.tables[0].rows]
-    assert names[:3] == ["memory", "memory, judged (nothing sent on)", "chain of thought"]
-    assert sum(name.startswith("control: own probability") for name in names) == 2
-    assert sum(name.startswith("control: random routing") for name in names) == 2
-    by = {row[0]: row[1:] for row in section.tables[0].rows}
-    # What the judge knows is planted: at any rate of routing it beats chance.
-    for rule in (WITHIN_POINT, HALF_TIME):
-        assert by[f"adaptive, {rule}"][0].value >= by[f"control: random routing at {rule}'s rate"][0].value
-    assert len(section.targets) == 4
-    assert section.summary.count("By the readout's own probability the same rule") == 2
-    duel = {row[0]: row[3] for row in section.tables[1].rows}
-    for rule in (WITHIN_POINT, HALF_TIME):
-        difference = by[f"adaptive, {rule}"][0].value - by[f"control: own probability, {rule}"][0].value
-        assert duel[rule].value == pytest.approx(difference)
-    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
+@pytest.fixture(scope="module")
+def policy(study, probe):
+    return AdaptivePolicy.fit(study, probe)
 
 
-def test_the_summary_says_what_is_missed_by_how_much_and_what_is_pure_memory():
-    some = outcomes([0.2, 0.5, 0.9], memory=[0, 1, 1], cot=[1, 1, 1])
-    low, half = Estimate(-0.04, -0.05, -0.03, 3), Estimate(0.62, 0.6, 0.64, 3)
-    even = Estimate(0.0, -0.1, 0.1, 3)
-    said = adaptive._rule_summary(WITHIN_POINT, {"judge": some, "own": some}, 0.0, 0.0, low, half, even, half)
-    assert "sends nothing on (it is pure memory)" in said and "no difference is shown" in said
-    assert "misses its accuracy goal by 3.00 points and its latency goal by 0.12 of" in said
-    near = Estimate(-0.010013, -0.03, 0.01, 3)
-    said = adaptive._rule_summary(HALF_TIME, {"judge": some, "own": some}, 0.3, 0.0, near, even, even, half)
-    assert "sends 33% on" in said and "accuracy goal by less than 0.01 points" in said
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_stands_beside_the_same_rule_by_own_probability_and_random_routing(study, policy, rule):
+    report = policy.score(study)
+    frame = report.frame()
+    of = {metric: part.set_index("of") for metric, part in frame[frame["at rule"] == rule].groupby("metric")}
+    # What the judge knows is planted: it beats chance at any rate of routing.
+    assert of["right, judge minus it"].low[RANDOM] > 0
+    for name in (OWN, RANDOM):
+        apart = of["right"].value["judge"] - of["right"].value[name]
+        assert of["right, judge minus it"].value[name] == pytest.approx(apart)
+    sent = of["sent on to chain of thought"].value["judge"]
+    assert 0 < sent < 1 and of[RELATIVE].goal["judge"] and rule in report.verdict
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
 
 
-def test_thresholds_come_from_the_choosing_split_alone(study, policy, monkeypatch):
-    monkeypatch.setattr(adaptive, "_clock", clock)
-    other = JudgedStudy()
-    other.models["cot"] = other.models["memory"]
+def test_a_rule_that_sends_nothing_on_has_no_target_that_pure_memory_meets(study, policy):
+    """Its latency is that of memory, and it gains nothing over random routing."""
+    never = AdaptivePolicy(policy.judge, dict.fromkeys(("judge", "own"), dict.fromkeys(RULES, 0.0)), policy.splits)
+    report = never.score(study)
+    assert {result.metric for result in report.results if result.goal} == {GAIN}
+    assert all(f"“{rule}” sends nothing on" in report.verdict for rule in RULES)
+
+
+def test_thresholds_come_from_the_choosing_split_alone(policy):
+    other = study_with_cot()
     other._right["report"] = ~other._right["report"]
-    again = AdaptivePolicy.fit(other, CorrectnessProbe.fit(other), timed=20)
-    assert again.thresholds == policy.thresholds
+    assert AdaptivePolicy.fit(other, CorrectnessProbe.fit(other)).thresholds == policy.thresholds
 
 
-def test_a_restored_policy_routes_alike(study, policy):
-    restored = AdaptivePolicy.restore(policy.tensors(), json.loads(json.dumps(policy.settings())))
+def test_a_restored_policy_routes_alike(study, probe, policy):
+    restored = AdaptivePolicy.restore(policy.tensors(), json.loads(json.dumps(policy.settings())), lambda: probe)
     observation = observed(study.capture("memory", "report"), answer=study.answers("memory", "report")[0])
     told = policy.explain(observation)
-    assert restored.explain(observation) == told and {rule["rule"] for rule in told["rules"]} == {
-        WITHIN_POINT,
-        HALF_TIME,
-    }
+    assert restored.explain(observation) == told and [rule["rule"] for rule in told["rules"]] == list(RULES)
     assert all((rule["method"] == "cot") == (told["chance_right"] < rule["threshold"]) for rule in told["rules"])
     with pytest.raises(RiMError, match="fit it anew"):
-        AdaptivePolicy.restore({}, policy.settings())
+        AdaptivePolicy.restore({}, policy.settings(), lambda: probe)
 
 
 def test_the_real_clock_times_every_method_on_the_same_problems(make_rim, monkeypatch):
@@ -206,7 +205,12 @@ def test_the_real_clock_times_every_method_on_the_same_problems(make_rim, monkey
     rim = make_rim(context=48)  # a random model babbles until the context is full
     study.models = {"memory": rim, "cot": make_rim(seed=1, context=48)}
     study.K = rim.layout.num_blocks
-    found = adaptive._clock(study, judge_of(rim, 0.0), "report", 2, -np.inf, np.inf)
-    assert set(found.seconds) == {"memory", "memory, judged", "chain of thought", "adaptive 1"}
+    found = REAL_CLOCK(study, judge_of(rim, 0.0), "report", 2)
+    assert set(found.seconds) == {MEMORY, JUDGED, CHAIN} and len(found.problems) == 2
     assert all((seconds > 0).all() and len(seconds) == 2 for seconds in found.seconds.values())
-    assert (found.seconds["adaptive 1"] > 0).all() and len(found.cot) == len(found.problems) == 2
+
+
+def test_the_seconds_of_chains_that_were_not_timed_follow_their_passes():
+    timed = adaptive._Clock({CHAIN: np.array([1.0, 2.0])}, np.array([0, 2]))
+    assert timed.chain_seconds(np.array([2, 8, 4])).tolist() == pytest.approx([1, 4, 2])
+    assert timed.chain_seconds(np.array([3, 8, 3])).tolist() == pytest.approx([1.5, 1.5, 1.5])

@@ -13,7 +13,7 @@ from rim_probe.probing import attention
 from rim_probe.probing.attention import attention_shares, explain, number_tokens
 from rim_probe.probing.heads import GoldScorer, num_heads, output_projection, silence
 from rim_probe.probing.hooks import num_layers
-from rim_probe.probing.section import Section
+from rim_probe.probing.results import Report, headline
 from rim_probe.probing.study import observe
 from rim_probe.problems import Problem
 
@@ -170,11 +170,11 @@ def test_an_answer_that_does_not_fit_is_left_out(make_rim):
         GoldScorer(rim, [long])
 
 
-# -------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------------------------- results
 
 
 @pytest.fixture(scope="module")
-def section():
+def report():
     from conftest import tiny_rim
 
     rim = tiny_rim()
@@ -187,20 +187,23 @@ def section():
         return attention.score(study, problems=5)
 
 
-def test_the_report_ranks_heads_beside_their_attention(section):
-    assert section.n == {"choose": 5, "report": 5}
-    assert len(section.data["reader"]) == len(section.data["writer"]) == 8
-    top = next(table for table in section.tables if table.title.startswith("Top heads at the answer"))
-    assert [row[0].split(":")[0] for row in top.rows] == ["1", "2", "4"]  # of 8 heads
-    cut = section.tables[1]
-    assert [row[0] for row in cut.rows[:4]] == ["nothing (clean)", "memory", "question", "memory and question"]
-    assert "attention to memory cut" in section.summary and "reader" not in section.summary
-    relation = section.tables[-1]
-    assert all(-1 <= row[1].value <= 1 for row in relation.rows)
+def test_cuts_and_knockouts_stand_beside_their_controls(report):
+    score, control = headline(report)
+    assert (score.of, control.of) == ("memory cut", "the question cut") and report.n == {"choose": 5, "report": 5}
+    frame = report.frame()
+    together = frame[(frame.metric == attention.FALL) & frame["at heads silenced"].notna()]
+    assert sorted(together["at heads silenced"]) == [1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4]  # of 8 heads
+    assert (together.role == "control").sum() == 6
+    rho = frame[frame.metric.str.startswith("Spearman")]
+    assert len(rho) == 2 and rho.value.between(-1, 1).all()
+    alone = frame[(frame.metric == attention.FALL) & frame["at head"].notna()]
+    assert len(alone) == 2 * 8 and all(len(xs) == 8 for c in report.clouds.values() for xs, _ in c.groups.values())
 
 
-def test_every_figure_of_attention_names_what_was_aggregated(section):
-    maps = [figure for figure in section.figures if "Attention from" in figure.title]
-    assert len(maps) == 6 and all("over" in figure.title for figure in maps)
-    assert sum("control: untrained" in figure.title for figure in maps) == 3
-    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
+def test_shares_are_told_of_trained_and_untrained_memory(report):
+    frame = report.frame()
+    answer = frame[frame.metric == attention.SHARE]
+    assert dict(answer.groupby("of").value.sum().round(5)) == {"trained": 1, "untrained": 1, "even attention": 1}
+    by_layer = frame[frame.metric.str.contains("mean over heads") & (frame.of == "trained")]
+    assert by_layer.groupby("at layer").value.sum().tolist() == pytest.approx([1, 1])
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()

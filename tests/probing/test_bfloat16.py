@@ -48,7 +48,7 @@ def test_states_are_held_as_the_model_has_them_and_read_as_numpy_can(study):
     ids=["lens", "steps", "words", "attention", "importance"],
 )
 def test_a_probe_is_scored(study, score):
-    assert score(study).summary
+    assert score(study).results
 
 
 def test_answers_of_any_kind_have_a_course(study):

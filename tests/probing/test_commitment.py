@@ -11,7 +11,7 @@ from rim_probe.decoding import answer_batch
 from rim_probe.errors import RiMError
 from rim_probe.probing import commitment
 from rim_probe.probing.commitment import chain_course, first_match, memory_course, stable_match
-from rim_probe.probing.section import Section
+from rim_probe.probing.results import Report
 from rim_probe.probing.study import Study, observe
 from rim_probe.problems import Problem
 
@@ -99,16 +99,28 @@ def study():
         yield found
 
 
-def test_the_report_is_plain_data_and_carries_its_controls(study):
-    section = commitment.score(study)
-    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).name == "commitment"
-    assert section.n == {"report": 6, "cot": 6}
-    blocks = section.tables[1]
-    assert [title for title in blocks.header if title.startswith("control")] == [
-        "control: another problem's answer",
-        "control: P(gold) of the base model",
-    ]
-    assert len(blocks.rows) == study.K
+def test_the_report_follows_both_answers_block_by_block_beside_controls(study):
+    report = commitment.score(study)
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
+    assert report.n == {"report": 6, "chain of thought": 6}
+    frame = report.frame()
+    gold = frame[(frame.metric == "probability of the gold answer") & (frame.group == "all")]
+    assert {of: list(blocks) for of, blocks in gold.groupby("of")["at block"]} == {
+        name: [1, 2] for name in ("memory", "another problem's answer", "base model")
+    }
+    assert set(gold[gold.role == "control"].of) == {"another problem's answer", "base model"}
+    # The final answer here is the gold one.
+    final = frame[(frame.metric == "probability of the final answer") & (frame.group == "all")]
+    assert final.value.tolist() == pytest.approx(gold[gold.of == "memory"].value.tolist())
+    chain = frame[frame.metric == "probability of the gold answer, after steps of its own"]
+    assert chain[chain.group == "all"]["at step"].tolist() == [0, 1]
+
+
+def test_without_a_chain_or_a_base_model_memory_is_followed_alone(study):
+    alone = Study({"memory": study.models["memory"]}, study.splits, progress=False)
+    alone._answers = study._answers
+    frame = commitment.score(alone).frame()
+    assert set(frame.of) == {"memory", "another problem's answer"}
 
 
 def test_a_model_whose_answers_never_end_is_refused_in_a_sentence():

@@ -5,19 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from planted import PlantedStudy, chains
 
 from rim_probe.errors import RiMError
-from rim_probe.probing import lens_store
+from rim_probe.probing import artifacts, compact
+from rim_probe.probing import lens as lens_module
 from rim_probe.probing.adaptive import HALF_TIME, WITHIN_POINT, AdaptivePolicy
-from rim_probe.probing.artifacts import load_report, load_section, save_artifact, save_report
+from rim_probe.probing.artifacts import load_report, load_results, save_artifact, save_report
 from rim_probe.probing.compact import PLAIN_BYTES, is_large, packed, rounded, unpacked
 from rim_probe.probing.correctness import MEMORY, MEMORY_OWN, MEMORY_READOUTS, PROBE, PROBE_OWN, CorrectnessProbe
 from rim_probe.probing.judge import Judge, cells
-from rim_probe.probing.lens import VocabularyLens
+from rim_probe.probing.lens import VocabularyLens, low_rank, pack_factors
 from rim_probe.probing.linear import LinearMap
 from rim_probe.probing.nearest_step.fit import BlockMap, StepDecoder
 from rim_probe.probing.nearest_step.formula import DIRECTIONS, Bank, StepMap
-from rim_probe.probing.section import Figure, Section
+from rim_probe.probing.results import Estimate, Report, Result
 from rim_probe.probing.values import ValueProbes
 
 LAYERS, WIDTH, BLOCKS, SLOTS = tuple(range(31)), 576, 8, 2  # SmolLM2-135M with K = 8, M = 2
@@ -40,13 +42,10 @@ def test_eight_bits_keep_an_array_to_a_hundredth_and_zeros_as_they_are():
     assert np.linalg.norm(back - array) < 0.01 * np.linalg.norm(array)
     assert not rounded(np.zeros((3, 4))).any() and rounded(np.zeros((0, 4))).shape == (0, 4)
     assert size(packed("a", array)) < 0.3 * array.nbytes + 16
-    np.testing.assert_array_equal(unpacked({"a": array}, "a"), array), "what was not packed is as it was"
-
-
-def test_rounding_twice_changes_nothing():
-    """What is used after fitting is what comes back from disk."""
-    once = rounded(normal(50, 50))
-    np.testing.assert_allclose(rounded(once), once, rtol=1e-5)
+    np.testing.assert_array_equal(unpacked({"a": array}, "a"), array)  # what was not packed is as it was
+    np.testing.assert_allclose(rounded(back), back, rtol=1e-5)  # what is used after fitting comes back from disk
+    small = [np.zeros(PLAIN_BYTES // 4, np.float16)]
+    assert not is_large(small) and is_large([*small, np.zeros(1)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- lens
@@ -55,34 +54,23 @@ def test_rounding_twice_changes_nothing():
 def test_a_translator_of_low_rank_moves_states_as_the_whole_one_does():
     low = normal(WIDTH, 8) @ normal(8, WIDTH) / WIDTH
     states = normal(300, WIDTH) * np.geomspace(0.1, 10, WIDTH, dtype=np.float32)
-    pair = lens_store.factors(low, states)
+    left, right = low_rank(low, states)
     moved = states @ low
-    for rank in lens_store.RANKS:
-        assert np.linalg.norm(states @ lens_store.of_rank(pair, rank) - moved) < 0.03 * np.linalg.norm(moved)
-
-
-def test_the_smallest_rank_that_costs_little_is_taken():
-    assert lens_store.choose_rank(1.0, {8: 1.5, 16: 1.01, 24: 1.0}) == 16
-    assert lens_store.choose_rank(1.0, {8: 1.5, 16: 1.4, 24: 1.3}) == 24
+    assert np.linalg.norm(states @ left.T @ right - moved) < 0.03 * np.linalg.norm(moved)
 
 
 def test_a_large_lens_is_fitted_stored_and_restored_in_low_rank(monkeypatch, rim):
-    from planted import PlantedStudy, chains
-
-    from rim_probe.probing import compact
-
     monkeypatch.setattr(compact, "PLAIN_BYTES", 1024)
-    monkeypatch.setattr(lens_store, "RANKS", (2, 4))
+    monkeypatch.setattr(lens_module, "RANK", 4)
     splits = {split: chains(60, seed) for seed, split in enumerate(("fit", "choose", "report"))}
     states = {("memory", split): normal(60, 3, 2, 2, 32) for split in splits}
-    study = PlantedStudy({"memory": rim}, splits, states)
-    lens = VocabularyLens.fit(study, steps=30)
+    lens = VocabularyLens.fit(PlantedStudy({"memory": rim}, splits, states), steps=30)
     again = VocabularyLens.restore(lens.tensors(), lens.settings(), rim)
     probe = normal(5, 32)
     torch.testing.assert_close(again.logits(probe, 1), lens.logits(probe, 1))
     assert not torch.allclose(lens.logits(probe, 1), lens.logits(probe, 1, "logit")), "a translator was fitted"
     assert size(lens.tensors()) < 4 * lens.weights.numel() / 2
-    assert "rank" in lens.score(study).settings["tuned lens"]["translators"]
+    assert lens.history["rank"] == 4 and len(lens.history["choose_kl of that rank"]) == 2
 
 
 # ------------------------------------------------------------------------------------------------------- the whole size
@@ -116,10 +104,10 @@ def test_large_judges_that_answer_for_no_question_are_not_stored():
 
 def policy(probe: CorrectnessProbe) -> AdaptivePolicy:
     thresholds = {score: {WITHIN_POINT: 0.5, HALF_TIME: 0.4} for score in ("judge", "own")}
-    return AdaptivePolicy(probe.quick_judge, thresholds, probe.splits, (0.1, 0.2), 0.3)
+    return AdaptivePolicy(probe.quick_judge, thresholds, probe.splits)
 
 
-def test_a_large_judge_is_stored_once_and_found_beside_the_policy():
+def test_a_judge_is_stored_once_and_found_beside_the_policy():
     probe = judges()
     made = policy(probe)
     again = AdaptivePolicy.restore(made.tensors(), made.settings(), lambda: probe)
@@ -127,8 +115,6 @@ def test_a_large_judge_is_stored_once_and_found_beside_the_policy():
     assert size(made.tensors()) < 1000
     with pytest.raises(RiMError, match="another one"):
         AdaptivePolicy.restore(made.tensors(), made.settings(), judges)
-    with pytest.raises(RiMError, match="fit it anew"):
-        AdaptivePolicy.restore(made.tensors(), made.settings())
 
 
 def values(count: int) -> ValueProbes:
@@ -150,14 +136,14 @@ def test_of_many_large_value_probes_those_stay_that_say_most():
 
 
 def test_everything_fitted_for_a_model_of_smollm2s_size_stays_small():
-    pairs = normal(len(LAYERS) - 1, 2, lens_store.RANKS[-1], WIDTH)
+    pairs = normal(len(LAYERS) - 1, 2, lens_module.RANK, WIDTH)
     bank = Bank(("",) * 8_000, normal(8_000, WIDTH))
     to_directions = LinearMap(normal(SLOTS * WIDTH, DIRECTIONS), normal(DIRECTIONS))
     mapped = BlockMap(15, StepMap(to_directions, normal(WIDTH, DIRECTIONS)), 0.5, 0.5, 1.0)
     maps = {(block, step): mapped for block in range(1, BLOCKS + 1) for step in range(1, 6)}
     probe = judges()
     sizes = {
-        "lens": size(lens_store.stored(pairs)),
+        "lens": size(pack_factors(pairs)),
         "steps": size(StepDecoder(bank, maps, {}, 20).tensors()),
         "correctness": size(probe.tensors()),
         "adaptive": size(policy(probe).tensors()),
@@ -166,27 +152,20 @@ def test_everything_fitted_for_a_model_of_smollm2s_size_stays_small():
     assert sum(sizes.values()) < LIMIT, sizes
 
 
-def test_what_is_small_is_stored_as_it_is():
-    small = [np.zeros(PLAIN_BYTES // 4, np.float16)]
-    assert not is_large(small) and is_large([*small, np.zeros(1)])
-
-
-def test_a_long_report_is_packed_in_its_probes_file_and_comes_back(tmp_path):
-    provenance = {"fingerprint": "f", "layout": {}}
-    for count in (10, 30_000):
-        numbers = RNG.random(count).tolist()
-        figure = Figure("heatmap", "t", "x", "y", {"z": [numbers]})
-        section = Section("steps", "t", "q", "s", {"report": 3}, figures=[figure])
-        save_artifact(tmp_path, "steps", {}, {}, provenance, section=section)
-        (found,) = load_section(tmp_path, "steps").figures
-        assert found.data["z"][0] == (numbers if count == 10 else pytest.approx(numbers, rel=1e-5))
-    assert (tmp_path / "steps.json").stat().st_size < len(json.dumps(numbers)) / 2
-
-
-def test_a_large_report_is_packed_and_comes_back(tmp_path):
-    numbers = RNG.random(100_000).round(4).tolist()
-    figure = Figure("heatmap", "t", "x", "y", {"z": [numbers]})
-    sections = [Section("steps", "t", "q", "s", {"report": 3}, figures=[figure]), Section("words", "t", "q", "s", {})]
-    path = save_report(tmp_path, sections, {"seed": 0})
-    assert load_report(tmp_path) == (sections, {"seed": 0})
-    assert path.stat().st_size < len(json.dumps(numbers)) and '"words"' in path.read_text()
+def test_long_reports_are_packed_and_come_back(tmp_path, monkeypatch):
+    """That of a probe with six digits, those of all probes as they are."""
+    monkeypatch.setattr(artifacts, "LARGE_PROBE", 10_000)
+    monkeypatch.setattr(artifacts, "LARGE_REPORT", 10_000)
+    numbers = RNG.random(500).tolist()
+    results = [Result("m", "a", Estimate(x, x, x, 3), place={"layer": i}) for i, x in enumerate(numbers)]
+    report, small = Report("steps", results, {"report": 3}), Report("words", results[:5], {})
+    save_artifact(tmp_path, "steps", {}, {}, provenance := {"fingerprint": "f", "layout": {}}, report=report)
+    save_artifact(tmp_path, "words", {}, {}, provenance, report=small)
+    found = load_results(tmp_path, "steps").frame()
+    assert found.value.tolist() == pytest.approx(numbers, rel=1e-5) and found["at layer"].tolist() == list(range(500))
+    assert load_results(tmp_path, "words") == small
+    path, plain = save_report(tmp_path, [report, small], {"seed": 0}), json.dumps(report.to_dict())
+    (steps, words), provenance = load_report(tmp_path)
+    assert steps.frame().value.tolist() == pytest.approx(numbers, rel=1e-5) and words == small
+    assert provenance == {"seed": 0} and '"words"' in path.read_text()
+    assert all(file.stat().st_size < len(plain) / 2 for file in (path, tmp_path / "steps.json"))

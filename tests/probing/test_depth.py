@@ -7,11 +7,9 @@ from conftest import tiny_rim
 
 from rim_probe.glassbox.box import END_LAYER, HELD_LAYER, LAYERS, glassbox
 from rim_probe.memory import MemoryLayout
-from rim_probe.model import RiM
 from rim_probe.probing import depth
-from rim_probe.probing.hooks import num_layers
-from rim_probe.probing.lens import VocabularyLens
-from rim_probe.probing.lens_reading import places, token_text
+from rim_probe.probing.depth import token_text
+from rim_probe.probing.lens import VocabularyLens, places
 from rim_probe.probing.linear import LinearMap
 from rim_probe.probing.nearest_step.fit import BlockMap, StepDecoder
 from rim_probe.probing.nearest_step.formula import Bank, StepMap
@@ -69,16 +67,18 @@ def test_a_cell_names_the_most_probable_tokens_beside_those_of_the_control(model
 def test_without_translators_or_control_there_is_the_logit_lens_alone(models, seen):
     nobody = depth.Control.of({"memory": models["memory"]}, seen)
     assert nobody.capture is None and "no base model" in nobody.missing
-    (mode,) = depth.lens_modes(depth.plain_lens(models["memory"]), seen, nobody, tuned=False)
+    (mode,) = depth.lens_modes(VocabularyLens.plain(models["memory"]), seen, nobody, tuned=False)
     assert mode["name"] == "logit lens" and mode["control"] is mode["control_cells"] is mode["minus"] is None
 
 
 def test_a_base_that_cannot_be_compared_is_no_control(models, seen):
     fewer = tiny_rim(num_blocks=2, seed=1)
     fewer.layout = MemoryLayout(num_blocks=2, slots_per_block=1)
-    short = tiny_rim(num_blocks=2, context=20)
-    other = tiny_rim(num_blocks=2, bos=True)
-    for base in (fewer, short, other):
+    shallow = tiny_rim(num_blocks=2)
+    shallow.model.config.num_hidden_layers = 1
+    shallow.model.model.layers = shallow.model.model.layers[:1]
+    short, other = tiny_rim(num_blocks=2, context=20), tiny_rim(num_blocks=2, bos=True)
+    for base in (fewer, shallow, short, other):
         found = depth.Control.of(models | {"base": base}, seen)
         assert found.rim is found.capture is None and found.missing.endswith(".")
 
@@ -165,7 +165,7 @@ def boxed():
 
 def test_a_result_is_on_top_in_its_own_block_from_the_layer_that_writes_it(boxed):
     models, problem, seen = boxed
-    lens = depth.plain_lens(models["memory"])
+    lens = VocabularyLens.plain(models["memory"])
     found = depth.ranks(lens, seen, depth.Control.of(models, seen), problem.steps, "gold")
     assert [(rank["step"], rank["value"]) for rank in found] == [
         (k, step[-3]) for k, step in enumerate(problem.steps, start=1)
@@ -183,7 +183,7 @@ def test_a_result_is_on_top_in_its_own_block_from_the_layer_that_writes_it(boxed
 
 def test_without_a_base_the_other_results_are_the_control(boxed):
     models, problem, seen = boxed
-    lens, nobody = depth.plain_lens(models["memory"]), depth.Control()
+    lens, nobody = VocabularyLens.plain(models["memory"]), depth.Control()
     found = depth.ranks(lens, seen, nobody, problem.steps, "gold")
     for rank in found:
         others = [other["best"] for other in found if other is not rank]
@@ -193,22 +193,10 @@ def test_without_a_base_the_other_results_are_the_control(boxed):
 
 
 def test_what_is_no_equation_is_not_looked_for_and_long_numbers_by_their_first_piece(seen, models):
-    lens = depth.plain_lens(models["memory"])
+    lens = VocabularyLens.plain(models["memory"])
     (rank,) = depth.ranks(lens, seen, depth.Control(), ["<<so what>>", "<<400+56=456>>", "half"], "gold")
     pieces = lens.rim.encode_text("456")
     assert len(pieces) > 1 and rank["step"] == 2 and f"first piece, {token_text(lens.rim, pieces[0])}" in rank["what"]
     logits = lens.logits(seen.capture.cell(1, 2, "end"), 1, "logit")[0]
     assert rank["by_block"][1][1] <= (logits > logits[pieces[0]]).sum().item() + 1
     assert depth.ranks(lens, seen, depth.Control(), ["half"], "gold") == []
-
-
-@pytest.mark.parametrize("fewer", ["slots_per_block", "layers"])
-def test_shapes_are_told_apart(models, fewer):
-    other: RiM = tiny_rim(num_blocks=2)
-    if fewer == "layers":
-        other.model.config.num_hidden_layers = 1
-        other.model.model.layers = other.model.model.layers[:1]
-        assert num_layers(other) == 1
-    else:
-        other.layout = MemoryLayout(num_blocks=2, slots_per_block=3)
-    assert not depth.same_shape(other, models["memory"]) and depth.same_shape(models["base"], models["memory"])

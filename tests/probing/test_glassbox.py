@@ -1,5 +1,7 @@
 """The glass box itself, and every probe on it: what is written there must be found, and nothing else."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -31,15 +33,15 @@ from rim_probe.probing.hooks import edit_residual, spread_layers
 from rim_probe.probing.interventions import Pool, Variant, intervene_many
 from rim_probe.probing.judge import fit_judge
 from rim_probe.probing.lens import VocabularyLens
-from rim_probe.probing.nearest_step import fit as steps
-from rim_probe.probing.nearest_step import results
+from rim_probe.probing.nearest_step import search as steps
+from rim_probe.probing.nearest_step.fit import StepDecoder
 from rim_probe.probing.nearest_step.formula import Candidates, places_of, read_places, read_steps, step_space
-from rim_probe.probing.section import bootstrap
+from rim_probe.probing.results import Report, bootstrap, headline
 from rim_probe.probing.selective import auroc
 from rim_probe.probing.study import Study, observe
 from rim_probe.probing.sweep import patching_sweep
 from rim_probe.probing.values import ValueProbes
-from rim_probe.probing.words import carried_states, carried_words
+from rim_probe.probing.words import carried_states, carry
 
 BLOCKS = tuple(HELD_LAYER)
 
@@ -206,15 +208,13 @@ def few_draws(monkeypatch):
 def test_the_nearest_step_of_block_k_is_step_k_and_no_control_finds_it(study, monkeypatch):
     for name, count in {"FIT_PROBLEMS": 200, "CHOOSE_PROBLEMS": 40}.items():
         monkeypatch.setattr(steps, name, count)
-    for module in (steps, results):
-        monkeypatch.setattr(module, "spread_layers", lambda layers: spread_layers(layers, 5))  # 0, 2, 4, 6, 8
-    decoder = steps.StepDecoder.fit(study)
-    section = decoder.score(study)
+    monkeypatch.setattr(steps, "spread_layers", lambda layers: spread_layers(layers, 5))  # 0, 2, 4, 6, 8
+    decoder = StepDecoder.fit(study)
+    report = decoder.score(study)
     assert decoder.claims == {step: [step] for step in BLOCKS}
-    memory, *controls = section.tables[0].rows
-    assert len(controls) == 6 and max(row[3].value for row in controls) < 0.15
-    assert memory[3].value > 0.98 and "more than the best control" in section.summary
-    assert all(target.met for target in section.targets)
+    score, control = headline(report)
+    assert score.estimate.value > 0.98 and control.estimate.value < 0.15 and ": more than" in report.verdict
+    assert all(result.goal.met(result.estimate) for result in report.results if result.goal)
     for (block, step), one in decoder.maps.items():
         assert one.alignment > 0.9 if block == step else one.alignment < 0.5
         assert block != step or one.layer >= HELD_LAYER[block]
@@ -241,22 +241,21 @@ def test_to_know_one_part_of_a_step_is_not_to_know_the_step(box, part):
 
 
 def test_value_probes_find_every_quantity_where_it_is_held_and_only_there(study):
-    section = ValueProbes.fit(study).score(study)
-    maps = {figure.title.removeprefix("Accuracy: "): figure.data for figure in section.figures if "z" in figure.data}
-    rows = {row[0]: row[1:] for row in section.tables[0].rows}
+    frame = ValueProbes.fit(study).score(study).frame()
+    where, best = frame[frame.metric == "accuracy"], frame[frame["at step"].notna()].set_index(["metric", "at step"])
     for step in BLOCKS:
         # What a block repeats of its neighbours: its `left` is the result before.
         also = {"operand 1": step - 1, "result": step + 1}
         for quantity in ("operand 1", "operator", "operand 2", "result"):
-            name = f"{quantity} of step {step}"
-            if name not in rows:  # the result of step 3 is the answer, a quantity of its own
-                name = f"{quantity} of the last step"
-            *_, accuracy, selectivity, control, majority, question, base = rows[name]
-            assert accuracy.value == 1 and selectivity.value > 0.1
-            assert control.value < 0.9 and max(question.value, base.value) == majority.value
-            found = np.array(maps[name]["z"]).reshape(LAYERS + 1, len(BLOCKS), 2)  # slots, end
+            last = quantity == "result" and step == BLOCKS[-1]  # it is the answer, a quantity of its own
+            metric, name = f"accuracy, {quantity}", f"{quantity} of {'the last step' if last else f'step {step}'}"
+            values = best.loc[(metric, "last" if last else step)].set_index("of").value
+            majority = values.pop("majority class")
+            assert values["memory"] == 1 and values["random function of the step"] < 0.9
+            assert values["last question token"] == values["base model's memory"] == majority
+            found = where[where.of == name].value.to_numpy().reshape(LAYERS + 1, len(BLOCKS), 2)  # slots, end
             assert (found[HELD_LAYER[step] :, step - 1, 0] == 1).all()
-            assert (found[: HELD_LAYER[1]] == majority.value).all() and majority.value < 0.7
+            assert (found[: HELD_LAYER[1]] == majority).all() and majority < 0.7
             others = [block - 1 for block in BLOCKS if block not in (step, also.get(quantity))]
             assert found[:, others].max() < 0.9
 
@@ -364,7 +363,7 @@ def test_words_carried_from_another_question_are_those_of_its_memory(box):
     for block in BLOCKS:
         for layer in range(LAYERS + 1):
             states = {layer: carried_states(held, block, [layer], ends=False)[layer]}
-            said = carried_words(box.rim, [problem.question for problem in own], states)
+            said = [answer.text for answer in carry(box.rim, [problem.question for problem in own], states)]
             donor_says = HELD_LAYER[block] <= layer < END_LAYER
             follows = [parts(problem.steps[block - 1])[3] for problem in (donors if donor_says else own)]
             if donor_says or layer < HELD_LAYER[1] or layer >= END_LAYER:
@@ -372,21 +371,27 @@ def test_words_carried_from_another_question_are_those_of_its_memory(box):
 
 
 def test_importance_is_that_of_the_window(study):
-    section = importance.score(study, problems=6, pool=20, donors=2)
-    for figure in (figure for figure in section.figures if figure.kind == "heatmap"):
-        for layer, row in zip(figure.data["y"], figure.data["z"], strict=True):
-            for block, change in zip(BLOCKS, row, strict=True):
-                # Zero also takes away that it is a slot, without which nothing is written later.
-                begin = 0 if "zero" in figure.title else window(block).start
-                assert (abs(change) > 0.05) == (begin <= int(layer) < window(block).stop), (figure.title, layer, block)
+    report = importance.score(study, problems=6, pool=20, donors=2)
+    frame = report.frame()
+    cells = frame[(frame.metric == importance.FALL) & frame["at block"].notna()]
+    assert len(cells) == 3 * LAYERS * len(BLOCKS)
+    for removal, layer, block, fall in cells[["of", "at layer", "at block", "value"]].itertuples(index=False):
+        # Zero also takes away that it is a slot, without which nothing is written later.
+        begin = 0 if "zero" in removal else window(block).start
+        assert (abs(fall) > 0.05) == (begin <= layer < window(block).stop), (removal, layer, block)
+    said = frame[frame.metric == importance.SAID].set_index(["at taken away", "of"]).value
+    assert said["nothing", "clean"] == 1
+    assert said[importance.SLOTS, "set to zero"] < 0.5 and said[importance.ALONE, "left out"] < 0.5
+    score, _ = headline(report)
+    assert score.place == {"taken away": importance.SLOTS} and score.estimate.low > 1
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
 
 
 def test_attention_that_is_read_is_found_by_knockout(box, problems):
     scorer = GoldScorer(box.rim, problems[:6])
     heads = [(layer, head) for layer in range(1, LAYERS + 1) for head in range(1, 5)]
     needed = {
-        role: {head for head, scores in scorer.each_head(heads, role).items() if not scores.says.all()}
-        for role in ("reader", "writer")
+        role: {head for head in heads if not scorer.scores([head], role).says.all()} for role in ("reader", "writer")
     }
     assert needed["reader"] == {(END_LAYER, 1)}
     assert needed["writer"] == {(layer, head) for layer in HELD_LAYER.values() for head in (1, 2, 3)}

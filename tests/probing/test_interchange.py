@@ -7,9 +7,8 @@ from rim_probe.equations import value_bounds
 from rim_probe.errors import RiMError
 from rim_probe.glassbox.box import END_LAYER, HELD_LAYER, LAYERS, glassbox
 from rim_probe.glassbox.graded import noisy_box
-from rim_probe.probing import importance, interchange
+from rim_probe.probing import interchange
 from rim_probe.probing.results import Report
-from rim_probe.probing.section import Section
 from rim_probe.probing.study import Study
 
 FALSE = {1: [3], 2: [1], 3: [2]}
@@ -165,22 +164,3 @@ def test_claims_must_name_blocks_and_some_pair_must_be_right(study):
             interchange.score(study, claims, pairs=4)
     with pytest.raises(RiMError, match="answered right"):
         interchange.score(study_of(glassbox(), glassbox(trained=False)), pairs=4)
-
-
-def test_importance_finds_the_slot_layers_that_are_read(study):
-    import numpy as np
-
-    found = importance.score(study, problems=8, pool=12, donors=2)
-    mean, zero = (np.array(found.data["change"][mode]) for mode in ("mean", "zero"))
-    ends = {1: HELD_LAYER[2], 2: HELD_LAYER[3], 3: END_LAYER}
-    for block, end in ends.items():
-        layers = found.data["layers"]
-        held = [HELD_LAYER[block] <= layer < end for layer in layers]
-        np.testing.assert_array_equal(mean[:, block - 1] < -0.1, held)
-        # Set to zero before it reads its step, a slot no longer knows where it stands, either.
-        np.testing.assert_array_equal(zero[:, block - 1] < -0.1, [layer < end for layer in layers])
-    said = {cells[0]: cells[2].value for cells in found.tables[0].rows}
-    assert said["nothing (clean)"] == 1
-    assert said["all slots: set to zero"] < 0.5
-    assert said["the token where the answer is read, alone at its place"] < 0.5
-    assert Section.from_dict(found.to_dict()).to_dict() == found.to_dict()

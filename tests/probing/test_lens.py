@@ -10,9 +10,7 @@ from planted import PlantedStudy, chains
 
 from rim_probe.errors import RiMError
 from rim_probe.probing.hooks import unembed
-from rim_probe.probing.lens import VocabularyLens
-from rim_probe.probing.lens_reading import TARGETS, Item, first_token, read_all, target_tokens
-from rim_probe.probing.section import Section
+from rim_probe.probing.lens import TARGETS, VocabularyLens, first_token, read_all, target_tokens
 from rim_probe.problems import Problem
 
 SIZES = {"fit": 800, "choose": 60, "report": 60}
@@ -39,16 +37,28 @@ def lens(planted):
     return VocabularyLens.fit(planted, steps=300)
 
 
-def test_the_tuned_lens_undoes_a_rotation_that_the_logit_lens_cannot_read(planted, lens):
-    found = read_all(lens, planted, "report")
-    logit, tuned = found.kl[:, 1].mean((1, 2, 3))
-    assert tuned < 0.25 * logit
-    assert tuned < 0.4 * found.cell_kl.mean()
+@pytest.fixture(scope="module")
+def report(planted, lens):
+    return lens.score(planted)
 
 
-def test_noise_is_read_no_better_than_by_a_lens_that_is_blind_to_the_question(planted, lens):
-    found = read_all(lens, planted, "report")
-    assert found.kl[1, 0].mean() > 0.95 * found.cell_kl.mean()
+def test_the_tuned_lens_undoes_a_rotation_and_reads_noise_no_better_than_a_blind_lens(report):
+    frame = report.frame()
+    kl = frame[frame.metric.str.startswith("KL")].pivot(index="at layer", columns="of", values="value")
+    (blind,) = kl.columns.difference(["logit lens", "tuned lens"])
+    assert kl["tuned lens"][1] < 0.25 * kl["logit lens"][1] and kl["tuned lens"][1] < 0.4 * kl[blind][1]
+    assert kl["tuned lens"][0] > 0.95 * kl[blind][0]
+
+
+def test_results_are_ranked_where_the_lens_finds_them(planted, lens):
+    """Rank 1 is the token that the lens would say; a result is NaN where a problem is not scored."""
+    found, problems = read_all(lens, planted, "report"), planted.problems("report")
+    top = lens.logits(planted.capture("memory", "report").cell(1, 2, "end"), 1).argmax(-1).tolist()
+    gold = [first_token(lens.rim, problem.answer) for problem in problems]
+    last = found.rank[1, 1, 3, -1, TARGETS.index("gold")]  # tuned lens, layer 1, last place of two blocks, last step
+    assert ((last == 1) == (np.array(top) == gold)).all()
+    first = found.rank[1, 1, 3, 0, TARGETS.index("gold")]
+    assert np.isnan(first).tolist() == [p.steps[0][6:-2] == p.answer for p in problems]
 
 
 def test_both_lenses_are_the_model_at_its_last_layer(planted, lens):
@@ -77,22 +87,23 @@ def test_restored_it_reads_the_same_and_another_width_is_refused(planted, lens):
         VocabularyLens.restore(narrow, settings, lens.rim)
 
 
-def test_the_report_is_plain_data_with_controls(planted, lens):
-    section = lens.score(planted)
-    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).name == "lens"
-    assert sum(title.startswith("control") for title in section.tables[0].header) == 4
-    assert section.n["report"] == SIZES["report"]
+def test_every_result_stands_beside_its_controls(report):
+    assert report.n["report"] == SIZES["report"] and report.verdict
+    frame = report.frame()
+    at_cell = frame[(frame.metric == "mean reciprocal rank, tuned lens") & (frame["at step"] == 1)]
+    assert at_cell.role.tolist() == ["score", "control", "control", "control"]
+    assert set(report.settings["cell, best on choose"]["tuned lens"]) == {"result of step 1", "result of the last step"}
+    everywhere = frame[frame.metric == "mean reciprocal rank"]
+    assert len(everywhere) == 2 * 2 * LAYERS * K * (M + 1)
 
 
 @pytest.mark.filterwarnings("error")
 def test_problems_without_steps_have_no_gold_result_to_look_for(planted, lens):
-    splits = {s: [Problem(p.question, (), p.answer) for p in given] for s, given in planted.splits.items()}
     bare = copy.copy(planted)
-    bare.splits = splits
-    section = lens.score(bare)
-    assert "not defined" in section.summary and "nan" not in json.dumps(section.to_dict()).lower()
-    assert all(row[1] == "not defined" for row in section.tables[0].rows)
-    assert [figure.kind for figure in section.figures] == ["lines"]
+    bare.splits = {s: [Problem(p.question, (), p.answer) for p in given] for s, given in planted.splits.items()}
+    report = lens.score(bare)
+    assert report.verdict.startswith("No problem")
+    assert {result.metric.split()[0] for result in report.results} == {"KL"}
 
 
 def test_values_that_say_nothing_of_the_step_are_left_out(rim):
@@ -103,7 +114,7 @@ def test_values_that_say_nothing_of_the_step_are_left_out(rim):
         Problem("d", (), "2"),
         Problem("e", ("<<6+2=8>>", "<<8+1=9>>"), "9"),
     ]
-    tokens = target_tokens(rim, problems, [Item("step 1", 0), Item("last", -1)], np.random.default_rng(0))
+    tokens = target_tokens(rim, problems, [1, None], np.random.default_rng(0))
     gold = tokens[:, :, TARGETS.index("gold")]
     assert gold[:, 0].tolist() == [first_token(rim, "7"), -1, -1, -1, first_token(rim, "8")]
     assert gold[:, 1].tolist() == [first_token(rim, value) for value in "552"] + [-1, first_token(rim, "9")]

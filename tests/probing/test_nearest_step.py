@@ -9,7 +9,7 @@ from planted import PlantedStudy, observed, planted_capture
 from rim_probe.errors import RiMError
 from rim_probe.glassbox import glassbox, parts
 from rim_probe.probing.linear import Inputs, LinearMap
-from rim_probe.probing.nearest_step import fit as fitting
+from rim_probe.probing.nearest_step import search as fitting
 from rim_probe.probing.nearest_step.fit import StepDecoder
 from rim_probe.probing.nearest_step.formula import (
     DISTRACTORS,
@@ -23,15 +23,17 @@ from rim_probe.probing.nearest_step.formula import (
     read_steps,
     step_space,
 )
+from rim_probe.probing.nearest_step.results import BANK, BEFORE, NEW, TOP1
+from rim_probe.probing.results import Report, headline
 from rim_probe.probing.rows import Row, read_rows
-from rim_probe.probing.section import Section
 from rim_probe.problems import Problem
 
 SIZES = {"fit": 250, "choose": 40, "report": 60}
 K, M, WIDTH, LAYER, BLOCK = 3, 2, 136, 1, 2
 STEP = 2  # what the block holds
-EQUAL = {"question tokens, 2 of the last 4", "lone block ends, 2 at a block's place"}
-OTHERS = {"last question token", "shuffled pairing", "another question's memory"}
+EQUAL = {"best 2 of the last 4 question tokens", "2 lone end tokens at a block's place"}
+FEWER = {"last question token", "last 2 question tokens"}
+OTHERS = {"shuffled pairing", "another question's memory", "guessing"}
 
 
 def code(step: str, directions: np.ndarray) -> np.ndarray:
@@ -75,51 +77,53 @@ def decoder(study):
 
 
 @pytest.fixture(scope="module")
-def section(study, decoder):
+def report(study, decoder):
     return decoder.score(study)
 
 
-def rows(section, table=0):
-    header = section.tables[table].header[1:]
-    return {
-        row[0].replace("control: ", ""): dict(zip(header, row[1:], strict=True)) for row in section.tables[table].rows
-    }
+def top1(report, group="all", step=None, metric=TOP1):
+    """What was read from -> its result."""
+    place = {} if step is None else {"step": step}
+    return {r.of: r.estimate for r in report.results if (r.metric, r.group, dict(r.place)) == (metric, group, place)}
 
 
-def test_a_planted_step_is_found_in_its_cell_and_every_control_fails(section, decoder):
-    found = rows(section, 1)
-    own = found[f"step {STEP}: memory"]
-    assert own["cell"] == f"layer {LAYER}, block {BLOCK}" and own["n"] == SIZES["report"]
-    assert own["own + distractors: top-1, %"].low > 0.75 and own["whole bank: top-1, %"].low > 0.75
-    for control in EQUAL | OTHERS:
-        assert found[f"step {STEP}: {control}"]["own + distractors: top-1, %"].high < 0.3
+def test_a_planted_step_is_found_in_its_cell_and_every_control_fails(report, decoder):
+    found = top1(report, step=STEP)
+    assert found["memory"].low > 0.75 and found["memory"].n == SIZES["report"]
+    assert top1(report, step=STEP, metric=BANK)["memory"].low > 0.75
+    for control in EQUAL | FEWER | OTHERS:
+        assert found[control].high < 0.3
     assert decoder.claims[STEP] == [BLOCK]
+    searched = {tuple(r.place.values()): r.estimate.value for r in report.results if len(r.place) == 3}
+    assert max(searched, key=searched.get) == (STEP, LAYER, BLOCK)
 
 
-def test_to_know_a_part_of_a_step_is_not_to_know_the_step(section):
-    """The left number of step 2 is the result of step 1, which says only that."""
-    assert rows(section, 1)["step 1: memory"]["own + distractors: top-1, %"].high < 0.5
+def test_the_headline_is_the_memory_beside_its_strongest_control(report):
+    score, control = headline(report)
+    assert (score.of, score.metric) == ("memory", TOP1) and control.of in EQUAL | FEWER
+    lead = next(r for r in report.results if r.goal and r is not score)
+    assert lead.of == control.of and lead.estimate.value == pytest.approx(score.estimate.value - control.estimate.value)
 
 
 def test_noise_scores_at_chance_and_is_told_as_no_more_than_the_controls(tmp_path):
     study = Study(tmp_path, planted=False)
-    section = StepDecoder.fit(study).score(study)
-    memory = rows(section)["memory"]
-    assert memory["all steps: top-1, %"].low <= section.data["chance"] + 0.03
-    assert not any(target.met for target in section.targets)
-    assert "more than the best control" not in section.summary.replace("no more and no less than", "")
+    report = StepDecoder.fit(study).score(study)
+    found = top1(report)
+    assert found["memory"].low <= found["guessing"].value + 0.03
+    assert not any(result.goal.met(result.estimate) for result in report.results if result.goal)
+    assert "more than" not in report.verdict.replace("no more and no less than", "")
 
 
-def test_the_memory_and_its_controls_have_as_many_cells_and_features(section):
-    found = rows(section)
-    assert set(found) == {"memory"} | EQUAL | OTHERS
-    means = {name: (row["cells"], row["features"]) for name, row in found.items()}
+def test_the_memory_and_its_controls_have_as_many_cells_and_features(report):
+    read = report.settings["read from: cells, features, and the cell chosen on choose for each step"]
+    means = {name: tuple(told[:2]) for name, told in read.items()}
+    assert set(means) == {"memory"} | EQUAL | FEWER and set(top1(report)) == set(means) | OTHERS
     assert all(means[name] == means["memory"] for name in EQUAL)
-    assert means["last question token"] < means["memory"]
+    assert all(means[name] < means["memory"] for name in FEWER)
 
 
-def test_a_memory_that_holds_what_a_control_holds_is_scored_as_that_control(tmp_path, study):
-    """The same states through the same function: no lead, and the summary says so."""
+def test_a_memory_that_holds_what_a_control_holds_is_scored_as_that_control(tmp_path):
+    """The same states through the same function: no lead, and the verdict says so."""
     twin = Study(tmp_path)
     question = next(source for source in fitting.control_sources(twin) if source.name in EQUAL)
     for split in SIZES:
@@ -128,23 +132,23 @@ def test_a_memory_that_holds_what_a_control_holds_is_scored_as_that_control(tmp_
         ]
         held = np.array(slots).transpose(2, 0, 1, 3, 4)
         twin._captures["memory", split] = planted_capture(np.concatenate([held, held[:, :, :, :1]], axis=3))
-    section = StepDecoder.fit(twin).score(twin)
-    lead = rows(section)[question.name]["all steps: minus memory, points in %"]
+    report = StepDecoder.fit(twin).score(twin)
+    lead = top1(report, metric=f"{TOP1}: memory less control")[question.name]
     assert lead.value == lead.low == lead.high == 0
-    assert f"no more and no less than the best control, {question.name}" in section.summary
+    assert f"no more and no less than {question.name}" in report.verdict
 
 
-def test_steps_before_the_last_and_unseen_chains_are_told_apart(section, study):
-    memory, problems = rows(section)["memory"], study.problems("report")
+def test_steps_before_the_last_and_unseen_chains_are_told_apart(report, study):
+    problems = study.problems("report")
     known = {problem.steps for split in ("fit", "choose") for problem in study.problems(split)}
-    assert memory["chains unseen in the fit: top-1, %"].n == sum(problem.steps not in known for problem in problems)
-    before = memory["steps before the last: top-1, %"]  # steps 1 and 2 of 3, of which one is planted
-    assert before.value > memory["all steps: top-1, %"].value
+    assert top1(report, NEW)["memory"].n == sum(problem.steps not in known for problem in problems)
+    # Steps 1 and 2 of 3, of which one is planted.
+    assert top1(report, BEFORE)["memory"].value > top1(report)["memory"].value
 
 
-def test_the_report_survives_json_and_comes_again_from_a_restored_decoder(study, decoder, section):
-    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).to_dict() == section.to_dict()
-    assert StepDecoder.restore(decoder.tensors(), decoder.settings()).score(study).to_dict() == section.to_dict()
+def test_the_report_survives_json_and_comes_again_from_a_restored_decoder(study, decoder, report):
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
+    assert StepDecoder.restore(decoder.tensors(), decoder.settings()).score(study).to_dict() == report.to_dict()
 
 
 def test_one_question_without_gold_steps_has_decodes_and_no_scores(study, decoder):

@@ -10,6 +10,7 @@ from rim_probe.datasets.arithmetic import World, generate
 from rim_probe.probing import run
 from rim_probe.probing.artifacts import load_report
 from rim_probe.probing.probes import PROBES
+from rim_probe.probing.tables import format_headline
 from rim_probe.problems import read_problems, write_problems
 
 QUICK = "geometry"  # needs no answers and no controls of its own
@@ -43,14 +44,14 @@ def test_one_file_is_cut_in_three_and_leaves_a_report(small_checkpoint, files, t
         == 0
     )
     printed = capsys.readouterr().out
-    sections, provenance = load_report(out)
-    assert [section.name for section in sections] == [QUICK]
+    reports, provenance = load_report(out)
+    assert [report.name for report in reports] == [QUICK]
     assert {split: part["problems"] for split, part in provenance["data"].items()} == {
         "fit": 30,
         "choose": 12,
         "report": 18,
     }
-    assert sections[0].title in printed and "memory tokens" in printed  # the probe's tables, after the model's verdict
+    assert PROBES[QUICK].title in printed and "memory tokens" in printed  # the probe's tables, after the model's verdict
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     assert not out.with_name("probes.run").exists()
 
@@ -91,10 +92,10 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(small_checkpoint, fil
     with monkeypatch.context() as patch:
         patch.setattr(run, "PROBES", stopped)
         assert main(command) == 130
-    assert [section.name for section in load_report(out)[0]] == ["words"]
+    assert [report.name for report in load_report(out)[0]] == ["words"]
     capsys.readouterr()
     assert main(command) == 0
-    assert [section.name for section in load_report(out)[0]] == ["words", QUICK]
+    assert [report.name for report in load_report(out)[0]] == ["words", QUICK]
 
 
 def test_a_probe_that_cannot_run_does_not_stop_the_others(small_checkpoint, files, tmp_path, capsys):
@@ -102,7 +103,7 @@ def test_a_probe_that_cannot_run_does_not_stop_the_others(small_checkpoint, file
     assert main([*command, "--only", "adaptive", QUICK]) == 0  # the checkpoint has no cot model
     said = capsys.readouterr()
     assert "adaptive was not run" in said.err and "Traceback" not in said.err
-    assert QUICK in [section.name for section in load_report(tmp_path / "probes")[0]]
+    assert QUICK in [report.name for report in load_report(tmp_path / "probes")[0]]
     assert main([*command, "--only", "adaptive"]) == 2
     assert capsys.readouterr().err.strip().endswith("the reasons stand above.")
 
@@ -116,7 +117,8 @@ def test_a_card_gets_the_targets_and_sentences(small_checkpoint, files, tmp_path
     assert main(["probe", str(small_checkpoint), *three(files), *out]) == 0
     text = card.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- probe -->\n") and text.endswith("<!-- /probe -->\nafter\n")
-    assert load_report(tmp_path / "probes")[0][0].summary in text and "report 40" in text and "old" not in text
+    (report,), _ = load_report(tmp_path / "probes")
+    assert format_headline(report) in text and "report 40" in text and "old" not in text
 
 
 def test_one_question_before_and_after_probes_are_fitted(small_checkpoint, files, tmp_path, capsys):

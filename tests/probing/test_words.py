@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from rim_probe.decoding import answer_batch
 from rim_probe.errors import RiMError
@@ -13,9 +12,9 @@ from rim_probe.memory import MemoryLayout
 from rim_probe.probing import words
 from rim_probe.probing.capture import capture
 from rim_probe.probing.hooks import decoder_layers, num_layers
-from rim_probe.probing.section import Section
+from rim_probe.probing.results import Report, headline
 from rim_probe.probing.study import Study, observe
-from rim_probe.probing.words import carried_answers, carried_states, carried_words, same_words
+from rim_probe.probing.words import carried_answers, carried_states, carry, same_words
 from rim_probe.problems import Problem
 
 QUESTIONS = ["Anna has 3 apples.", "How many apples has she? 14 more", "3 + 14"]
@@ -24,6 +23,10 @@ QUESTIONS = ["Anna has 3 apples.", "How many apples has she? 14 more", "3 + 14"]
 def problem(number: int, steps: int = 2) -> Problem:
     chain = tuple(f"<<{number}+{i}={number + i}>>" for i in range(1, steps + 1))
     return Problem(f"Anna has {number} apples and buys more.", chain, str(number + steps))
+
+
+def carried_words(*given, **more):
+    return [answer.text for answer in carry(*given, **more)]
 
 
 def test_white_space_makes_no_difference_but_words_do():
@@ -62,9 +65,9 @@ def test_with_the_end_of_the_last_layer_the_first_word_is_the_donors(rim):
 def test_states_of_another_shape_are_refused_and_hooks_go_after_an_error(rim):
     held = capture(rim, QUESTIONS, attention=False)
     states = carried_states(held, 1, [1], ends=False)
-    with pytest.raises(RiMError, match="Carried states must be"):
+    with pytest.raises(RiMError, match="do not fit"):
         carried_words(rim, QUESTIONS[:2], states)
-    with pytest.raises((RuntimeError, RiMError)):
+    with pytest.raises(RiMError, match="do not fit"):
         carried_words(rim, QUESTIONS, {1: np.zeros((3, 1, 2, 5), np.float32)}, max_new_tokens=2)
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(rim))
 
@@ -106,7 +109,7 @@ def test_slots_of_another_shape_are_not_carried(make_rim):
 
 
 @pytest.fixture(scope="module")
-def section():
+def report():
     """A memory model that is its own stage 1, on problems that no random model can solve."""
     from conftest import tiny_rim
 
@@ -120,25 +123,48 @@ def section():
         yield words.score(study)
 
 
-def test_the_report_is_plain_data_and_carries_its_controls(section):
-    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))).name == "words"
-    readouts, carried = section.tables
-    assert readouts.header[3].startswith("control") and carried.header[2].startswith("control")
-    assert len(carried.rows) == 2 * len(words.CARRIED)
+def test_another_memory_is_carried_in_beside_the_question_asked(report):
+    score, control = headline(report)
+    assert (score.of, control.of) == ("the memory's step", "the asked step")
+    frame = report.frame()
+    carried = frame[frame.of == "the memory's step"].groupby("metric")["at carried"].nunique()
+    assert carried.tolist() == [4, 4]  # into another and into a neutral question: two states, one layer or all
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
 
 
-def test_own_memory_says_the_same_words_and_no_step_is_claimed_for_babble(section):
-    for found in section.data["carried"].values():
-        assert found["same: as unpatched"] == 1
-        assert found["same: own step"] == found["another: donor's step"] == 0
+def test_own_memory_says_the_same_words_and_no_step_is_claimed_for_babble(report):
+    frame = report.frame()
+    assert (frame[(frame.metric == words.SAME) & frame.of.str.contains("own")].value == 1).all()
+    assert (frame[frame.of.isin(["its step", "the memory's step"])].value == 0).all()
+    assert "cannot be told" in report.verdict
+
+
+def test_readouts_are_held_against_every_gold_step_and_another_problems(monkeypatch):
+    monkeypatch.setattr(words, "FEWEST_PROBLEMS", 2)
+    problems = [problem(n, 2) for n in range(3)]
+    said = [
+        SimpleNamespace(readouts=[SimpleNamespace(text=p.steps[1]), SimpleNamespace(text=p.answer)]) for p in problems
+    ]
+    study = SimpleNamespace(
+        models={"memory": None},
+        K=2,
+        problems=lambda split: problems,
+        answers=lambda role, split: said,
+        rng=lambda name: np.random.default_rng(0),
+    )
+    report = words.score(study)
+    score, control = headline(report)
+    assert (score.metric, score.estimate.value, control.estimate.value) == (words.STATES, 1, 0)
+    cells = report.frame().dropna(subset="at gold step").set_index(["at readout", "at gold step"]).value
+    assert dict(cells) == {(1, 1): 0, (1, 2): 1, (1, "answer"): 0, (2, 1): 0, (2, 2): 0, (2, "answer"): 1}
 
 
 def test_readouts_of_one_problem_count_as_one_for_the_interval():
-    outcomes = [True, False] * 20
+    outcomes = np.array([True, False] * 20)
     alone = words._problem_share(outcomes, range(40))
     together = words._problem_share(outcomes, [i % 2 + 2 * (i // 8) for i in range(40)])
     assert alone.value == together.value == 0.5 and (alone.n, together.n) == (40, 10)
-    none = words._problem_share([False] * 40, [i // 4 for i in range(40)])
+    none = words._problem_share(np.array([False] * 40), [i // 4 for i in range(40)])
     assert none.n == 10 and none.value == none.low == 0 and none.high > 0.2  # draws of equal outcomes do not vary
     assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
@@ -147,18 +173,3 @@ def test_problems_of_one_step_are_refused_in_a_sentence():
     study = SimpleNamespace(problems=lambda split: [problem(3, steps=1)])
     with pytest.raises(RiMError, match="two steps or more"):
         words.score(study)
-
-
-def test_partners_have_as_many_steps_and_share_none():
-    problems = [problem(n, steps) for n in range(6) for steps in (1, 2)]
-    partners = words._partners(problems, np.random.default_rng(0))
-    for own, other in zip(problems, (problems[i] for i in partners), strict=True):
-        assert len(own.steps) == len(other.steps) and not set(own.steps) & set(other.steps)
-
-
-def test_bfloat16_states_are_carried_as_they_are(make_rim):
-    rim = make_rim(num_blocks=1)
-    rim.model.to(torch.bfloat16)
-    held = capture(rim, QUESTIONS, attention=False)
-    plain = [answer.text for answer in answer_batch(rim, QUESTIONS, "memory", max_new_tokens=3)]
-    assert carried_words(rim, QUESTIONS, carried_states(held, 1, [1, 2], ends=True), max_new_tokens=3) == plain

@@ -1,6 +1,6 @@
 """What each part of the nearest step adds, on split "choose" alone: the table of docs/nearest-step.md.
 
-python -m scripts.ablate_nearest_step checkpoints/rim-tiny FIT CHOOSE FIT_HELDOUT CHOOSE_HELDOUT     (problem files)
+python -m tools.ablate_nearest_step checkpoints/rim-tiny FIT CHOOSE FIT_HELDOUT CHOOSE_HELDOUT     (problem files)
 """
 
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.linear_model import Ridge
 
 from rim_probe.probing.linear import Inputs
-from rim_probe.probing.nearest_step import fit as fitting
+from rim_probe.probing.nearest_step import search as fitting
 from rim_probe.probing.nearest_step.formula import StepMap, StepSpace, read_steps, step_space
 from rim_probe.probing.study import HELD_OUT, SPLITS, Study, load_models
 from rim_probe.problems import read_problems
