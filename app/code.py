@@ -44,12 +44,13 @@ def python(run: Run, panel: str, view: Mapping[str, str], place: str) -> str:
         called = _call(["models['memory']", "question", repr(actions)], options, plain=3)
         lines.append(f"reading['surgery'] = operate({called})")
     if run.counterfactual is not None:
-        imports.append("from rim_probe.probing.trial import problem_from, try_counterfactual")
+        imports += ["from rim_probe.probing.trial import try_counterfactual", "from rim_probe.problems import Problem"]
         tested = run.counterfactual["blocks"]
         options = {"num_blocks": run.num_blocks, "seed": run.seed}
         options |= {"block": tested[0]} if len(tested) == 1 else {}
-        lines.append(f"problem = problem_from(question, {list(run.steps)!r}, reading['chain'], {run.gold!r})")
+        lines.append(f"problem = Problem(question, {tuple(run.steps)!r}, {run.gold or ''!r})")
         called = _call(["models['memory']", "problem", repr(claims(run.reading))], options, plain=3)
+        called += ", steps=reading['chain']"
         lines.append(f"reading['counterfactual'] = try_counterfactual({called})")
     lines.append(f"draw({_call(['reading', panel], chosen, plain=1)}).save({panel + '.html'!r})")
     return "\n".join([*imports, "", *lines]) + "\n"

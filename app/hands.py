@@ -18,6 +18,7 @@ from rim_probe.errors import RiMError
 from rim_probe.plots import view_of
 from rim_probe.plots.surgery import ACTIONS, parse
 from rim_probe.probing.matches import claims
+from rim_probe.problems import Problem
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,10 @@ def _operate(loaded: Loaded, question: str, actions: Mapping[int | str, str], **
 
 
 def _try_claim(loaded: Loaded, reading: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    from rim_probe.probing.trial import problem_from, try_counterfactual
+    from rim_probe.probing.trial import try_counterfactual
 
-    problem = problem_from(reading["question"], reading["steps"], reading["chain"], reading["gold"])
-    return try_counterfactual(loaded.models["memory"], problem, claims(reading), **options)
+    problem = Problem(reading["question"], tuple(reading["steps"]), reading["gold"] or "")
+    return try_counterfactual(loaded.models["memory"], problem, claims(reading), steps=reading["chain"], **options)
 
 
 @dataclass

@@ -99,7 +99,7 @@ class GlassBox:
         return draw_problems(seed, n, split)
 
 
-def glassbox(*, trained: bool = True, confused_by: int | None = None) -> GlassBox:
+def glassbox(*, trained: bool = True, confused_by: int | None = None, memory_share: float = 1.0) -> GlassBox:
     """The glass box, float32 on the CPU, the same every time.
 
     Args:
@@ -107,6 +107,8 @@ def glassbox(*, trained: bool = True, confused_by: int | None = None) -> GlassBo
             `RiM.attach` leaves them, so its slots hold nothing and its readouts say nothing.
         confused_by: a result that always comes out one too high. Its block knows: it and all that build on it hold
             `doubt`, so readout k is wrong exactly where the slots and the end of block k do. For probes of correctness.
+        memory_share: below 1 there is a bypass: the question's numbers work the steps out as well, and the answer takes
+            this share of its result from the last block's slot, the rest from the question. For tests of causes.
     """
     tokenizer = word_tokenizer(VOCABULARY)
     config = GPT2Config(
@@ -131,6 +133,8 @@ def glassbox(*, trained: bool = True, confused_by: int | None = None) -> GlassBo
         for block in SLOTS:
             _write_block(model, block, confused_by)
         _write_ends(model, tokenizer)
+        if memory_share < 1:
+            _write_bypass(model, memory_share)
         _ground(model)
         rim = RiM.attach(model, tokenizer, LAYOUT, name="glass box" if trained else "glass box before training")
         if trained:
@@ -189,6 +193,25 @@ def _write_ends(model: GPT2LMHeadModel, tokenizer) -> None:
     for digit in range(10):
         head[tokenizer.convert_tokens_to_ids(str(digit)), DIMS["result"][digit]] = 20
     head[tokenizer.eos_token_id, DIMS["digit"]] = 20
+
+
+def _write_bypass(model: GPT2LMHeadModel, memory_share: float) -> None:
+    """The number on the right of operation k does what block k does, in the same layer by the same heads and gates.
+
+    The end of the last block reads the last of them beside its slot; the difference of both scores sets the share.
+    """
+    for block, layer in HELD_LAYER.items():
+        left, source = (START, "digit") if block == 1 else (RIGHT[block - 1], "result")
+        _attend(model, layer, 0, "digit", {RIGHT[block]: left}, source, "left")
+        _attend(model, layer, 1, "digit", {RIGHT[block]: OPERATOR[block]}, "sign", "operator")
+        _attend(model, layer, 2, "digit", {RIGHT[block]: RIGHT[block]}, "digit", "right")
+        gates = model.transformer.h[layer - 1].mlp.c_fc.weight
+        gates[[*DIMS["digit"], DIMS["position"][RIGHT[block]]]] = 1
+    last = max(ENDS)
+    _attend(model, END_LAYER, 0, "is_end", {ENDS[last]: RIGHT[last]}, "result", "result")
+    query = model.transformer.h[END_LAYER - 1].attn.c_attn.weight
+    odds = math.log(memory_share / (1 - memory_share)) * math.sqrt(PLACES) if memory_share else -_STRENGTH
+    query[DIMS["position"][ENDS[last]], SLOTS[last][0]] += odds
 
 
 # ---------------------------------------------------------------------------------------------------- the assembler

@@ -131,6 +131,8 @@ def counterfactual_verdict(result: Mapping[str, Any]) -> tuple[str, str]:
         f"If {blocks} {hold} {plain_step(result['claimed'])}, putting in {plain_step(result['brought'])} must turn the "
         f"answer from {own} into {expected}; the model said {said}."
     )
+    if result.get("steps_from") == "chain of thought":
+        text += " (The steps are those that chain of thought wrote.)"
     text += f" The control, {control['what'].removesuffix(' instead')}: {control['said']}." if control else ""
     if result["came"] and same:
         return "As predicted, but with the control as well: this pair shows nothing.", text

@@ -48,6 +48,7 @@ Counterfactual = form(
     format=Literal["rim-probe-counterfactual/1"],
     problem=Worked,
     partner=Worked,
+    steps_from=NotRequired[Literal["gold", "chain of thought"]],
     change=str,
     step=Annotated[int, Field(ge=1, le=100)],
     blocks=Blocks,

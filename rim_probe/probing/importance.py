@@ -80,7 +80,7 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
             for layer, block in grid
         ]
         scores = patcher.score(single + _everything(source, patcher, held, strangers[0], rng))
-        found = np.stack([(scores.clean - scores.log_probability)[:, 0, 0].numpy(), *scores.says[:, 0].numpy().T])
+        found = np.stack([(scores.clean - scores.log_probability)[:, 0].numpy(), *scores.says.numpy().T])
         by_origin = found[:, : len(single)].reshape(3, 2 + donors, len(layers), len(blocks))
         cells.append([by_origin[:, 0], by_origin[:, 1], by_origin[:, 2:].mean(axis=1)])
         whole.append(found[:, len(single) :])

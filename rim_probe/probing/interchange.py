@@ -1,94 +1,77 @@
-"""The interchange test: a block is claimed to hold step t; taken from a partner problem, it must change the answer to
-what the problem's own equations predict.
+"""The interchange test: block t is claimed to hold step t; its slots, taken from a partner problem, must change the
+answer to what the problem's own equations predict. And the bypass test: which routes lead to the answer at all.
 
-Method (interchange intervention: Geiger et al. 2021, arXiv:2106.02997):
-1. Pairs: for each problem a partner with one number of the question changed (`equations.counterfactual`); the number
-   enters at step t. Only pairs count in which the model answers both problems right at the readout looked at.
-2. The states of the blocks claimed to hold step t are taken from the partner's run, the question stays. Success: the
-   model now says exactly the answer that the equations give with the partner's result of step t.
-3. The token where the answer is read is never swapped: it would carry the partner's answer over whatever the blocks
-   hold. Swapped at one middle layer, chosen on `choose`, it is the positive control: the layers after it still read the
-   problem's own question and blocks, so that it may fail. At all layers it succeeds by construction, the last layer
-   being what the answer is read from: that row shows no more than that the hook writes.
-4. What is swapped (the claimed blocks, all from the claimed ones on, all), at which layer (one, or all), which
-   positions (slots, or the whole block) and which readout is looked at, is chosen on the split `choose` among cells of
-   claimed blocks, and reported on `report`; so is, apart, the best joint swap.
-5. The strict test: a partner with a second number changed in a later step, so that whoever copies the partner's answer
-   fails. Here the wrong blocks are swapped: as many, none of them claimed for step t, nor for a step between the two
-   changes, whose result is the predicted one by right. (With one changed number every later block may succeed by right:
-   what follows from the change is what it should hold. That control is shown, too.)
-6. Further controls on the same pairs: the claimed blocks from a random other problem (same prediction).
-7. The same search on the stage-1 model, where there is one: its blocks were trained to state the steps.
+Method (interchange intervention: Geiger et al. 2021, arXiv:2106.02997; attention knockout: Geva et al. 2023,
+arXiv:2304.14767):
+1. Pairs: for each problem a partner with one number of the question changed, which enters step t; t is drawn evenly
+   (`equations.counterfactual`). Only pairs count in which the model answers both problems right, after the last block.
+2. The slots of block t get the partner's states, at all layers; the question stays. Success: the model says exactly the
+   answer that the equations give with the partner's result of step t.
+3. Controls on the same pairs: the slots from a random other problem. Strict pairs: a second number differs in a later
+   step, so that whoever copies the partner's answer fails. On these as many other blocks are swapped, none of them
+   claimed for step t nor for a step between the two changes, whose result is the predicted one by right.
+4. For comparison the end of block t alone, single layers, each block at each step, and the same test on the stage-1
+   model and on a memory of the paper's two stages where they are.
+5. Bypass: routes to the answer's tokens are cut by the attention mask in all layers (`patching.CUTS`). An answer that
+   survives without the memory has another route. With the question cut, the swap of step 2 is made once more, and so
+   is that of the whole memory (all that the cut hides): a copy nobody reads shows only then. Controls: a random
+   problem's states, and both routes cut.
+6. The verdict is computed from these (`route`).
 
-Knows pairs, swaps and their outcomes. Knows nothing of how claims are found (see the nearest-step decoder) and how the
-result is told (see `interchange_report`).
+Knows pairs, swaps, cuts and their outcomes. Knows nothing of how claims are found (see the nearest-step decoder).
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from rim_probe.equations import Partner, counterfactual, value_bounds
 from rim_probe.errors import RiMError
 from rim_probe.evaluation import can_ask
 from rim_probe.model import RiM
 from rim_probe.probing.hooks import layers_told, spread_layers
-from rim_probe.probing.interchange_report import section
 from rim_probe.probing.patching import Edit, Patcher
-from rim_probe.probing.section import Estimate, Section, proportion_estimate
+from rim_probe.probing.results import Estimate, Goal, Report, Result, is_clear, mean_estimate, proportion_estimate
 from rim_probe.probing.study import Study
 from rim_probe.problems import Problem
 
-CHOOSE_PAIRS = 150
-REPORT_PAIRS = 1000
-HEATMAP_PAIRS = 300
-FEWEST_PAIRS = 20  # a cell that is answered right in fewer pairs of `choose` cannot be chosen
-FAMILIES = {
-    "claimed": "the blocks claimed",
-    "from": "all blocks from the first claimed on",
-    "all": "all blocks",
+PAIRS = 1000
+COMPARED_PAIRS = 300  # of the models beside the memory model
+FEWEST_PAIRS = 20  # with fewer nothing is said of routes
+LEAST_EXCESS = 0.1  # a route that keeps fewer answers right than this is none worth the name
+COMPARED = {"stage1": "stage-1 model", "paper": "paper's two stages"}
+PREDICTED, KEPT, COPIED = "says the predicted answer", "keeps its own answer", "says the partner's answer"
+WHOLE, CUT = f"{PREDICTED}, whole memory", f"{PREDICTED}, question cut from the answer"
+RIGHT, EXCESS = "answers right", "answers right, more than with both routes cut"
+ONE, STRICT = "one number changed", "a second, later number changed"
+SWAP, RANDOM, WRONG = "slots of block t", "slots of block t from a random problem", "slots of as many other blocks"
+MEMORY, MEMORY_RANDOM = "whole memory", "whole memory from a random problem"
+FLOORS = {name: f"{name}, both cut from the answer" for name in (SWAP, MEMORY)}
+CONTROLS = {RANDOM, MEMORY_RANDOM, WRONG, *FLOORS.values()}
+ROUTES_CUT = {  # what is cut, as the results call it -> names of `patching.CUTS`
+    "nothing cut": (),
+    "memory cut from the answer": ("memory",),
+    "question cut from the answer": ("question",),
+    "both cut from the answer": ("question", "memory"),
+    "slots hidden": ("slots",),
+    "block ends hidden": ("ends",),
 }
-POSITIONS = {"slots": "slots", "block": "whole block but the token where the answer is read"}
-READ_TOKEN = "read token"  # the family of the positive control: the end token of the readout's own block
-OWN, PREDICTED, PARTNER = range(3)  # the answers followed: the index of what was said
+BOTH = "both cut from the answer"
+GOALS = {
+    (PREDICTED, SWAP, ONE): Goal(">=", 0.95),
+    (PREDICTED, SWAP, STRICT): Goal(">=", 0.85),
+    (PREDICTED, WRONG, STRICT): Goal("<=", 0.03),
+    (RIGHT, "slots hidden", "all"): Goal("<=", 0.45),
+}
+GOAL_MIDDLE = Goal(">=", 0.75)  # at step 2 of 3
+
+Said = np.ndarray
+"""bool [3]: whether the predicted, its own, the partner's answer is said."""
 
 
-class Cell(NamedTuple):
-    """One way to swap: which blocks, at which layer (None: all of 1..L), which positions, and the readout looked at."""
-
-    family: str
-    layer: int | None
-    positions: str
-    readout: int
-
-    def __str__(self) -> str:
-        where = "all layers" if self.layer is None else f"layer {self.layer}"
-        return f"{FAMILIES[self.family]}, {where}, {POSITIONS[self.positions]}, readout {self.readout}"
-
-
-class Swap(NamedTuple):
-    """A swap spelled out: blocks 1..K, one layer or None, positions, and the readout looked at."""
-
-    blocks: tuple[int, ...]
-    layer: int | None
-    positions: str
-    readout: int
-
-
-class Outcome(NamedTuple):
-    """What a swap came to: the problem's index in its split, the step the changed number enters at, and whether its
-    own, the predicted, the partner's answer was said (bool [3])."""
-
-    index: int
-    step: int
-    said: np.ndarray
-
-
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A problem, its partner, and which problem of the split it is."""
 
     index: int
@@ -96,75 +79,264 @@ class Pair:
     partner: Partner
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Both clean runs of a pair; `right` [K]: both problems answered right at readout k."""
+class Run(NamedTuple):
+    """A pair answered right both times: both clean runs, and what is said to each swap by its name."""
 
     pair: Pair
     clean: Patcher
     donor: Patcher
-    right: np.ndarray
+
+    def cut(self, *routes: str) -> Patcher:
+        """The problem's clean run with routes cut."""
+        return Patcher(self.clean.rim, self.clean.question, self.clean.targets, num_blocks=self.clean.K, cut=routes)
+
+    def says(self, swaps: Mapping, clean: Patcher | None = None) -> dict:
+        """What is said under each swap (lists of edits), by the problem's clean run or another one of it."""
+        found = (clean or self.clean).score(list(swaps.values())).says.numpy()
+        return dict(zip(swaps, found, strict=True))
 
 
-def score(
-    study: Study,
-    claims: Mapping[int, Sequence[int]] | None = None,
-    *,
-    choose_pairs: int = CHOOSE_PAIRS,
-    report_pairs: int = REPORT_PAIRS,
-    heatmap_pairs: int = HEATMAP_PAIRS,
-) -> Section:
-    """The interchange test on the split `report`, its cell chosen on `choose`.
+def score(study: Study, claims: Mapping[int, Sequence[int]] | None = None, *, pairs: int = PAIRS) -> Report:
+    """Both tests on the split `report`; nothing is fitted or chosen.
 
     Args:
-        claims: step t (1-based) -> the blocks claimed to hold it, from a decoder fitted and chosen on other splits; by
-            default block t for step t.
-        choose_pairs, report_pairs, heatmap_pairs: how many pairs at most; the heat maps take the first of `report`.
+        claims: step t (1-based) -> the blocks claimed to hold it; by default block t for step t.
+        pairs: how many pairs of each kind at most, and how many problems of the bypass test.
 
     Raises:
         RiMError: claims about blocks that do not exist, or no pair whose problems are both answered right.
     """
-    rim = study.models["memory"]
     claims = _checked(claims, study)
-    bounds = value_bounds(study.problems("fit"))
-    pairs = {
-        split: _pairs(study, split, claims, bounds, limit)
-        for split, limit in (("choose", choose_pairs), ("report", report_pairs))
-    }
-    cells, controls = _cells(study), _control_cells(study)
-    searched = _search(study, rim, pairs["choose"], claims, [*cells, *controls])
-    control = {cell: searched.pop(cell) for cell in controls}
-    chosen = best(searched, [cell for cell in cells if cell.family == "claimed"])
-    joint = best(searched, [cell for cell in cells if cell.family != "claimed"])
-    read = best(control, [cell for cell in controls if cell.readout == chosen.readout])
-    outcomes, heat = _report(study, rim, pairs["report"], claims, (chosen, joint, read), heatmap_pairs)
-    outcomes |= _strict(study, rim, claims, bounds, chosen, report_pairs)
-    stage1 = {}
-    if "stage1" in study.models:
-        found = _search(study, study.models["stage1"], pairs["choose"], claims, cells)
-        if any(estimate.n for estimate in found.values()):
-            stage1 = {cell: found[cell] for cell in _best_of_kinds(found)}
-    results = Results(
-        claims=claims,
-        layers=cells_layers(study),
-        looked=layers_told(cells_layers(study)[:-1], range(1, study.layers[-1])),
-        num_blocks=study.K,
-        counts={f"{split} pairs": len(found) for split, found in pairs.items()},
-        searched=searched,
-        best_of_kinds=_best_of_kinds(searched),
-        stage1=stage1,
-        chosen=chosen,
-        joint=joint,
-        read=read,
-        outcomes=outcomes,
-        heat=heat,
+    rim = study.models["memory"]
+    results = measure(study, rim, claims, pairs)
+    results += _where(study, rim, claims, min(pairs, COMPARED_PAIRS))
+    if not results[0].estimate.n:
+        raise RiMError("No pair of problems is answered right both times, so there is nothing to interchange.")
+    for role, name in COMPARED.items():
+        if role in study.models:
+            results += measure(study, study.models[role], claims, min(pairs, COMPARED_PAIRS), f"{name}: ")
+    found = route(results)
+    counts = {group: _of(results, PREDICTED, SWAP, group).n for group in (ONE, STRICT)}
+    return Report(
+        "interchange",
+        results,
+        {"problems": min(pairs, len(study.problems("report")))} | {f"pairs, {group}": n for group, n in counts.items()},
+        {
+            "claims": {str(t): list(blocks) for t, blocks in claims.items()},
+            "readout": study.K,
+            "layers": "all",
+            "single layers": layers_told(_layers(study), study.layers[1:-1]),
+            "route": found,
+            "seed": study.seed,
+        },
+        verdict=tell(found, results),
     )
-    return section(results, study.seed)
+
+
+# ---------------------------------------------------------------------------------------------------------- the routes
+
+
+def signs(results: Sequence[Result]) -> dict[str, bool]:
+    """What the tests show.
+
+    claim     on strict pairs the slots of block t give the predicted answer more often than other blocks' do
+    follows   a swap (block t's slots, or the whole memory) gives the predicted answer more often than that from a
+              random problem does
+    holds     so it does with the question cut, also more often than with both routes cut
+    alone     with the question cut more answers stay right than with both routes cut
+    bypass    with the memory cut more answers stay right than with both routes cut
+    closed    so few that there is no bypass: less than `LEAST_EXCESS`
+
+    The first three compare shares, whose intervals have to lie apart, the others the interval of the paired difference.
+    """
+
+    def beats(metric: str, swap: str, control: str, group: str = ONE) -> bool:
+        return is_clear(_of(results, metric, swap, group), _of(results, metric, control, group))
+
+    alone, bypass = (
+        _of(results, EXCESS, f"{cut} cut from the answer", "answered right") for cut in ("question", "memory")
+    )
+    pairs = {SWAP: RANDOM, MEMORY: MEMORY_RANDOM}
+    return {
+        "claim": beats(PREDICTED, SWAP, WRONG, STRICT),
+        "follows": beats(PREDICTED, SWAP, RANDOM) or beats(WHOLE, MEMORY, MEMORY_RANDOM),
+        "holds": any(beats(CUT, swap, control) and beats(CUT, swap, FLOORS[swap]) for swap, control in pairs.items()),
+        "alone": alone.low > 0,
+        "bypass": bypass.low > 0,
+        "closed": bypass.high < LEAST_EXCESS,
+    }
+
+
+def route(results: Sequence[Result]) -> str:
+    """Which route to the answer the memory is: "only", "one of two", "none", or "unknown"."""
+    if _of(results, PREDICTED, SWAP, ONE).n < FEWEST_PAIRS:
+        return "unknown"
+    shown = signs(results)
+    if shown["closed"] and shown["follows"]:
+        return "only"
+    if shown["bypass"] and (shown["follows"] or shown["holds"]):
+        return "one of two"
+    return "none" if shown["bypass"] and not shown["alone"] else "unknown"
+
+
+def tell(found: str, results: Sequence[Result]) -> str:
+    """The verdict in one or two sentences."""
+
+    def share(metric: str, of: str, group: str = ONE) -> str:
+        estimate = _of(results, metric, of, group)
+        return f"{estimate.value:.1%}" if estimate.n else "no pair"
+
+    def swapped(slots: str, memory: str) -> str:
+        told = f"the slots of block t in {share(slots, SWAP)} (random {share(slots, RANDOM)})"
+        return f"{told}, the whole memory in {share(memory, MEMORY)} (random {share(memory, MEMORY_RANDOM)})"
+
+    most = max(_of(results, PREDICTED, SWAP, ONE).value, _of(results, WHOLE, MEMORY, ONE).value)
+    start = {
+        "only": "The memory is the only route to the answer",
+        "one of two": "The memory is one of two routes to the answer, which takes the "
+        + ("memory" if most >= 0.5 else "question"),
+        "none": "The memory is not a route to the answer",
+        "unknown": "The test is too weak to tell which routes lead to the answer",
+    }[found]
+    right = [share(RIGHT, of, "answered right") for of in ("memory cut from the answer", BOTH)]
+    return (
+        f"{start}: taken from a partner, these give the predicted answer: {swapped(PREDICTED, WHOLE)}; with the "
+        f"question cut, {swapped(CUT, CUT)}. With the memory cut {right[0]} of right answers stay right (both cut "
+        f"{right[1]})."
+    )
+
+
+def _of(results: Sequence[Result], metric: str, of: str, group: str) -> Estimate:
+    """The estimate of the memory model that stands at no place."""
+    key = metric, of, group
+    return next(r.estimate for r in results if (r.metric, r.of, r.group) == key and not r.place)
+
+
+# ----------------------------------------------------------------------------------------------------------- the tests
+
+
+def whole(clean: Patcher, states: Tensor) -> list[Edit]:
+    """All memory tokens but the answer's own, the end of the last block, put in at all layers."""
+    every, last = range(clean.block_length), clean.K
+    return clean.edits(states, range(1, last), positions=every) + clean.edits(states, [last], positions=every[:-1])
+
+
+def measure(
+    study: Study, rim: RiM, claims: Mapping[int, Sequence[int]], pairs: int = PAIRS, model: str = ""
+) -> list[Result]:
+    """The interchange and the bypass test of one model, as `score`; `model` begins the names of what is measured."""
+    return _interchange(study, rim, claims, pairs, model) + _bypass(study, rim, pairs, model)
+
+
+def _interchange(study, rim: RiM, claims, limit: int, model: str) -> list[Result]:
+    """Swap and controls on pairs that differ in one number, strict pairs, and the swap with routes cut."""
+    problems, bounds = study.problems("report"), value_bounds(study.problems("fit"))
+    names = SWAP, RANDOM, MEMORY, MEMORY_RANDOM
+    one, cut, strict, steps = _Outcomes(*names), _Outcomes(*names, *FLOORS.values()), _Outcomes(SWAP, WRONG), {}
+    for run in _runs(study, rim, _pairs(study, rim, claims, bounds, limit)):
+        index, problem, partner = run.pair
+        blocks, rng = claims[partner.step], np.random.default_rng([study.seed, index])
+        stranger = Patcher(rim, problems[_another(len(problems), index, rng)].question, num_blocks=study.K)
+        swaps = {
+            SWAP: run.clean.edits(run.donor.memory, blocks),
+            RANDOM: run.clean.edits(stranger.memory, blocks),
+            MEMORY: whole(run.clean, run.donor.memory),
+            MEMORY_RANDOM: whole(run.clean, stranger.memory),
+        }
+        one.add(said := run.says(swaps))
+        steps.setdefault((len(problem.steps), partner.step), []).append(said[SWAP][0])
+        cut.add(run.says(swaps, run.cut("question")))
+        floors = run.says({name: swaps[name] for name in FLOORS}, run.cut("question", "memory"))
+        cut.add({FLOORS[name]: row for name, row in floors.items()})
+    for run in _runs(study, rim, _pairs(study, rim, claims, bounds, limit, two_numbers=True)):
+        index, _, partner = run.pair
+        by_right = {block for t in range(partner.step, partner.second.step) for block in claims.get(t, ())}
+        chosen = {SWAP: claims[partner.step], WRONG: _others(study.K, by_right, len(claims[partner.step]), index)}
+        swaps = {name: run.clean.edits(run.donor.memory, blocks) for name, blocks in chosen.items() if blocks}
+        strict.add(run.says(swaps))
+    results = one.results(model + PREDICTED, ONE, 0, (SWAP, RANDOM)) + strict.results(model + PREDICTED, STRICT, 0)
+    results += one.results(model + WHOLE, ONE, 0, (MEMORY, MEMORY_RANDOM)) + cut.results(model + CUT, ONE, 0)
+    results += one.results(model + KEPT, ONE, 1) + strict.results(model + KEPT, STRICT, 1)
+    results += strict.results(model + COPIED, STRICT, 2)
+    for (count, step), found in sorted(steps.items()):
+        goal = GOAL_MIDDLE if (count, step) == (3, 2) and not model else None
+        told, place = f"{count} steps" if count > 1 else "1 step", {"changed step": step}
+        results.append(Result(model + PREDICTED, SWAP, proportion_estimate(found), group=told, place=place, goal=goal))
+    return results
+
+
+def _where(study, rim: RiM, claims, limit: int) -> list[Result]:
+    """The end of block t alone, single layers, and every block at every step."""
+    outcomes: dict[tuple[str, tuple], list[bool]] = {}
+    for run in _runs(study, rim, _pairs(study, rim, claims, value_bounds(study.problems("fit")), limit)):
+        step, clean, memory = run.pair.partner.step, run.clean, run.donor.memory
+        end = clean.block_length - 1
+        # The end of the last block is the answer's own token: written, it would bring the partner's answer along.
+        ends = [block for block in claims[step] if block < study.K]
+        swaps = {("end of block t", ()): clean.edits(memory, ends, positions=[end])} if ends else {}
+        for layer in _layers(study):
+            swaps[SWAP, (("layer", layer),)] = clean.edits(memory, claims[step], [layer])
+        for block in range(1, study.K + 1):
+            swaps["slots of one block", (("changed step", step), ("block", block))] = clean.edits(memory, [block])
+        for key, said in run.says(swaps).items():
+            outcomes.setdefault(key, []).append(said[0])
+    return [
+        Result(PREDICTED, of, proportion_estimate(found), group=ONE, place=dict(place))
+        for (of, place), found in sorted(outcomes.items(), key=lambda item: item[0][1])
+    ]
+
+
+def _bypass(study, rim: RiM, limit: int, model: str) -> list[Result]:
+    """Accuracy with routes cut, of all problems and of those answered right with nothing cut."""
+    said = []
+    for problem in study.progress(study.problems("report")[:limit], f"bypass {model}".strip(": ")):
+        target = [rim.encoder.answer_ids(problem.answer)]
+        cuts = (Patcher(rim, problem.question, target, num_blocks=study.K, cut=cut) for cut in ROUTES_CUT.values())
+        said.append([bool(clean.says[0]) for clean in cuts])
+    right, results = np.array(said).reshape(-1, len(ROUTES_CUT)), []
+    for group, rows in (("all", right), ("answered right", right[right[:, 0]])):
+        for name, column in zip(ROUTES_CUT, rows.T, strict=True):
+            role, goal = "control" if name == BOTH else "score", GOALS.get((model + RIGHT, name, group))
+            if group == "all" or name != "nothing cut":
+                results.append(Result(model + RIGHT, name, proportion_estimate(column), role, group=group, goal=goal))
+    column = {name: rows[:, i].astype(float) for i, name in enumerate(ROUTES_CUT)}
+    return results + [
+        Result(model + EXCESS, name, mean_estimate(column[name] - column[BOTH]), group="answered right")
+        for name in ("memory cut from the answer", "question cut from the answer")
+    ]
+
+
+class _Outcomes(dict[str, list[Said]]):
+    """What was said under each swap, by its name."""
+
+    def __init__(self, *names: str):
+        super().__init__({name: [] for name in names})
+
+    def add(self, said: Mapping[str, Said]) -> None:
+        for name, row in said.items():
+            self[name].append(row)
+
+    def results(self, metric: str, group: str, column: int, names: Iterable[str] = ()) -> list[Result]:
+        """The share of pairs in which answer `column` was said; goals are those of the memory model's own metrics."""
+        return [
+            Result(
+                metric,
+                name,
+                proportion_estimate(row[column] for row in self[name]),
+                "control" if name in CONTROLS else "score",
+                group=group,
+                goal=GOALS.get((metric, name, group)),
+            )
+            for name in names or self
+        ]
+
+
+# ----------------------------------------------------------------------------------------------------------- the pairs
 
 
 def _checked(claims: Mapping[int, Sequence[int]] | None, study: Study) -> dict[int, tuple[int, ...]]:
     if claims is None:
-        longest = max(len(problem.steps) for problem in study.problems("choose"))
+        longest = max(len(problem.steps) for problem in study.problems("report"))
         if longest == 0:
             raise RiMError("The problems have no steps, so nothing is claimed about blocks; give problems with steps.")
         claims = {t: [t] for t in range(1, min(longest, study.K) + 1)}
@@ -173,218 +345,37 @@ def _checked(claims: Mapping[int, Sequence[int]] | None, study: Study) -> dict[i
     return {t: tuple(sorted(set(blocks))) for t, blocks in claims.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------- pairs
-
-
-def _pairs(study, split, claims, bounds, limit, *, two_numbers: bool = False) -> list[Pair]:
-    """At most `limit` pairs whose step is claimed to be held somewhere, in the order of the split."""
-    rim, found = study.models["memory"], []
-    for index, problem in enumerate(study.problems(split)):
-        rng = np.random.default_rng([study.seed, index, two_numbers])
-        partner = counterfactual(problem, rng, bounds, two_numbers=two_numbers)
-        if partner is None or partner.step not in claims:
-            continue
-        if not can_ask(rim, partner.problem.question, "memory", study.K):
-            continue
-        found.append(Pair(index, problem, partner))
+def _pairs(study, rim: RiM, claims, bounds, limit: int, *, two_numbers: bool = False) -> list[Pair]:
+    """At most `limit` pairs whose changed number enters at a claimed step, in the order of the split."""
+    found: list[Pair] = []
+    for index, problem in enumerate(study.problems("report")):
         if len(found) == limit:
             break
+        rng = np.random.default_rng([study.seed, index, two_numbers])
+        steps = rng.permutation([t for t in claims if t <= len(problem.steps)]).tolist()
+        drawn = (counterfactual(problem, rng, bounds, step=t, two_numbers=two_numbers) for t in steps)
+        partner = next((one for one in drawn if one is not None), None)
+        if partner and can_ask(rim, partner.problem.question, "memory", study.K):
+            found.append(Pair(index, problem, partner))
     return found
 
 
-def _runs(study: Study, rim: RiM, pairs: Sequence[Pair], label: str) -> Iterator[_Run]:
-    """The clean runs of every pair that is answered right at some readout."""
-    readouts = range(1, study.K + 1)
-    for pair in study.progress(pairs, label):
-        partner = pair.partner.problem
-        answers = (pair.problem.answer, pair.partner.predicted, partner.answer)
+def _runs(study, rim: RiM, pairs: Sequence[Pair]) -> Iterator[Run]:
+    """The clean runs of every pair whose problems are both answered right; targets: predicted, own, partner's."""
+    for pair in study.progress(pairs, "interchange"):
+        _, problem, partner = pair
+        answers = partner.predicted, problem.answer, partner.problem.answer
         targets = [rim.encoder.answer_ids(answer) for answer in answers]
-        clean = Patcher(rim, pair.problem.question, targets, readouts=readouts, num_blocks=study.K)
-        donor = Patcher(rim, partner.question, targets[2:], readouts=readouts, num_blocks=study.K)
-        right = (clean.says[:, OWN] & donor.says[:, 0]).numpy()
-        if right.any():
-            yield _Run(pair, clean, donor, right)
+        clean = Patcher(rim, problem.question, targets, num_blocks=study.K)
+        if clean.says[1]:
+            donor = Patcher(rim, partner.problem.question, targets[2:], num_blocks=study.K)
+            if donor.says[0]:
+                yield Run(pair, clean, donor)
 
 
-# ---------------------------------------------------------------------------------------------------------------- swaps
-
-
-def _places(swap: Swap, clean: Patcher) -> tuple[tuple[int, int], ...]:
-    """(block, position) of all that a swap writes; the end of the readout's block only where ends are asked for."""
-    last = clean.block_length - 1
-    if swap.positions == "end":
-        return tuple((block, last) for block in swap.blocks)
-    positions = range(1, last) if swap.positions == "slots" else range(last + 1)
-    return tuple((block, p) for block in swap.blocks for p in positions if (block, p) != (swap.readout, last))
-
-
-def swapped(clean: Patcher, swaps: Sequence[Swap], memories: Sequence[torch.Tensor]) -> np.ndarray:
-    """What is said at each swap's readout when its states come from `memories[i]` [L + 1, K, M + 2, d].
-
-    Returns:
-        bool [n, A], whether each of the patcher's target answers is said; its readouts must be 1 to K.
-    """
-    keys = [(_places(swap, clean), swap.layer, id(memory)) for swap, memory in zip(swaps, memories, strict=True)]
-    memory_of = {id(memory): memory for memory in memories}
-    rows = {key: i for i, key in enumerate(dict.fromkeys(keys))}  # another readout of the same states: the same row
-    edits = []
-    for places, layer, memory in rows:
-        columns = torch.cat([clean.columns(block, [position]) for block, position in places])
-        blocks, positions = (torch.tensor(index) for index in zip(*places, strict=True))
-        layers = range(1, len(clean.memory)) if layer is None else [layer]
-        edits.append([Edit(x, columns, memory_of[memory][x, blocks - 1, positions]) for x in layers])
-    says = clean.score(edits).says.numpy()
-    return np.array([says[rows[key], swap.readout - 1] for key, swap in zip(keys, swaps, strict=True)])
-
-
-def _spell(cell: Cell, blocks: Sequence[int], last: int) -> Swap:
-    whole = {
-        "claimed": blocks,
-        "from": range(blocks[0], last + 1),
-        "all": range(1, last + 1),
-        READ_TOKEN: (cell.readout,),
-    }
-    return Swap(tuple(whole[cell.family]), cell.layer, cell.positions, cell.readout)
-
-
-def cells_layers(study: Study) -> list[int | None]:
-    """Layers of 1..L-1 (see `spread_layers`), and None for all of 1..L: states are read by later layers alone, so the
-    last is no place of its own."""
-    return [*spread_layers(range(1, study.layers[-1])), None]
-
-
-def _cells(study: Study) -> list[Cell]:
-    return [
-        Cell(family, layer, positions, readout)
-        for family in FAMILIES
-        for layer in cells_layers(study)
-        for positions in POSITIONS
-        for readout in range(1, study.K + 1)
-    ]
-
-
-def _control_cells(study: Study) -> list[Cell]:
-    """The token where the answer is read, at one layer of the middle third: many layers are left to overrule it."""
-    last = study.layers[-1]
-    middle = spread_layers(range(max(1, last // 3), max(1, 2 * last // 3) + 1))
-    return [Cell(READ_TOKEN, layer, "end", readout) for layer in middle for readout in range(1, study.K + 1)]
-
-
-def _search(study, rim, pairs, claims, cells) -> dict[Cell, Estimate]:
-    """Success of every cell on `choose`, over the pairs answered right at its readout."""
-    outcomes: dict[Cell, list[bool]] = {cell: [] for cell in cells}
-    for run in _runs(study, rim, pairs, "interchange choose"):
-        wanted = [cell for cell in cells if run.right[cell.readout - 1]]
-        swaps = [_spell(cell, claims[run.pair.partner.step], study.K) for cell in wanted]
-        says = swapped(run.clean, swaps, [run.donor.memory] * len(swaps))
-        for cell, row in zip(wanted, says, strict=True):
-            outcomes[cell].append(bool(row[PREDICTED]))
-    return {cell: proportion_estimate(found) for cell, found in outcomes.items()}
-
-
-def best(searched: Mapping[Cell, Estimate], cells: Sequence[Cell]) -> Cell:
-    """The most successful cell; of equals the one with most pairs, then the later readout."""
-    most = max(searched[cell].n for cell in cells)
-    if most == 0:
-        raise RiMError("No pair of problems is answered right both times, so there is nothing to interchange.")
-    fit = [cell for cell in cells if searched[cell].n >= min(FEWEST_PAIRS, most)]
-    return max(fit, key=lambda cell: (searched[cell].value, searched[cell].n, cell.readout))
-
-
-def _best_of_kinds(searched: Mapping[Cell, Estimate]) -> list[Cell]:
-    """The best cell of every choice of blocks and positions, single layers and all layers apart."""
-    kinds: dict[tuple, list[Cell]] = {}
-    for cell in searched:
-        kinds.setdefault((cell.family, cell.layer is None, cell.positions), []).append(cell)
-    return [best(searched, cells) for cells in kinds.values()]
-
-
-@dataclass(frozen=True)
-class Results:
-    """All that the report is made of.
-
-    Attributes:
-        layers: the single layers and None for all of 1..L, as in the cells.
-        looked: "all layers", or how many single layers of how many.
-        counts: pairs by split, before the filter on right answers.
-        searched: success on `choose` of every cell.
-        best_of_kinds: the best cell there of every choice of blocks and positions, one layer and all layers apart.
-        stage1: such cells of the stage-1 model with their success; empty without one that is right in some pair.
-        chosen, joint, read: the cells chosen there; `read` is the positive control's.
-        outcomes: swap -> one entry per pair.
-        heat: (step, block, layer) -> successes of single blocks.
-    """
-
-    claims: Mapping[int, Sequence[int]]
-    layers: Sequence[int | None]
-    looked: str
-    num_blocks: int
-    counts: Mapping[str, int]
-    searched: Mapping[Cell, Estimate]
-    best_of_kinds: Sequence[Cell]
-    stage1: Mapping[Cell, Estimate]
-    chosen: Cell
-    joint: Cell
-    read: Cell
-    outcomes: Mapping[str, list[Outcome]]
-    heat: Mapping[tuple[int, int, int | None], list[bool]]
-
-
-def _report(study, rim, pairs, claims, cells, heatmap_pairs):
-    """The outcomes of every swap at the chosen cells on `report`, and the heat maps of single blocks."""
-    chosen, joint, read = cells
-    outcomes: dict[str, list[Outcome]] = {}
-    heat: dict[tuple[int, int, int | None], list[bool]] = {}
-    problems = study.problems("report")
-    grid = [(block, layer) for block in range(1, study.K + 1) for layer in cells_layers(study)]
-    other = "block" if chosen.positions == "slots" else "slots"
-    drawn = 0
-    for run in _runs(study, rim, pairs, "interchange report"):
-        step, donor = run.pair.partner.step, run.donor.memory
-        swap = _spell(chosen, claims[step], study.K)
-        rng = np.random.default_rng([study.seed, run.pair.index])
-        stranger = problems[_another(len(problems), run.pair.index, rng)]
-        wrong = _wrong_blocks(swap, claims[step], study.K, rng)
-        swaps = {
-            "claimed": (swap, donor),
-            "wrong, one number": (wrong and swap._replace(blocks=wrong), donor),
-            "random": (swap, Patcher(rim, stranger.question, num_blocks=study.K).memory),
-            "other positions": (swap._replace(positions=other), donor),
-            "all layers": (swap._replace(layer=None), donor),
-            "joint": (_spell(joint, claims[step], study.K), donor),
-            "read token": (_spell(read, claims[step], study.K), donor),
-            "read token, all layers": (_spell(read._replace(layer=None), claims[step], study.K), donor),
-        }
-        asked = {name: entry for name, entry in swaps.items() if entry[0] and run.right[entry[0].readout - 1]}
-        if asked:
-            said = swapped(run.clean, *zip(*asked.values(), strict=True))
-            for name, row in zip(asked, said, strict=True):
-                outcomes.setdefault(name, []).append(Outcome(run.pair.index, step, row))
-        if run.right[chosen.readout - 1] and drawn < heatmap_pairs:
-            drawn += 1
-            singles = [Swap((block,), layer, chosen.positions, chosen.readout) for block, layer in grid]
-            said = swapped(run.clean, singles, [donor] * len(singles))
-            for (block, layer), row in zip(grid, said, strict=True):
-                heat.setdefault((step, block, layer), []).append(bool(row[PREDICTED]))
-    return outcomes, heat
-
-
-def _strict(study, rim, claims, bounds, chosen, limit) -> dict[str, list[Outcome]]:
-    """The chosen swap, and the wrong blocks, with partners that differ in two numbers."""
-    outcomes: dict[str, list[Outcome]] = {}
-    pairs = _pairs(study, "report", claims, bounds, limit, two_numbers=True)
-    for run in _runs(study, rim, pairs, "interchange strict"):
-        partner = run.pair.partner
-        if not run.right[chosen.readout - 1]:
-            continue
-        swap = _spell(chosen, claims[partner.step], study.K)
-        by_right = {b for t in range(partner.step, partner.second.step) for b in claims.get(t, ())}
-        wrong = _wrong_blocks(swap, by_right, study.K, np.random.default_rng([study.seed, run.pair.index]))
-        swaps = {"strict": swap} | ({"wrong": swap._replace(blocks=wrong)} if wrong else {})
-        said = swapped(run.clean, list(swaps.values()), [run.donor.memory] * len(swaps))
-        for name, row in zip(swaps, said, strict=True):
-            outcomes.setdefault(name, []).append(Outcome(run.pair.index, partner.step, row))
-    return outcomes
+def _layers(study) -> list[int]:
+    """Layers of 1..L-1 (see `spread_layers`): states are read by later layers alone, so the last is no place."""
+    return spread_layers(range(1, study.layers[-1]))
 
 
 def _another(count: int, index: int, rng: np.random.Generator) -> int:
@@ -392,10 +383,8 @@ def _another(count: int, index: int, rng: np.random.Generator) -> int:
     return (index + int(rng.integers(1, max(count, 2)))) % count
 
 
-def _wrong_blocks(swap: Swap, claimed: Collection[int], last: int, rng: np.random.Generator) -> tuple[int, ...] | None:
-    """As many blocks as are swapped, none of them claimed, drawn among those the readout sees where that many are."""
-    for upto in (swap.readout, last):
-        others = [block for block in range(1, upto + 1) if block not in claimed]
-        if len(others) >= len(swap.blocks):
-            return tuple(sorted(rng.choice(others, len(swap.blocks), replace=False).tolist()))
-    return None
+def _others(last: int, spared: set[int], count: int, seed: int) -> list[int]:
+    """As many blocks of 1..`last` as are swapped, drawn from those not spared; none where there are not so many."""
+    others = [block for block in range(1, last + 1) if block not in spared]
+    drawn = np.random.default_rng(seed).permutation(others)[:count].tolist() if len(others) >= count else []
+    return sorted(drawn)

@@ -27,12 +27,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from rim_probe.decoding import Readout
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing.capture import Capture, CaptureSet
 from rim_probe.probing.hooks import layer_number, num_layers
-from rim_probe.probing.patching import Decoded, Edit, Patcher
-from rim_probe.problems import extract_answer
+from rim_probe.probing.patching import Edit, Patcher
 
 MODES = ("zero", "mean", "resample", "swap", "noise")
 POOL_QUESTIONS = 256
@@ -43,14 +43,13 @@ class Pool:
     """The clean memory states of n questions: where means, donors and spreads come from.
 
     Attributes:
-        states: [n, L + 1, K, M + 2, d] for begin, slots and end of every block, on the CPU in the model's dtype.
+        states: [n, L + 1, K, M + 2, d] for begin, slots and end of every block, on the CPU in the model's dtype; a
+            `Capture` does not hold begin tokens, which are NaN then.
         question_ids: token ids of each question, so that a question is never its own donor.
-        begins: whether the begin tokens are held (a `Capture` does not hold them; they are NaN then).
     """
 
     states: torch.Tensor
     question_ids: list[list[int]]
-    begins: bool = True
 
     @classmethod
     def of(
@@ -96,7 +95,7 @@ class Pool:
             ids += shard.question_ids[: limit - len(ids)]
             if len(ids) == limit:
                 break
-        return cls(torch.cat(parts), ids, begins=False)
+        return cls(torch.cat(parts), ids)
 
     def mean(self) -> torch.Tensor:
         """float32 [L + 1, K, M + 2, d]."""
@@ -135,33 +134,21 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A decoded answer; log_probability is that of all its tokens, EOS included, banned ids ruled out."""
-
-    text: str
-    value: str | None
-    token_ids: tuple[int, ...]
-    log_probability: float
-
-
-@dataclass(frozen=True)
 class Intervention:
     """What one variant did.
 
     Attributes:
-        before, after: the answers without and with it.
+        before, after: the final readout without and with it.
         before_answer_change: log probability of the *before* answer, with minus without the variant.
         gold_log_probability, gold_change: of the gold answer without it, and the change; None where no gold was given.
-        noise: for mode `noise`, what its width is measured on: "pool" or "state"; else None.
     """
 
     variant: Variant
-    before: Outcome
-    after: Outcome
+    before: Readout
+    after: Readout
     before_answer_change: float
     gold_log_probability: float | None
     gold_change: float | None
-    noise: str | None = None
 
 
 def intervene(
@@ -205,32 +192,17 @@ def intervene_many(
     Raises:
         RiMError: a question that cannot be asked; a block, layer, slot or mode that does not exist; a missing source.
     """
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise RiMError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r}.")
     clean = Patcher(rim, question, num_blocks=num_blocks)
     donors = Donors(clean)
     edits = [donors.edits(variant, np.random.default_rng([seed, number])) for number, variant in enumerate(variants)]
-    decoded = clean.decode(edits, max_new_tokens)
-    if not decoded:
-        return []
-    # The answer before is teacher-forced like any other target; it is the same for all variants, up to the last bits.
-    targets = [list(decoded[0][0].token_ids)]
-    if gold is not None:
-        targets.append(rim.encoder.answer_ids(gold))
+    before, *after = [told.readouts[-1] for told in clean.answers([[], *edits], max_new_tokens)]
+    # The answer before is teacher-forced like any other target.
+    targets = [list(before.token_ids)] + ([] if gold is None else [rim.encoder.answer_ids(gold)])
     scores = Patcher(rim, question, targets, num_blocks=num_blocks).score(edits)
-    changes = (scores.log_probability - scores.clean)[:, 0].tolist()
-    before_gold = scores.clean[:, 0, -1].tolist() if gold is not None else [None] * len(variants)
+    changes = (scores.log_probability - scores.clean).tolist()
     return [
-        Intervention(
-            variant,
-            _outcome(rim, before),
-            _outcome(rim, after),
-            change[0],
-            clean_gold,
-            change[1] if gold is not None else None,
-            noise=("state" if variant.source is None else "pool") if variant.mode == "noise" else None,
-        )
-        for variant, (before, after), change, clean_gold in zip(variants, decoded, changes, before_gold, strict=True)
+        Intervention(variant, before, told, change[0], *((None, None) if gold is None else (own[1], change[1])))
+        for variant, told, change, own in zip(variants, after, changes, scores.clean.tolist(), strict=True)
     ]
 
 
@@ -254,14 +226,9 @@ class Donors:
         if variant.mode not in MODES:
             raise RiMError(f"Unknown mode {variant.mode!r}; choose one of {', '.join(MODES)}.")
         states = self._states(variant, rng)
-        columns = torch.cat([self._clean.columns(block, positions) for block in blocks])
-        rows = [(block - 1, position) for block in blocks for position in positions]
-        found = []
-        for layer in layers:
-            values = None if states is None else torch.stack([states[layer, block, place] for block, place in rows])
-            if values is not None and values.isnan().any():
-                raise RiMError("A capture does not hold the begin tokens; give a list of questions as the source.")
-            found.append(Edit(layer, columns, values, add=variant.mode == "noise"))
+        found = self._clean.edits(states, blocks, layers, positions, add=variant.mode == "noise")
+        if any(edit.values is not None and edit.values.isnan().any() for edit in found):
+            raise RiMError("A capture does not hold the begin tokens; give a list of questions as the source.")
         return found
 
     def _states(self, variant: Variant, rng: np.random.Generator) -> torch.Tensor | None:
@@ -334,8 +301,3 @@ def _listed(values: object, what: str) -> list:
     if isinstance(values, str) or not isinstance(values, (Sequence, range, set, frozenset)) or not values:
         raise RiMError(f"Name the {what} as a list with at least one of them, not {values!r}.")
     return list(values)
-
-
-def _outcome(rim: RiM, decoded: Decoded) -> Outcome:
-    text = rim.decode(list(decoded.token_ids))
-    return Outcome(text, extract_answer(text), decoded.token_ids, decoded.log_probability)

@@ -86,10 +86,6 @@ def _adaptive(workbench: Workbench) -> Fitted:
     return _scored(_decoder("adaptive").fit(workbench.study, workbench.decoder("correctness")), workbench.study)
 
 
-def _interchange(workbench: Workbench) -> Fitted:
-    return Fitted(_module("interchange").score(workbench.study, workbench.decoder("steps").claims))
-
-
 PROBES: dict[str, Probe] = {
     "steps": Probe(
         "Nearest explicit step",
@@ -172,12 +168,11 @@ PROBES: dict[str, Probe] = {
     ),
     "interchange": Probe(
         "Interchange test",
-        "If a block is taken from a problem that differs in one number, does the model then give the answer that the "
-        "problem's own equations predict?",
+        "If the slots of block t are taken from a problem that differs in one number, does the model then give the "
+        "answer that the problem's own equations predict? And which routes lead to the answer?",
         "interchange",
         None,
-        _interchange,
-        needs=("steps",),
+        _function("interchange"),
     ),
 }
 """In the order of the report; the command line's help says what each is."""

@@ -1,17 +1,15 @@
-"""Surgery by hand: every memory block kept, blanked, drowned in noise or taken from another question, in one pass.
+"""Surgery by hand: the slots of every memory block kept, blanked, drowned in noise or taken from another question.
 
 Method:
-1. Each block has an action. `blank` sets its states to 0; `noise` adds Gaussian noise, in every dimension as wide as
+1. Each block has an action. `blank` sets its slots to 0; `noise` adds Gaussian noise, in every dimension as wide as
    the spread of the state's own values, drawn by seed; `swap` puts in the states of the partner question's same block,
-   each layer into its own. The layers lo..hi are written, all of 1..L by default (see `interventions`).
-2. Written is the whole block: begin, slots and end. Every token of a block can hold something that later blocks read,
-   and the decoders read ends as well as slots, so that to write slots alone would leave a way around.
-3. No readout is read at a token that was written: it would say what was put in, whatever the model makes of it. The end
-   of the last block, where the answer is read, is never written; and what readout k says is found with the end of block
-   k left alone as well, in a row of the batch of its own.
-4. Clean run, operation and control are rows of one batch, and all K readouts of each are decoded greedily. The answer
+   each layer into its own: the swap of the interchange test (`Patcher.edits`). The layers lo..hi are written, all of
+   1..L by default.
+2. Slots alone are written. The end of a block, where its readout is read, computes from what was put in: written as
+   well it would say what was put in, whatever the model makes of it.
+3. Clean run, operation and control are rows of one batch, and all K readouts of each are decoded greedily. The answer
    before and the gold answer are teacher-forced under the operation.
-5. Control: the same blocks and layers filled from an unrelated question, memory as good as any that knows nothing of
+4. Control: the same slots and layers filled from an unrelated question, memory as good as any that knows nothing of
    this one. Without such a question, for blank and noise, the same action on as many other blocks, drawn by seed.
 
 Nothing before the first written block can change, and an operation without effect gives the clean readouts.
@@ -22,18 +20,15 @@ why an answer changes: that it stays does not show that a block holds nothing, o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from rim_probe.decoding import Answer, Readout, answer, answer_batch
+from rim_probe.decoding import Readout
 from rim_probe.errors import RiMError
-from rim_probe.greedy import keeps_logits
 from rim_probe.model import RiM
-from rim_probe.probing.hooks import edit_residual, num_layers
+from rim_probe.probing.hooks import num_layers
 from rim_probe.probing.interventions import Donors, Variant
 from rim_probe.probing.patching import Edit, Patcher
 from rim_probe.problems import is_correct
@@ -96,43 +91,33 @@ def operate(
         "seed": seed,
         "gold": gold,
     }
-    if not chosen:
-        return result | _untouched(rim, question, K, gold, max_new_tokens)
     _check_readable(rim, partner if "swap" in chosen.values() else None, "second", K)
     _check_readable(rim, unrelated, "unrelated", K)
     if unrelated is not None and rim.encode_question(unrelated) == rim.encode_question(question):
         raise RiMError("The unrelated question is the question itself; give another one.")
     clean = Patcher(rim, question, num_blocks=K)
     donors = Donors(clean)
-    edits = _edits(donors, clean, chosen, partner, span, seed)
-    what, others, origin = _control(chosen, unrelated, K, seed)
-    control = _edits(donors, clean, others, origin, span, seed) if others else None
-    rows = {"clean": [], "operation": edits} | ({"control": control} if control else {})
-    rows |= {block: _sparing(edits, clean, block) for block in chosen if block < K}
-    told = dict(zip(rows, _answers(clean, list(rows.values()), max_new_tokens), strict=True))
-    before = told["clean"].readouts
-    after = tuple(told.get(one.block, told["operation"]).readouts[one.block - 1] for one in before)
-    targets = [list(told["clean"].token_ids)] + ([] if gold is None else [rim.encoder.answer_ids(gold)])
-    scores = Patcher(rim, question, targets, num_blocks=K).score([edits, control] if control else [edits])
-    change = {"before": _log(scores.clean[0, 0, 0]), "after": _log(scores.log_probability[0, 0, 0])}
-    if gold is not None:
-        chance = {"before": scores.clean[0, 0, 1], "after": scores.log_probability[0, 0, 1]}
-        chance = {when: _chance(math.exp(log)) for when, log in chance.items()}
+    what, others, origin = _control(chosen, unrelated, K, seed) if chosen else ("", {}, None)
+    edits = _edits(donors, chosen, partner, span, seed), _edits(donors, others, origin, span, seed)
+    before, after, instead = (told.readouts for told in clean.answers([[], *edits], max_new_tokens))
+    targets = [list(before[-1].token_ids)] + ([] if gold is None else [rim.encoder.answer_ids(gold)])
+    scores = Patcher(rim, question, targets, num_blocks=K).score(edits)
+    logs = {"before": scores.clean[0], "after": scores.log_probability[0]}
     return result | {
         "before": _told(before, gold),
         "after": _told(after, gold),
         "answer_changed": _differ(before[-1], after[-1]),
         "changed_blocks": [one.block for one, other in zip(before, after, strict=True) if _differ(one, other)],
-        "answer_log_probability": change,
-        "gold_probability": None if gold is None else chance,
-        "control": None
-        if not control
-        else {
+        "answer_log_probability": {when: _rounded(log[0]) for when, log in logs.items()},
+        "gold_probability": None if gold is None else {when: _rounded(log[1].exp()) for when, log in logs.items()},
+        "control": {
             "what": what,
-            "value": told["control"].value,
-            "answer_changed": _differ(before[-1], told["control"].readouts[-1]),
-            "answer_log_probability": _log(scores.log_probability[1, 0, 0]),
-        },
+            "value": instead[-1].value,
+            "answer_changed": _differ(before[-1], instead[-1]),
+            "answer_log_probability": _rounded(scores.log_probability[1, 0]),
+        }
+        if others
+        else None,
     }
 
 
@@ -146,28 +131,15 @@ def named(blocks: Iterable[int]) -> str:
 
 
 def _edits(
-    donors: Donors, clean: Patcher, actions: Mapping[int, str], partner: str | None, span: tuple[int, int], seed: int
+    donors: Donors, actions: Mapping[int, str], partner: str | None, span: tuple[int, int], seed: int
 ) -> list[Edit]:
-    """The edits of every action, whole blocks but the token where the answer is read."""
-    slots = range(1, clean.block_length - 1)
+    """The edits of every action, in the slots."""
     found: list[Edit] = []
     for block, action in actions.items():
-        positions = ["begin", *slots, "end"] if block < clean.K else ["begin", *slots]
         source = partner if action == "swap" else None
-        variant = Variant([block], range(span[0], span[1] + 1), positions, _MODES[action], source)
+        variant = Variant([block], range(span[0], span[1] + 1), None, _MODES[action], source)
         # A block's noise depends on nothing but the seed and its place, whatever is done to others.
         found += donors.edits(variant, np.random.default_rng([seed, block]))
-    return found
-
-
-def _sparing(edits: Sequence[Edit], clean: Patcher, block: int) -> list[Edit]:
-    """The same edits, the end of `block` left alone."""
-    [end] = clean.columns(block, [clean.block_length - 1]).tolist()
-    found = []
-    for edit in edits:
-        kept = edit.columns != end
-        values = None if edit.values is None else edit.values[kept.to(edit.values.device)]
-        found.append(Edit(edit.layer, edit.columns[kept], values, edit.add))
     return found
 
 
@@ -186,77 +158,7 @@ def _control(
     return f"the same done to {named(done)} instead", done, None
 
 
-def _answers(clean: Patcher, rows: Sequence[Sequence[Edit]], max_new_tokens: int) -> list[Answer]:
-    """All readouts of the question under each row's edits, decoded as one batch."""
-    rim = clean.rim
-    length = len(rim.prompt_ids(clean.question, "memory", clean.K))
-    first = length - clean.K * clean.block_length
-    written: dict[tuple[int, bool], list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
-    for row, edits in enumerate(rows):
-        for edit in edits:
-            if edit.values is not None:
-                place = torch.full_like(edit.columns, row), first + edit.columns
-                written.setdefault((edit.layer, edit.add), []).append((*place, edit.values))
-
-    def patch(layer: int):
-        parts = {
-            add: [torch.cat(part) for part in zip(*written[layer, add], strict=True)]
-            for add in (False, True)
-            if (layer, add) in written
-        }
-
-        def function(states: torch.Tensor) -> torch.Tensor:
-            if states.shape[1] != length:  # the passes after the first bring the readouts' own tokens
-                return states
-            states = states.clone()
-            for add, (row, column, values) in parts.items():
-                place = row.to(states.device), column.to(states.device)
-                states.index_put_(place, values.to(states), accumulate=add)
-            return states
-
-        return function
-
-    with edit_residual(rim, {layer: patch(layer) for layer in {layer for layer, _ in written}}):
-        return answer_batch(
-            rim, [clean.question] * len(rows), "memory", num_blocks=clean.K, max_new_tokens=max_new_tokens
-        )
-
-
 # ------------------------------------------------------------------------------------------------------ what is told
-
-
-def _untouched(rim: RiM, question: str, K: int, gold: str | None, max_new_tokens: int) -> dict[str, Any]:
-    """The rest of the result where every block is kept: the clean answer, twice."""
-    told = answer(rim, question, "memory", num_blocks=K, max_new_tokens=max_new_tokens)
-    clean = _told(told.readouts, gold)
-    log = _log(math.log(max(told.readouts[-1].probability, 1e-300)))
-    chance = None
-    if gold is not None:
-        chance = _chance(_probability(rim, rim.prompt_ids(question, "memory", K), rim.encoder.answer_ids(gold)))
-    return {
-        "before": clean,
-        "after": clean,
-        "answer_changed": False,
-        "changed_blocks": [],
-        "answer_log_probability": {"before": log, "after": log},
-        "gold_probability": None if chance is None else {"before": chance, "after": chance},
-        "control": None,
-    }
-
-
-@torch.inference_mode()
-def _probability(rim: RiM, prompt: list[int], target: list[int]) -> float:
-    """Of a whole answer after a prompt, banned ids ruled out."""
-    if len(prompt) + len(target) - 1 > rim.max_length:
-        raise RiMError(
-            f"The question and an answer of {len(target)} tokens do not fit into {rim.max_length} tokens; shorten them."
-        )
-    choose = {"logits_to_keep": len(target)} if keeps_logits(rim.model) else {}
-    ids = torch.tensor([prompt + target[:-1]], device=rim.device)
-    logits = rim.model(input_ids=ids, use_cache=False, **choose).logits[0, -len(target) :].float()
-    logits[:, rim.banned_ids] = -math.inf
-    wanted = torch.tensor(target, device=logits.device)
-    return math.exp(logits.log_softmax(-1).gather(-1, wanted[:, None]).sum())
 
 
 def _told(readouts: Sequence[Readout], gold: str | None) -> dict[str, Any]:
@@ -264,10 +166,10 @@ def _told(readouts: Sequence[Readout], gold: str | None) -> dict[str, Any]:
     return {
         "text": shown.text,
         "value": shown.value,
-        "probability": _chance(shown.probability),
+        "probability": _rounded(shown.probability),
         "right": None if gold is None else is_correct(shown.value, gold),
         "readouts": [
-            {"block": one.block, "text": one.text, "value": one.value, "probability": _chance(one.probability)}
+            {"block": one.block, "text": one.text, "value": one.value, "probability": _rounded(one.probability)}
             for one in readouts
         ],
     }
@@ -278,11 +180,7 @@ def _differ(one: Readout, other: Readout) -> bool:
     return (one.value or one.text) != (other.value or other.text)
 
 
-def _log(value: float) -> float:
-    return round(float(value), 4)
-
-
-def _chance(value: float) -> float:
+def _rounded(value: float) -> float:
     return round(float(value), 4)
 
 

@@ -3,9 +3,10 @@
 A decode is a claim; an answer that changes as the claim predicts is evidence. Method (interchange intervention for one
 question; `interchange` is the same over many, with intervals):
 1. A partner question differs in one number, which enters step t (`equations.counterfactual`). The problem's own
-   equations say what the answer becomes if step t alone has the partner's result.
-2. The blocks said to hold step t are taken from the partner's run (see `surgery`), at all layers 1..L by default: on
-   the glass box this works by construction, and on rim-tiny's report no single layer does better (0 % either way).
+   equations say what the answer becomes if step t alone has the partner's result. They are the gold steps where these
+   are known, else those that chain of thought wrote; the result says which.
+2. The slots of the blocks said to hold step t are taken from the partner's run (`surgery`, with the swap of the
+   interchange test), at all layers 1..L by default.
 3. Only questions that the model answers right, both of them, can show anything: with other answers it does not follow
    the equations that the prediction is made of.
 4. Control: as many wrong blocks (fewer where there are not so many) swapped the same way: blocks said to hold a step
@@ -19,7 +20,7 @@ may come out by chance; the report's interchange test counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def try_counterfactual(
     problem: Problem,
     claims: Mapping[int, int] | None,
     *,
+    steps: Answer | Mapping[str, Any] | None = None,
     block: int | None = None,
     seed: int = 0,
     layers: tuple[int, int] | None = None,
@@ -49,6 +51,9 @@ def try_counterfactual(
     """Swaps what is said to hold a step and tells whether the answer became the one that follows.
 
     Args:
+        problem: the question with its gold steps and answer, as far as they are known (no steps; "" for the answer).
+        steps: what chain of thought answered, or that as a reading's `chain` (`text`, `value`); its steps are taken
+            where there are no gold ones.
         claims: block -> the step (1-based) that it is decoded as, for example `{b["block"]: b["step"]}` of the nearest
             steps' `blocks`; None for block k as step k. Steps beyond the problem's last are left out.
         block: the one block to swap; by default all blocks said to hold one step, which is the first one after step 1
@@ -57,19 +62,20 @@ def try_counterfactual(
         layers: (lo, hi); None for (1, L).
 
     Returns:
-        JSON-ready: `format`; `problem` and `partner` (`question`, `steps`, `answer`); `change` in words; `step`;
+        JSON-ready: `format`; `problem` and `partner` (`question`, `steps`, `answer`); `steps_from` ("gold", "chain of
+        thought"): what the prediction is made of; `change` in words; `step`;
         `blocks` swapped; `claimed` and `brought`, that step of the problem and of the partner; `layers`; `expected`,
         the answer if the decode is true; `own`, `partner_answer`, `said`; `outcome` ("expected", "own", "partner",
         "other", the first that fits); `came`; `surgery`, the result of `operate`; `control` with `what`, `said`,
         `outcome`, or None without a wrong block; `sentence`.
 
     Raises:
-        RiMError: the problem's steps are no certain chain, the model answers it wrong, no block is said to hold a step
-            of it, no partner was found; and what `operate` raises.
+        RiMError: one sentence why there is no test: no steps are known or they are no certain chain, the model answers
+            the problem wrong, no block is said to hold a step of it, no partner was found; and what `operate` raises.
     """
     K = rim.layout.check_blocks(num_blocks)
-    if reason := _unusable(problem):
-        raise RiMError(reason)
+    steps_from = "gold" if problem.steps else "chain of thought"
+    problem = _worked(problem, steps)
     claims = _checked_claims(claims, block, len(problem.steps), K)
     own = answer(rim, problem.question, "memory", num_blocks=K, readouts="final").value
     if not is_correct(own, problem.answer):
@@ -91,6 +97,7 @@ def try_counterfactual(
         "format": FORMAT,
         "problem": _plain(problem),
         "partner": _plain(partner.problem),
+        "steps_from": steps_from,
         "change": _change(problem, partner),
         "step": partner.step,
         "blocks": swapped,
@@ -109,68 +116,46 @@ def try_counterfactual(
     return result | {"sentence": _sentence(result)}
 
 
-def problem_from(
-    question: str,
-    gold_steps: Sequence[str],
-    chain_of_thought: Answer | Mapping[str, Any] | None,
-    gold: str | None = None,
-) -> Problem:
-    """The problem that a trial needs, from what is known of a question.
-
-    Args:
-        gold_steps: where they are known; else the steps that chain of thought wrote are taken.
-        chain_of_thought: what it answered, or that as a reading's `chain` (`text`, `steps`, `value`).
-        gold: the gold answer where it is known; by default the last step's result.
-
-    Raises:
-        RiMError: one sentence why no counterfactual can be made.
-    """
-    if gold_steps:
-        result = _bare(gold_steps[-1]).rpartition("=")[2]
-        problem = Problem(question, tuple(gold_steps), gold if gold is not None else result)
+def _worked(problem: Problem, told: Answer | Mapping[str, Any] | None) -> Problem:
+    """The problem with the steps that a prediction can be made of, gold ones or those that chain of thought wrote."""
+    if problem.steps:
+        answer = problem.answer or _bare(problem.steps[-1]).rpartition("=")[2]
+        problem = Problem(problem.question, problem.steps, answer)
     else:
-        problem = _from_chain(question, chain_of_thought, gold)
+        problem = _from_chain(problem, told)
     if reason := _unusable(problem):
-        raise RiMError(reason)
+        raise RiMError(f"No counterfactual can be made for this question: {reason}.")
     return problem
 
 
-def _from_chain(question: str, told: Answer | Mapping[str, Any] | None, gold: str | None) -> Problem:
+def _from_chain(problem: Problem, told: Answer | Mapping[str, Any] | None) -> Problem:
+    start = "No counterfactual can be made: the steps of this question are not known, and chain of thought"
     if told is None:
-        raise RiMError(
-            "No counterfactual can be made: the steps of this question are not known, and chain of thought was "
-            "not asked."
-        )
+        raise RiMError(f"{start} was not asked.")
     text, value = (told["text"], told["value"]) if isinstance(told, Mapping) else (told.text, told.value)
     try:
         steps = parse_steps(text.partition(ANSWER_MARKER.strip())[0])
     except ProblemError:
         steps = ()
     if not steps or value is None:
-        raise RiMError(
-            "No counterfactual can be made: the steps of this question are not known, and chain of thought wrote none "
-            "that can be read."
-        )
-    if gold is not None and not is_correct(value, gold):
-        raise RiMError(
-            "No counterfactual can be made: the steps of this question are not known, and chain of thought answers it "
-            "wrong."
-        )
-    return Problem(question, steps, value)
+        raise RiMError(f"{start} wrote none that can be read.")
+    if problem.answer and not is_correct(value, problem.answer):
+        raise RiMError(f"{start} answers it wrong.")
+    return Problem(problem.question, steps, value)
 
 
 def _unusable(problem: Problem) -> str | None:
     """Why nothing certain follows from a change of this problem; None where it does."""
-    why, steps = None, chain(problem)
+    steps = chain(problem)
     if steps is None:
-        why = "its steps are not all equations" if problem.steps else "its steps are not known"
-    elif wrong := next((s for s, e in zip(problem.steps, steps.equations, strict=True) if not e.exact), None):
-        why = f"its step {_bare(wrong)[:60]} does not hold exactly"
-    elif steps.answer_step != len(steps.equations):
-        why = "its answer is not the result of its last step"
-    elif steps.ambiguous:
-        why = "a number in its steps could come from several places, so what follows from changing it is not certain"
-    return why and f"No counterfactual can be made for this question: {why}."
+        return "its steps are not all equations"
+    if wrong := next((s for s, e in zip(problem.steps, steps.equations, strict=True) if not e.exact), None):
+        return f"its step {_bare(wrong)[:60]} does not hold exactly"
+    if steps.answer_step != len(steps.equations):
+        return "its answer is not the result of its last step"
+    if steps.ambiguous:
+        return "a number in its steps could come from several places, so what follows from changing it is not certain"
+    return None
 
 
 def _checked_claims(claims: Mapping[int, int] | None, block: int | None, steps: int, K: int) -> dict[int, int]:
@@ -282,10 +267,11 @@ def _change(problem: Problem, partner: Partner) -> str:
 
 def _sentence(result: Mapping[str, Any]) -> str:
     blocks, control = named(result["blocks"]), result["control"]
+    whose = "" if result["steps_from"] == "gold" else ", a step of chain of thought"
     claim = (
         f"{blocks[0].upper()}{blocks[1:]} {'are' if len(result['blocks']) > 1 else 'is'} said to hold "
-        f"{_bare(result['claimed'])}; taken from a question where this step is {_bare(result['brought'])}, the answer "
-        f"should become {result['expected']}"
+        f"{_bare(result['claimed'])}{whose}; taken from a question where this step is {_bare(result['brought'])}, "
+        f"the answer should become {result['expected']}"
     )
     if result["outcome"] == "own":
         return (

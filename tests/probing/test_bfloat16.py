@@ -6,11 +6,12 @@ import torch
 from conftest import tiny_rim
 
 from rim_probe.datasets.arithmetic import World, generate
-from rim_probe.probing import attention, commitment, importance, interchange, words
+from rim_probe.probing import attention, commitment, importance, words
 from rim_probe.probing.correctness import CorrectnessProbe
 from rim_probe.probing.geometry import Geometry
 from rim_probe.probing.lens import VocabularyLens
 from rim_probe.probing.nearest_step.fit import StepDecoder
+from rim_probe.probing.patching import Patcher
 from rim_probe.probing.study import Study, observe
 
 BLOCKS = 2
@@ -65,6 +66,5 @@ def test_states_are_swapped_and_judged(study, monkeypatch):
     seen = observe(study.models["memory"], study.problems("report")[0].question)
     assert len(probe.explain(seen)["blocks"]) == BLOCKS
     assert len(Geometry.fit(study).explain(seen)["blocks"]) == BLOCKS
-    clean = interchange.Patcher(study.models["memory"], seen.question, [[5, 0]], readouts=(1, 2), num_blocks=BLOCKS)
-    said = interchange.swapped(clean, [interchange.Swap((1,), 1, "slots", 2)], [clean.memory * 0])
-    assert said.shape == (1, 1)
+    clean = Patcher(study.models["memory"], seen.question, [[5, 0]], num_blocks=BLOCKS)
+    assert clean.score([clean.edits(clean.memory * 0, [1], [1])]).says.shape == (1, 1)

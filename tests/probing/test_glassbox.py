@@ -22,7 +22,7 @@ from rim_probe.glassbox.box import (
 )
 from rim_probe.glassbox.problems import SIGNS, parts, swapped_answer
 from rim_probe.model import RiM
-from rim_probe.probing import importance, interchange
+from rim_probe.probing import importance
 from rim_probe.probing.attention import attention_shares
 from rim_probe.probing.capture import capture
 from rim_probe.probing.commitment import memory_course
@@ -368,24 +368,6 @@ def test_words_carried_from_another_question_are_those_of_its_memory(box):
             follows = [parts(problem.steps[block - 1])[3] for problem in (donors if donor_says else own)]
             if donor_says or layer < HELD_LAYER[1] or layer >= END_LAYER:
                 assert said == [str(result) for result in follows]
-
-
-def test_interchange_succeeds_with_the_claimed_blocks_and_fails_with_others(study):
-    section = interchange.score(study, choose_pairs=6, report_pairs=12, heatmap_pairs=12)
-    rows = {row[0]: row[1] for row in section.tables[0].rows}
-    for name, said in rows.items():
-        if name.startswith(("control", "positive control")):  # at a middle layer an end has not read anything yet
-            assert said.value < 0.2
-        elif not name.startswith("as many blocks"):  # later blocks hold what follows from the changed number
-            assert said.value == 1
-    assert all(target.met for target in section.targets)
-    assert section.data["cell"]["layer"] is None  # no single layer serves three blocks
-    for figure in (figure for figure in section.figures if figure.kind == "heatmap"):
-        changed = int(figure.title.split("step ")[1].split()[0])
-        for layer, row in zip(figure.data["y"], figure.data["z"], strict=True):
-            for block, share in zip(BLOCKS, row, strict=True):
-                inside = layer == "all" or int(layer) in window(block)
-                assert share in (None, float(block >= changed and inside))
 
 
 def test_importance_is_that_of_the_window(study):

@@ -119,7 +119,7 @@ def naive(rim, block_rows, span, readout, count) -> list[int]:
     def patch(layer):
         def function(states):
             for block, rows in block_rows.items():
-                for position in range(length - (block == readout)):
+                for position in range(1, length - 1):
                     states[:, first + (block - 1) * length + position] = rows[layer, position]
             return states
 

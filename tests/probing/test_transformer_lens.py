@@ -1,17 +1,26 @@
 """The TransformerLens adapter says what transformers and our capture say. Importing it takes nine seconds, once."""
 
+import runpy
 import sys
+from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ALL_FAMILIES, tiny_rim
 
+from rim_probe.equations import counterfactual
 from rim_probe.errors import RiMError
+from rim_probe.gallery import load_examples
+from rim_probe.model import RiM
 from rim_probe.probing.capture import capture
 from rim_probe.probing.hooks import edit_residual
+from rim_probe.probing.interventions import intervene
 from rim_probe.probing.transformer_lens import to_transformer_lens
 
 QUESTIONS = ["Anna has 3 apples and buys 14 more. How many apples has she?", "3+14=?"]
+ROOT = Path(__file__).parents[2]
 KINDS = (*ALL_FAMILIES, "adapter")
 
 
@@ -80,6 +89,24 @@ def test_a_patch_at_memory_slots_does_the_same(pair):
     untouched = rim.model(input_ids=ids).logits
     assert (ours - untouched)[:, rows[-1] :].abs().max() > 0.1
     torch.testing.assert_close(bridge(ids), untouched, atol=1e-4, rtol=1e-4)  # the hook has gone
+
+
+@pytest.mark.parametrize("name", ["glass-box", "rim-tiny"])
+def test_the_example_swaps_a_block_as_the_interchange_test_does(name):
+    checkpoint = ROOT / "checkpoints" / name
+    if not (checkpoint / "config.json").is_file():
+        pytest.skip(f"{checkpoint} holds no weights")
+    swap = runpy.run_path(str(ROOT / "examples" / "transformer_lens_swap.py"))["swap"]
+    rim, changed, bounds = RiM.from_pretrained(checkpoint, "cpu"), 0, (Fraction(1), Fraction(9))
+    for number, problem in enumerate(load_examples(checkpoint)[:3]):
+        partner = counterfactual(problem, np.random.default_rng(number), bounds)
+        if partner is not None:
+            found = intervene(rim, problem.question, [partner.step], mode="swap", source=partner.problem.question)
+            answers = [found.before.text, found.after.text]
+            assert swap(rim, problem.question, partner.problem.question, partner.step) == answers
+            assert name != "glass-box" or answers == [problem.answer, partner.predicted]
+            changed += 1
+    assert changed
 
 
 def test_the_model_itself_is_not_touched(pair):

@@ -10,7 +10,7 @@ from rim_probe.errors import RiMError
 from rim_probe.glassbox import draw_problems, glassbox, swapped_answer
 from rim_probe.glassbox.problems import problem_of
 from rim_probe.probing.surgery import operate
-from rim_probe.probing.trial import problem_from, try_counterfactual
+from rim_probe.probing.trial import try_counterfactual
 from rim_probe.problems import Problem, is_correct
 
 PROBLEM = problem_of(0, (("+", 5), ("-", 2), ("+", 4)))  # 5, 3, 7
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_trial_and_its_surgery_can_be_done_again(bo
 @pytest.mark.parametrize(
     ("problem", "claims", "block", "reason"),
     [
-        (Problem("what is 3 + 2 - 1 + 4 ?", (), "8"), None, None, "steps are not known"),
+        (Problem("what is 3 + 2 - 1 + 4 ?", (), "8"), None, None, "steps of this question are not known"),
         (Problem("what is 3 + 2 - 1 + 4 ?", ("<<so>>",), "8"), None, None, "not all equations"),
         (Problem("what is 3 + 2 - 1 + 4 ?", ("<<3+2=6>>",), "6"), None, None, "3[+]2=6 does not hold"),
         (Problem("what is 3 + 2 - 1 + 4 ?", ("<<3+2=5>>",), "8"), None, None, "not the result of its last step"),
@@ -118,28 +118,35 @@ def test_partners_that_the_model_gets_wrong_are_not_taken(box, monkeypatch):
         try_counterfactual(box, PROBLEM, None)
 
 
-def test_a_problem_from_what_is_known():
-    told = {"text": "<<12+5=17>> #### 17", "steps": ["<<12+5=17>>"], "value": "17"}
-    assert problem_from(GSM.question, GSM.steps, None) == GSM == problem_from(GSM.question, GSM.steps, told, "17")
-    assert problem_from(GSM.question, (), told) == GSM == problem_from(GSM.question, [], told, "17.0")
+def test_the_steps_may_be_those_that_chain_of_thought_wrote(box):
+    told = {"text": f"{' '.join(PROBLEM.steps)} #### {PROBLEM.answer}", "value": PROBLEM.answer}
+    gold = try_counterfactual(box, PROBLEM, None, steps={"text": "nothing", "value": None}, block=2)
+    assert gold["steps_from"] == "gold"
+    for answer_known in ("", PROBLEM.answer):
+        found = try_counterfactual(box, Problem(PROBLEM.question, (), answer_known), None, steps=told, block=2)
+        assert found["steps_from"] == "chain of thought" and "a step of chain of thought" in found["sentence"]
+        same = ("problem", "partner", "expected", "said", "outcome", "surgery", "control")
+        assert all(found[key] == gold[key] for key in same)
+    without = try_counterfactual(box, Problem(PROBLEM.question, PROBLEM.steps, ""), None, block=2)
+    assert without == gold
 
 
 @pytest.mark.parametrize(
     ("steps", "told", "gold", "reason"),
     [
-        ((), None, None, "was not asked"),
-        ((), {"text": "seventeen", "value": None}, None, "wrote none"),
-        ((), {"text": "#### 17", "value": "17"}, None, "wrote none"),
-        ((), {"text": "well <<12+5=17>> #### 17", "value": "17"}, None, "wrote none"),
+        ((), None, "", "was not asked"),
+        ((), {"text": "seventeen", "value": None}, "", "wrote none"),
+        ((), {"text": "#### 17", "value": "17"}, "", "wrote none"),
+        ((), {"text": "well <<12+5=17>> #### 17", "value": "17"}, "", "wrote none"),
         ((), {"text": "<<12+5=17>> #### 17", "value": "17"}, "18", "answers it wrong"),
-        ((), {"text": "<<12+5=18>> #### 18", "value": "18"}, None, "12[+]5=18 does not hold"),
+        ((), {"text": "<<12+5=18>> #### 18", "value": "18"}, "", "12[+]5=18 does not hold"),
         (("<<12+5=17>>",), None, "18", "not the result of its last step"),
-        (("twelve and five",), None, None, "not all equations"),
+        (("twelve and five",), None, "", "not all equations"),
     ],
 )
-def test_why_no_problem_can_be_made(steps, told, gold, reason):
+def test_why_there_is_no_test(box, steps, told, gold, reason):
     with pytest.raises(RiMError, match=reason):
-        problem_from(GSM.question, steps, told, gold)
+        try_counterfactual(box, Problem(GSM.question, steps, gold), None, steps=told)
 
 
 def test_numbers_of_any_size_are_no_accident():
@@ -152,4 +159,5 @@ def test_numbers_of_any_size_are_no_accident():
 
 def test_an_answer_of_the_model_will_do_for_a_chain(rim):
     with pytest.raises(RiMError, match="chain of thought wrote none"):
-        problem_from(GSM.question, (), answer(rim, GSM.question, "cot", max_new_tokens=8))
+        told = answer(rim, GSM.question, "cot", max_new_tokens=8)
+        try_counterfactual(rim, Problem(GSM.question, (), ""), None, steps=told)
