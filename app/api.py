@@ -41,7 +41,7 @@ ARGUMENTS = {
     "first_layer": "first layer to write to, 0 is the embeddings (default: 1)",
     "last_layer": "last layer to write to (default: the model's last)",
     "seed": "of what is drawn at random (noise, the other question), a whole number from 0 on",
-    "block": "the block to swap (default: those said to hold one step)",
+    "block": "the block to swap (default: block t of a step t that can be changed)",
 }
 
 
@@ -194,15 +194,16 @@ class Endpoints:
         seed: int = 0,
         model: str | None = None,
     ) -> dict:
-        """Test whether a decoded block is a cause: take it from a question that differs in one number. The steps of the
-        question must be plain equations.
+        """Test whether a block is a cause of the answer: take it from a question that differs in one number. The steps
+        of the question must be plain equations.
 
         Returns:
-            The partner, the answer expected if the decode is true, what was said, a control, and one sentence
+            The partner, the predicted answer, what was said, with the wrong block and with routes cut, the rate
         """
         name, asked, blocks, right = self._checked(question, num_blocks, gold, model)
-        options = {"block": block, "num_blocks": blocks, "seed": _checked_seed(seed)}
-        found = self._hands.counterfactual(name, self._reading(name, asked, blocks, right), **options)
+        options = {"num_blocks": blocks, "seed": _checked_seed(seed)}
+        predicted = self._hands.predict(name, self._reading(name, asked, blocks, right), block, **options)
+        found = self._hands.carry_out(name, predicted, **options)
         return found | {"outside": self._outside(name, asked)}
 
     @_endpoint

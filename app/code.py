@@ -3,21 +3,22 @@ does not know what a panel shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pprint import pformat
 from typing import Any
 
+from app.hands import claimed
 from app.runs import Run
-from rim_probe.probing.matches import claims
 
 
-def python(run: Run, panel: str, view: Mapping[str, str], place: str) -> str:
+def python(run: Run, panel: str, view: Mapping[str, str], place_of: Callable[[str], str]) -> str:
     """A script that reproduces one figure.
 
     Args:
         view: what is selected; empty values are left out.
-        place: the checkpoint's folder or Hub id.
+        place_of: gives a checkpoint's folder or Hub id.
     """
+    place = place_of(run.checkpoint)
     asked = {"num_blocks": run.num_blocks, "gold": run.gold, "steps": list(run.steps)}
     chosen = {name: value for name, value in view.items() if value}
     if panel != "surgery" or (run.surgery is None and run.counterfactual is None):
@@ -45,13 +46,25 @@ def python(run: Run, panel: str, view: Mapping[str, str], place: str) -> str:
         lines.append(f"reading['surgery'] = operate({called})")
     if run.counterfactual is not None:
         imports += ["from rim_probe.probing.trial import try_counterfactual", "from rim_probe.problems import Problem"]
-        tested = run.counterfactual["blocks"]
-        options = {"num_blocks": run.num_blocks, "seed": run.seed}
-        options |= {"block": tested[0]} if len(tested) == 1 else {}
+        tried = run.counterfactual
+        block = int(tried["asked"]) if tried.get("asked", "all").isdecimal() else None
+        options = {"block": block, "num_blocks": run.num_blocks, "seed": run.seed}
+        options["unrelated"] = tried["surgery"].get("unrelated")
         lines.append(f"problem = Problem(question, {tuple(run.steps)!r}, {run.gold or ''!r})")
-        called = _call(["models['memory']", "problem", repr(claims(run.reading))], options, plain=3)
+        called = _call(["models['memory']", "problem", repr(claimed(run.reading, block))], options, plain=3)
         called += ", steps=reading['chain']"
-        lines.append(f"reading['counterfactual'] = try_counterfactual({called})")
+        named = {"checkpoint": tried.get("checkpoint"), "rate": tried.get("rate")}
+        lines.append(f"reading['counterfactual'] = try_counterfactual({called}) | {pformat(named, width=100)}")
+        if beside := tried.get("beside"):
+            lines.append(f"beside = {pformat(beside | {'found': None}, width=100)}")
+            if beside["found"]:
+                block = tried["blocks"][0]
+                options = {"block": block, "num_blocks": run.num_blocks, "seed": run.seed}
+                given = ["models['memory']", "problem", repr(claimed(run.reading, block))]
+                lines.append(f"models = load_models({place_of(beside['checkpoint'])!r})")
+                called = _call(given, options, plain=3) + ", steps=reading['chain']"
+                lines.append(f"beside['found'] = try_counterfactual({called})")
+            lines.append("reading['counterfactual']['beside'] = beside")
     lines.append(f"draw({_call(['reading', panel], chosen, plain=1)}).save({panel + '.html'!r})")
     return "\n".join([*imports, "", *lines]) + "\n"
 

@@ -7,7 +7,7 @@ be done. Does not know Gradio, HTML or sessions, and does no maths.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,24 @@ def _operate(loaded: Loaded, question: str, actions: Mapping[int | str, str], **
     return operate(loaded.models["memory"], question, actions, **options)
 
 
-def _try_claim(loaded: Loaded, reading: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    from rim_probe.probing.trial import try_counterfactual
+def _predict(loaded: Loaded, reading: Mapping[str, Any], block: int | None, **options: Any) -> dict[str, Any]:
+    from rim_probe.probing.trial import predict
 
     problem = Problem(reading["question"], tuple(reading["steps"]), reading["gold"] or "")
-    return try_counterfactual(loaded.models["memory"], problem, claims(reading), steps=reading["chain"], **options)
+    options |= {"steps": reading["chain"], "block": block}
+    return predict(loaded.models["memory"], problem, claimed(reading, block), **options)
+
+
+def claimed(reading: Mapping[str, Any], block: int | None) -> dict[int, int] | None:
+    """What a trial takes blocks to hold: the decode of a block that is named, else step t, as the interchange test."""
+    decoded = claims(reading)
+    return decoded if block in decoded else None
+
+
+def _carry_out(loaded: Loaded, predicted: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    from rim_probe.probing.trial import carry_out
+
+    return carry_out(loaded.models["memory"], predicted, **options)
 
 
 @dataclass
@@ -74,13 +87,24 @@ class Hands:
         """
         return gpu.call(_operate, self.shelf.load(name), question, actions, **options)
 
-    def counterfactual(self, name: str, reading: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-        """Whether a block is a cause (`rim_probe.probing.trial.try_counterfactual`).
+    def predict(
+        self, name: str, reading: Mapping[str, Any], block: int | None, num_blocks: int, seed: int
+    ) -> dict[str, Any]:
+        """The answer that follows if a block holds its step (`rim_probe.probing.trial.predict`).
 
         Raises:
             RiMError: there is no claim to test, or no partner to test it with.
         """
-        return gpu.call(_try_claim, self.shelf.load(name), reading, **options)
+        return gpu.call(_predict, self.shelf.load(name), reading, block, num_blocks=num_blocks, seed=seed)
+
+    def carry_out(self, name: str, predicted: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+        """What came of a prediction (`rim_probe.probing.trial.carry_out`), beside the rate over many pairs."""
+        found = gpu.call(_carry_out, self.shelf.load(name), predicted, **options)
+        return found | {"checkpoint": name, "rate": self._rate(name)}
+
+    def _rate(self, name: str) -> str | None:
+        told = self.shelf.interchange(name)
+        return told and told[1]
 
     def read(self, run: Run) -> None:
         """Fills `run.reading`; errors as for `reading`."""
@@ -106,20 +130,57 @@ class Hands:
             seed=run.seed,
         )
 
-    def test_claim(self, run: Run, block: str) -> None:
-        """Tests the claim that a block holds its decoded step, into `run.counterfactual` and `run.surgery`; errors as
-        for `counterfactual`.
+    def test_claim(self, run: Run, block: str) -> Iterator[None]:
+        """The experiment: a prediction (`write_down`), what came of it, and the same on the checkpoint that was trained
+        the other way (`ModelShelf.counterpart`). Yields when there is something new to draw; errors as for `predict`.
+        """
+        self.write_down(run, block)
+        yield
+        self.try_it(run)
+        if self.shelf.counterpart(run.checkpoint):
+            yield
+            self.try_beside(run)
+
+    def write_down(self, run: Run, block: str) -> None:
+        """The prediction, into `run.predicted`; errors as for `predict`.
 
         Args:
             block: its number; anything else leaves the choice to the trial.
         """
+        run.surgery = run.counterfactual = run.predicted = None
         if run.reading is None:
             raise RiMError(UNREAD)
-        told = run.reading | {"steps": run.steps, "gold": run.gold}
-        options = {"block": int(block) if block.isdecimal() else None, "num_blocks": run.num_blocks, "seed": run.seed}
-        found = self.counterfactual(run.checkpoint, told, **options)
-        run.counterfactual, run.surgery = found, found["surgery"]
-        self.operate(run, view_of_done(run))  # the same once more, beside the control of an operation
+        if other := self.shelf.counterpart(run.checkpoint):
+            self.shelf.start(other)
+        number = int(block) if block.isdecimal() else None
+        predicted = self.predict(run.checkpoint, self._told(run), number, run.num_blocks, run.seed)
+        run.predicted = predicted | {"asked": "all" if number is None else str(number)}
+
+    def try_it(self, run: Run) -> None:
+        """What came of `run.predicted`, into `run.counterfactual` and `run.surgery`."""
+        assert run.predicted is not None
+        unrelated = self._unrelated(run, run.predicted["partner"]["question"])
+        options = {"num_blocks": run.num_blocks, "seed": run.seed, "unrelated": unrelated}
+        run.counterfactual = self.carry_out(run.checkpoint, run.predicted, **options)
+        run.surgery = run.counterfactual["surgery"]
+
+    def try_beside(self, run: Run) -> None:
+        """The same block of the same question on the checkpoint trained the other way, or why that cannot be done."""
+        other, tried = self.shelf.counterpart(run.checkpoint), run.counterfactual
+        assert other is not None and tried is not None
+        options = {"num_blocks": run.num_blocks, "seed": run.seed}
+        beside = {"checkpoint": other, "found": None, "why": None, "rate": self._rate(other)}
+        try:
+            predicted = self.predict(other, self._told(run), tried["blocks"][0], **options)
+            beside["found"] = self.carry_out(other, predicted, **options)
+        except RiMError as error:
+            beside["why"] = str(error)
+        run.counterfactual = tried | {"beside": beside}
+
+    @staticmethod
+    def _told(run: Run) -> dict[str, Any]:
+        assert run.reading is not None
+        return run.reading | {"steps": run.steps, "gold": run.gold}
 
     def _unrelated(self, run: Run, partner: str) -> str | None:
         """An example whose memory knows nothing of the two questions; of another answer, if there is one, for with the
@@ -150,6 +211,5 @@ def view_of_done(run: Run) -> dict[str, str]:
         view["ops"] = "".join(f"{block}{LETTERS[action]}" for block, action in done["actions"].items())
         view |= {"layers": "-".join(map(str, done["layers"])), "partner": done["partner"] or ""}
     if run.counterfactual is not None:
-        blocks = run.counterfactual["blocks"]
-        view["try"] = str(blocks[0]) if len(blocks) == 1 else "all"
+        view["try"] = run.counterfactual.get("asked", "all")
     return view

@@ -50,7 +50,7 @@ ABOUT = {
     "glass-box": "Weights written by hand, so that we know what each block holds. Reads sums of four numbers, such as "
     "“what is 3 + 4 - 2 + 1 ?”, and nothing else.",
 }
-KEPT = 3  # as many as are shipped, so that visitors do not throw out each other's; 3.4 GB, most of it SmolLM2's
+KEPT = 4  # as many as are shipped, so that visitors do not throw out each other's; 3.4 GB, most of it SmolLM2's
 WARM_UPS = 3  # the first passes pay for allocation and the choice of kernels; no visitor should
 WARM_UP_SECONDS = 2.0  # after which no further one begins: a large model would keep its first visitor waiting
 LOOK_SECONDS = 0.5  # between two looks at a model that is being loaded
@@ -221,6 +221,11 @@ class ModelShelf:
             del self._paths[name]
             raise
         return name
+
+    def counterpart(self, name: str) -> str | None:
+        """The same model trained the other way, by interchange or as in the paper; None where it is not here."""
+        other = name.removesuffix(f"-{VARIANT}") if name.endswith(f"-{VARIANT}") else f"{name}-{VARIANT}"
+        return other if other in self._paths else None
 
     def interchange(self, name: str) -> tuple[str, str] | None:
         """What the interchange test of a checkpoint found (`rim_probe.probing.evidence.interchange_sentence`)."""

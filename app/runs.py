@@ -62,6 +62,7 @@ class Run:
         lanes: by method; "memory" and "cot" always, "direct" where it was asked for.
         status: "running", "done", "stopped" or "loaded" (from a file).
         seed: of what is drawn at random in experiments on this run; the answers themselves are greedy.
+        predicted: of an experiment that is under way (`rim_probe.probing.trial.predict`); not saved.
         surgery, counterfactual: the last result of `rim_probe.probing.surgery` and `.trial` on this run, if any.
     """
 
@@ -79,6 +80,7 @@ class Run:
     seed: int = 0
     surgery: dict[str, Any] | None = None
     counterfactual: dict[str, Any] | None = None
+    predicted: dict[str, Any] | None = field(default=None, repr=False)
     _packed: bytes | None = field(default=None, init=False, repr=False)
 
     @property
@@ -95,7 +97,8 @@ class Run:
         """The reading with the experiments on it, as `rim_probe.plots.draw` takes it; None before it is there."""
         if self.reading is None:
             return None
-        return self.reading | {"surgery": self.surgery, "counterfactual": self.counterfactual}
+        experiments = {"surgery": self.surgery, "counterfactual": self.counterfactual, "predicted": self.predicted}
+        return self.reading | experiments
 
     def chain(self) -> Answer | None:
         """What chain of thought answered, for `rim_probe.probing.reading.read`, which would otherwise ask it again."""

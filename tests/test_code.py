@@ -95,7 +95,7 @@ def test_the_lines_draw_the_figure_again(inspector, finished, drawn_by, panel, k
 
 def test_the_lines_of_a_counterfactual_make_it_again(inspector, finished, drawn_by):
     run = finished()
-    inspector.hands.test_claim(run, "2")
+    assert list(inspector.hands.test_claim(run, "2")) == [None], "one thing to draw before the outcome"
     html = shown(inspector, run, "surgery")
     assert "surgery-result good" in html and drawn_by(html) == bare(html)
 
@@ -130,7 +130,7 @@ def test_a_run_of_a_checkpoint_that_is_not_here_names_it(inspector, finished):
 def test_no_text_of_a_visitor_becomes_code(panel):
     evil = "'''\"\"\"\\\n); import os; os.abort() #"
     run = Run(evil, evil, evil, 3, steps=(evil,), status="done")
-    tree = ast.parse(code.python(run, panel, {"partner": evil, "cell": evil}, evil))
+    tree = ast.parse(code.python(run, panel, {"partner": evil, "cell": evil}, lambda name: evil))
     imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert all(name.startswith("rim_probe.") for name in imported)
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))

@@ -78,7 +78,7 @@ class Page:
 
     def choose(self, **wanted) -> str:
         event = types.SimpleNamespace(_data=wanted)
-        (self.shown,) = self.inspector.change(self.session, self.looking, self.name, event)
+        *self.before, self.shown = self.inspector.change(self.session, self.looking, self.name, event)
         self.html, self.history = self.shown["panel"], self.shown.get("history", "")
         return self.html
 
@@ -188,6 +188,8 @@ def test_what_is_done_by_hand_is_on_the_screen(inspector, asked):
     assert "Blanking blocks 1 and 2" in page.do("set", block="1", letter="b")
     assert "layer 1" in page.do("operate_cell", block="2", layer="1", action="noise")
     assert "surgery-result good" in page.do("try_counterfactual", block="2")
+    (predicted,) = page.before
+    assert "surgery-prediction" in predicted["panel"] and "surgery-result" not in predicted["panel"]
     reset = page.do("operate", ops="", layers="")
     assert (
         "Nothing is changed yet" in reset and "surgery-result" not in reset and page.session.run.counterfactual is None

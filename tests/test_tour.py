@@ -1,6 +1,7 @@
 """The tour without a browser: every sentence is made from what was computed, and whatever fails leaves a way on."""
 
 import re
+import shutil
 import threading
 import types
 from html import unescape
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from app.models import ModelShelf
+from app.models import VARIANT, ModelShelf
 from app.panels.inspect import Inspector
 from app.panels.race import Race
-from app.panels.tour import KNOWN, START, TITLES, TRAINED, Tour
+from app.panels.tour import START, TITLES, TRAINED, Tour
 from app.session import Session
 from app.view import Looking
 from rim_probe.errors import RiMError
@@ -23,10 +24,10 @@ STEPS = [str(number) for number in range(1, len(TITLES) + 1)]
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory) -> Tour:
-    """Over two glass boxes, one of them under the trained one's name."""
+    """Over a glass box under the trained model's name, with another one as its variant."""
     folder = tmp_path_factory.mktemp("toured")
-    for name in (KNOWN, TRAINED):
-        (folder / name).symlink_to(GLASS)
+    shutil.copytree(GLASS, folder / TRAINED)
+    shutil.copytree(GLASS, folder / TRAINED / VARIANT)
     race = Race(ModelShelf(folder), folder)
     return Tour(race, Inspector(race))
 
@@ -55,23 +56,25 @@ def test_five_steps_run_one_experiment(visitor):
     told = [visitor.take(step) for step in STEPS[:4]]
     run = visitor.session.run
     found = run.counterfactual
-    assert run.checkpoint == KNOWN and len(visitor.session.runs) == 1, "one race, one experiment"
-    assert found["blocks"] == [2] and found["came"]
+    (block,) = found["blocks"]
+    assert run.checkpoint == TRAINED and len(visitor.session.runs) == 1, "one race, one experiment"
+    assert found["came"] and "beside" not in found
     assert f"read {run.num_blocks} memory blocks" in told[0]
-    assert spelled(run.steps[1]) in told[1] and re.search(r"cosine \d\.\d\d", told[1])
+    assert f"Block {block} lies nearest to {spelled(found['claimed'])}" in told[1]
     assert found["change"] in told[2] and f"turn its answer {found['own']} into exactly {found['expected']}" in told[2]
     assert f"predicted {found['expected']}, and it says {found['said']}" in told[3]
     assert found["control"]["said"] in told[3] and "in this trial" in told[3]
     assert visitor.looking.panel == "surgery" and "surgery-result good" in visitor.page["panel"]
-    last = visitor.take(STEPS[4])
-    assert visitor.session.run.checkpoint == TRAINED and visitor.page["model"] == TRAINED
+    last, both = visitor.take(STEPS[4]), visitor.session.run.counterfactual
+    assert both["beside"]["checkpoint"] == f"{TRAINED}-{VARIANT}" and both["beside"]["found"]["came"]
+    assert visitor.page["panel"].count("surgery-result good") == 2
     assert "One trial proves little" in last and "Finish" in last
 
 
 def test_the_outcome_is_not_on_the_page_before_the_experiment(visitor):
     visitor.take("1")
     visitor.take("3")
-    assert "surgery-result" not in visitor.page["panel"] and "Nothing is changed yet" in visitor.page["panel"]
+    assert "surgery-result" not in visitor.page["panel"] and "surgery-prediction" in visitor.page["panel"]
     assert visitor.session.run.surgery is None and "v.try" not in visitor.page["panel"]
 
 
@@ -80,17 +83,25 @@ def test_one_may_go_back_and_begin_in_the_middle(visitor):
     assert visitor.take("2").startswith("2 of 5") and visitor.looking.panel == "blocks"
 
 
-@pytest.mark.parametrize(
-    ("step", "change"),
-    [("4", {"control": {"what": "x", "said": "9", "outcome": "expected"}}), ("5", {"control": None})],
-)
-def test_what_came_with_the_control_too_is_not_called_proof(visitor, monkeypatch, change, step):
+@pytest.mark.parametrize("control", [{"what": "x", "said": "9", "outcome": "expected"}, None])
+def test_what_came_with_the_control_too_is_not_called_proof(visitor, monkeypatch, control):
     import rim_probe.probing.trial as trial
 
-    real = trial.try_counterfactual
-    monkeypatch.setattr(trial, "try_counterfactual", lambda *given, **options: real(*given, **options) | change)
-    told = visitor.take(step)
+    real = trial.carry_out
+    monkeypatch.setattr(trial, "carry_out", lambda *given, **options: real(*given, **options) | {"control": control})
+    told = visitor.take("4")
     assert "in this trial" not in told and ("shows nothing" in told or "no control" in told)
+
+
+def test_where_the_paper_s_model_cannot_be_tried_the_tour_says_why(visitor, monkeypatch):
+    visitor.take("4")
+
+    def fail(*_, **__):
+        raise RiMError("It answers 4 here.")
+
+    monkeypatch.setattr("rim_probe.probing.trial.predict", fail)
+    told = visitor.take("5")
+    assert "cannot be made: It answers 4 here." in told and "No test: It answers 4 here." in visitor.page["panel"]
 
 
 @pytest.mark.parametrize("step", ["0", "6", "close", "²", None, ["1"], "<img>"])
@@ -100,12 +111,12 @@ def test_any_other_step_closes_the_tour(visitor, step):
 
 @pytest.mark.parametrize("error", [RiMError("No partner & no <claim>."), RuntimeError("CUDA error")])
 def test_what_fails_is_a_sentence_and_can_be_tried_again(visitor, monkeypatch, error):
-    visitor.take("2")
+    visitor.take("1")
 
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("rim_probe.probing.trial.try_counterfactual", fail)
+    monkeypatch.setattr("rim_probe.probing.trial.predict", fail)
     told = visitor.take("3")
     assert "Try again" in told and ("No partner & no <claim>." in told or "did not work" in told)
     assert "<claim>" not in visitor.page["tour"] and visitor.page["stop"].interactive is False
@@ -114,8 +125,8 @@ def test_what_fails_is_a_sentence_and_can_be_tried_again(visitor, monkeypatch, e
 
 
 def test_it_is_offered_only_where_both_models_are(tour, tmp_path):
-    (tmp_path / KNOWN).symlink_to(GLASS)
-    race = Race(ModelShelf(tmp_path), tmp_path)
+    (tmp_path / "glass-box").symlink_to(GLASS)
+    race = Race(ModelShelf(tmp_path, str(GLASS)), tmp_path)
     assert tour.offered and not Tour(race, Inspector(race)).offered
 
 

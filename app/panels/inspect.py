@@ -101,7 +101,7 @@ class Inspector:
 
     def _picture(self, run: Run, panel: str, view: Mapping[str, str]) -> str:
         picture = draw(run.drawable(), panel, **view_of(run.drawable(), panel, view))
-        return picture.html(code.python(run, panel, picture.view, self._place(run.checkpoint)))
+        return picture.html(code.python(run, panel, picture.view, self._place))
 
     def _place(self, name: str) -> str:
         """What a researcher would load: a path from the repository's folder, or a Hub id; no other folder is told."""
@@ -161,7 +161,8 @@ class Inspector:
             return
         wanted = dict(looking.view)
         if wanted.get("try"):
-            self.hands.test_claim(run, wanted["try"])
+            for _ in self.hands.test_claim(run, wanted["try"]):
+                pass
         done = view_of_done(run)
         looking.views["surgery"] = done | wanted
         if wanted.get("ops") and any(done.get(key, "") != wanted.get(key, "") for key in ("ops", "layers", "partner")):
@@ -237,8 +238,8 @@ class Inspector:
     def read(self, session: Session, looking: Looking, name: str | None) -> Iterator[Changes]:
         """After a race: computes the reading."""
         run = session.run
+        looking.views["surgery"] = {} if run is None else view_of_done(run)  # not what was done to another one's memory
         if run is not None and run.reading is None and run.status == "done":
-            looking.views.pop("surgery", None)  # what was done to another question's memory
             yield {"panel": self.panel(session, looking, name), "history": shell.history(session, looking)}
             with contextlib.suppress(RiMError):  # the panel says it
                 self.read_memory(run, looking)
@@ -271,6 +272,8 @@ class Inspector:
                 if isinstance(wanted.get("go"), str) and not self._go(wanted["go"], session, looking, name):
                     yield {"panel": shell.away()}
                     return
+                for _ in self._tested(session, looking, wanted):
+                    yield {"panel": self.panel(session, looking, name)}
                 sentence = self._changed(session, looking, wanted)
             except RiMError as error:
                 sentence = str(error)
@@ -307,6 +310,24 @@ class Inspector:
             looking.compared = None
         return True
 
+    def _tested(self, session: Session, looking: Looking, wanted: Mapping[str, Any]) -> Iterator[None]:
+        """Runs the experiment where that was chosen; yields when there is something new to draw.
+
+        Raises:
+            RiMError: it cannot be done.
+        """
+        action = wanted.get("do")
+        if not isinstance(action, Mapping) or action.get("act") != "try_counterfactual":
+            return
+        if session.run is None:
+            raise RiMError(NO_RUN)
+        looking.open("surgery")
+        looking.views["surgery"] = {}
+        for _ in self.hands.test_claim(session.run, str(action.get("block", ""))):
+            looking.views["surgery"] = view_of_done(session.run)
+            yield
+        looking.views["surgery"] = view_of_done(session.run)
+
     def _changed(self, session: Session, looking: Looking, wanted: Mapping[str, Any]) -> str:
         """Does what was chosen; a sentence for the visitor.
 
@@ -322,6 +343,8 @@ class Inspector:
             return ""
         action = {str(key): str(value) for key, value in action.items()}
         act, run = action.get("act"), session.run
+        if act == "try_counterfactual":
+            return ""
         if act in ("show", "compare", "apart"):
             self._history(session, looking, act, action.get("index", ""))
             return ""
@@ -330,15 +353,11 @@ class Inspector:
         if act == "blocks":
             return self._with_blocks(run, session, looking, action.get("k", ""))
         looking.open("surgery")
-        if act == "try_counterfactual":
-            self.hands.test_claim(run, action.get("block", ""))
-            looking.views["surgery"] = view_of_done(run)
-        else:
-            looking.select(self._operation(run, looking, action))
-            self.hands.operate(run, looking.view)
-            if act == "operate" and not run.surgery["actions"]:  # the table is cleared
-                run.counterfactual = None
-                looking.view.pop("try", None)
+        looking.select(self._operation(run, looking, action))
+        self.hands.operate(run, looking.view)
+        if act == "operate" and not run.surgery["actions"]:  # the table is cleared
+            run.counterfactual = run.predicted = None
+            looking.view.pop("try", None)
         return ""
 
     def _operation(self, run: Run, looking: Looking, action: Mapping[str, str]) -> dict[str, str]:

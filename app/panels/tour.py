@@ -1,7 +1,7 @@
-"""The first visit: five steps that run one experiment, on a model whose memory is known and on one that was trained.
+"""The first visit: five steps that run one experiment, on the model trained by interchange and on the paper's.
 
 Every sentence with a figure in it is made from what has just been computed. Drives the same functions as the page's own
-buttons (`Race.answer`, `Inspector`). Offered only where both checkpoints are there.
+buttons (`Race.answer`, `Inspector`, `Hands`). Offered only where both checkpoints are there.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ import gradio as gr
 
 from app import figures
 from app.hands import view_of_done
+from app.models import VARIANT
 from app.panels.inspect import FAILED, Inspector
 from app.panels.race import Race
 from app.runs import Run
 from app.session import Session
 from app.view import Looking
 from rim_probe.errors import RiMError
-from rim_probe.plots.surgery_words import counterfactual_verdict, named
-from rim_probe.probing.matches import spelled
+from rim_probe.plots.surgery_words import counterfactual_verdict, outcome_said
+from rim_probe.probing.matches import decodes, spelled, thought
 from rim_probe.problems import Problem
 
 log = logging.getLogger(__name__)
 
 SCRIPT = (Path(__file__).parent.parent / "tour.js").read_text(encoding="utf-8")
-KNOWN, TRAINED = "glass-box", "rim-tiny"
+TRAINED = "rim-tiny"
 TITLES = (
     "Two ways to think",
-    "What block 2 seems to hold",
+    "What a block seems to hold",
     "A prediction",
     "The experiment",
-    "The same on a trained model",
+    "The same, trained the paper’s way",
 )
 POINTS = (  # at what each step speaks of
     "#stage .lanes",
-    "#panel [data-link~='block-2']",
-    "#panel .surgery-part:has([data-do*='try_counterfactual'])",
+    "#panel [data-link~='block-{block}']",
+    "#panel .surgery-prediction",
     "#panel .surgery-result",
-    "#panel .surgery-result",
+    "#panel .surgery-sides > :last-child",
 )
 START = '<button type="button" data-step="1" hidden></button>'  # the masthead's link presses it
 
@@ -57,7 +58,7 @@ class Tour:
 
     @property
     def offered(self) -> bool:
-        return {KNOWN, TRAINED} <= set(self.race.shelf.names)
+        return {TRAINED, f"{TRAINED}-{VARIANT}"} <= set(self.race.shelf.names)
 
     def step(self, session: Session, looking: Looking, event: gr.EventData) -> Iterator[dict[str, Any]]:
         """One step of the tour; yields what changes on the page, by the names of its parts."""
@@ -76,22 +77,25 @@ class Tour:
             yield {"tour": _card(number, FAILED, failed=True), **over}
 
     def _step(self, number: int, session: Session, looking: Looking) -> Iterator[dict[str, Any]]:
-        name = TRAINED if number == len(TITLES) else KNOWN
         run = session.run
-        if number == 1 or run is None or run.checkpoint != name or run.reading is None:
+        if number == 1 or run is None or run.checkpoint != TRAINED or run.reading is None:
             looking.open("race")
-            yield from self.inspector.ask(self._problem(name), name, session, looking)
+            yield from self.inspector.ask(self._problem(TRAINED), TRAINED, session, looking)
             run = session.run
-        if number >= 3 and (run.counterfactual is None or number == len(TITLES)):
-            self.inspector.hands.test_claim(run, "2" if number < len(TITLES) else "")
-            looking.views["surgery"] = view_of_done(run)
-        shown = run.counterfactual
-        if number == 3:  # the experiment itself is step 4: until then only its prediction is on the page
+        hands = self.inspector.hands
+        if number >= 2 and run.predicted is None:
+            hands.write_down(run, "")
+        if number <= 3:  # the experiment itself is step 4: until then only its prediction is on the page
             run.surgery = run.counterfactual = None
-            looking.views.pop("surgery", None)
+        elif number == 4 or run.counterfactual is None:
+            hands.try_it(run)
+        if number == 5:
+            hands.try_beside(run)
+        looking.views["surgery"] = view_of_done(run)
         looking.open(("race", "blocks", "surgery", "surgery", "surgery")[number - 1])
-        text = (_two_ways, _claim, _prediction, _outcome, _trained)[number - 1](run, shown)
-        yield self.inspector.everything(session, looking, name) | {"tour": _card(number, text)}
+        text = (_two_ways, _claim, _prediction, _outcome, _paper)[number - 1](run)
+        block = run.predicted["blocks"][0] if run.predicted else 0
+        yield self.inspector.everything(session, looking, TRAINED) | {"tour": _card(number, text, block)}
 
     def _problem(self, name: str) -> Problem:
         """The checkpoint's first example of the greatest depth.
@@ -108,62 +112,74 @@ class Tour:
 # ----------------------------------------------------------------------------------------------------- what each says
 
 
-def _two_ways(run: Run, shown: Any) -> str:
+def _two_ways(run: Run) -> str:
     return (
-        f"Both were asked the same question and took real time. <b>CoT</b> wrote its steps down. <b>RiM</b> wrote "
-        f"nothing: it read {figures.count(run.num_blocks, 'memory block')} after the question and answered. "
-        "(Each cell shows what a block would answer by itself: an early one is on the way.) What did it think there? "
-        "This model, the <i>glass box</i>, has weights written by hand, so we know: block k holds step k."
+        "Both were asked the same question and took real time. <b>Chain of thought</b> wrote its steps down. "
+        f"<b>RiM</b> wrote nothing: it read {figures.count(run.num_blocks, 'memory block')} after the question and "
+        "answered. (Each cell shows what a block would answer by itself: an early one is on the way.) Does it think in there?"
     )
 
 
-def _claim(run: Run, shown: Any) -> str:
-    blocks = {block["block"]: block for block in (run.reading or {})["probes"].get("steps", {"blocks": []})["blocks"]}
-    if 2 not in blocks:
-        raise RiMError("The nearest steps of this checkpoint are not fitted, so there is no claim to test.")
-    best = blocks[2]["nearest"][0]
+def _claim(run: Run) -> str:
+    (block, *_), step = run.predicted["blocks"], spelled(run.predicted["claimed"])
+    read = decodes(run.reading).get(block)
+    told = next(one for one in run.reading["readouts"] if one["block"] == block)
+    seen = (
+        f"A probe compares each block with explicit steps. Block {block} lies nearest to "
+        f"<b>{escape(spelled(read.nearest[0][0]))}</b> (cosine {read.nearest[0][1]:.2f})."
+        if read
+        else f"Asked now, block {block} would say <b>{escape(thought(told) or 'nothing')}</b>."
+    )
     return (
-        "A probe compares each block with explicit steps. Block 2 lies nearest to "
-        f"<b>{escape(spelled(best['step']))}</b> (cosine {best['cosine']:.2f}). That is a <b>claim</b>: to find "
-        "something in a block does not show that the model uses it. How could one tell?"
+        f"{seen} Step {run.predicted['step']} of the solution is <b>{escape(step)}</b>: block {block} is where the "
+        "model should keep it. That is a <b>claim</b>: to find something in a block does not show that the model uses "
+        "it. How could one tell?"
     )
 
 
-def _prediction(run: Run, shown: Any) -> str:
+def _prediction(run: Run) -> str:
+    shown = run.predicted
     return (
-        f"Change one number of the question ({escape(shown['change'])}): then block 2 should hold "
+        f"Change one number of the question ({escape(shown['change'])}): then the block should hold "
         f"<b>{escape(spelled(shown['brought']))}</b> instead of <b>{escape(spelled(shown['claimed']))}</b>. "
         f"If the claim is true, then putting <i>that one block</i> into the old question must turn its answer "
         f"{escape(shown['own'])} into exactly <b>{escape(shown['expected'])}</b>. Nothing else is touched."
     )
 
 
-def _outcome(run: Run, shown: Any) -> str:
-    control = shown.get("control")
+def _outcome(run: Run) -> str:
+    shown = run.counterfactual
+    control = shown["control"]
     beside = f" The control, {escape(control['what'])}, gives {escape(str(control['said']))}." if control else ""
     return (
-        "Block 2 was taken from the second question, and the model answered again: predicted "
+        f"The block was taken from the second question, and the model answered again: predicted "
         f"{escape(shown['expected'])}, and it says <b>{escape(str(shown['said']) or 'nothing')}</b>.{beside} "
         f"{escape(counterfactual_verdict(shown)[0])}"
     )
 
 
-def _trained(run: Run, shown: Any) -> str:
-    blocks = shown["blocks"]
-    control = shown.get("control")
-    beside = f" (control: {escape(str(control['said']))})" if control else ""
+def _paper(run: Run) -> str:
+    beside = run.counterfactual["beside"]
+    start = f"<b>{escape(beside['checkpoint'])}</b> is the same model, trained on the same problems as in the paper. "
+    if (found := beside["found"]) is None:
+        told = f"Here the experiment cannot be made: {escape(beside['why'])} "
+    else:
+        memory = next(route for route in found["routes"] if route["cut"] == "memory")
+        told = (
+            f"The same experiment: predicted {escape(found['expected'])}, and it says "
+            f"<b>{escape(str(found['said']) or 'nothing')}</b>. {escape(counterfactual_verdict(found)[0])} With its "
+            f"whole memory cut from the answer it says {escape(outcome_said(found, memory['clean']))}. "
+        )
     return (
-        f"<b>{TRAINED}</b> learnt its weights. Its {named(blocks)} {'lies' if len(blocks) == 1 else 'lie'} nearest to "
-        f"a step of its question, too: <b>{escape(spelled(shown['claimed']))}</b>. The same experiment: expected "
-        f"{escape(shown['expected'])}, and it says <b>{escape(str(shown['said']) or 'nothing')}</b>{beside}. "
-        f"{escape(counterfactual_verdict(shown)[0])} One trial proves little; <b>Evidence</b> has the test over many "
-        "pairs. Now it is your turn: ask your own question, blank a block, and see what happens."
+        f"{start}{told}One trial proves little: <b>Evidence</b> has the test over many pairs. Now it is your turn: ask "
+        "your own question and press “Test it on this question”."
     )
 
 
-def _card(number: int, text: str, busy: bool = False, failed: bool = False) -> str:
+def _card(number: int, text: str, block: int = 0, busy: bool = False, failed: bool = False) -> str:
     last = number == len(TITLES)
     forward = str(number) if failed else "close" if last else str(number + 1)
     label = "Try again" if failed else "Finish" if last else "Run the experiment" if number == 3 else "Next"
-    card = {"number": number, "of": len(TITLES), "title": TITLES[number - 1], "text": text, "point": POINTS[number - 1]}
+    point = POINTS[number - 1].format(block=block)
+    card = {"number": number, "of": len(TITLES), "title": TITLES[number - 1], "text": text, "point": point}
     return figures.render("tour.html", **card, forward=forward, label=label, busy=busy)

@@ -22,8 +22,8 @@ from markupsafe import Markup, escape
 
 from rim_probe.numbers import percent, signed
 from rim_probe.plots.frame import Choice, Panel, Table
-from rim_probe.plots.surgery_words import counterfactual_verdict, named, operation, sentence, shown
-from rim_probe.probing.matches import claims, plain_step
+from rim_probe.plots.surgery_words import counterfactual_verdict, named, operation, outcome_said, sentence, shown
+from rim_probe.probing.matches import claims, plain_step, spelled
 
 ACTIONS = {"": "keep", "b": "blank", "n": "noise", "s": "swap"}
 MOST_BLOCKS = 16
@@ -92,6 +92,7 @@ def draw(reading: Mapping[str, Any], ops: str = "", layers: str = "", partner: s
     low, high = map(int, layers.split("-"))
     actions = parse(ops, K) or {}
     stored, tried = (_of_this(reading, reading.get(key)) for key in ("surgery", "counterfactual"))
+    predicted = tried or reading.get("predicted")
     partner = partner or (stored["partner"] or "" if stored else "")
     done = stored if stored and _is_of(stored, actions, layers, partner) else None
     before = {one["block"]: one for one in (done["before"] if done else reading)["readouts"]}
@@ -119,8 +120,9 @@ def draw(reading: Mapping[str, Any], ops: str = "", layers: str = "", partner: s
         "most_text": _MOST_TEXT,
         "map": _map(importance) if importance and rows(importance) else None,
         "claims": _claims(reading),
-        "tested": set(tried["blocks"]) if tried else set(),
-        "trial": _trial(tried) if tried else None,
+        "tested": set(predicted["blocks"]) if predicted else set(),
+        "trial": _prediction(predicted) if predicted else None,
+        "sides": _sides(tried) if tried else [],
     }
     notes = [] if importance else ["What matters was not measured for this reading."]
     view = {"ops": write(actions), "layers": layers, "partner": partner}
@@ -234,30 +236,57 @@ def _claims(reading: Mapping[str, Any]) -> list[tuple[int, str]] | None:
     return [(block, plain_step(steps[step - 1])) for block, step in claims(reading).items()] if steps else None
 
 
-def _trial(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The partner problem with one number changed, what the decode predicts, and what the model said."""
-    verdict, why = counterfactual_verdict(result)
-    mine, theirs, control = result["problem"]["question"], result["partner"]["question"], result["control"]
-    facts = [
-        ("Without the swap", result["own"], ""),
-        ("Predicted if the claim is true", result["expected"], "expected"),
-    ]
-    facts.append(("The model said", result["said"] or "no number", "came" if result["came"] else "missed"))
-    if control:
-        facts.append((f"Control: {control['what']}", control["said"] or "no number", "control"))
+SOURCES = {
+    "gold": "It was computed from the known steps of this question before the model was asked",
+    "chain of thought": "It was computed from the steps that chain of thought wrote, before the model was asked",
+}
+
+
+def _prediction(predicted: Mapping[str, Any]) -> dict[str, Any]:
+    """The partner problem with one number changed, and what the decode predicts."""
+    mine, theirs = predicted["problem"]["question"], predicted["partner"]["question"]
     return {
-        "good": result["came"] and bool(control) and control["outcome"] != "expected",
-        "verdict": verdict,
-        "why": why,
-        "blocks": named(result["blocks"]),
-        "verb": "hold" if len(result["blocks"]) > 1 else "holds",
+        "blocks": named(predicted["blocks"]),
+        "verb": "hold" if len(predicted["blocks"]) > 1 else "holds",
         "mine": marked(mine, theirs),
         "theirs": marked(theirs, mine),
-        "claimed": plain_step(result["claimed"]),
-        "brought": plain_step(result["brought"]),
-        "change": result["change"],
-        "facts": facts,
+        "claimed": spelled(predicted["claimed"]),
+        "brought": spelled(predicted["brought"]),
+        "change": predicted["change"],
+        "own": predicted["own"],
+        "expected": predicted["expected"],
+        "source": SOURCES.get(predicted.get("steps_from", ""), "It was computed before the model was asked"),
     }
+
+
+def _sides(tried: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What came of the prediction, and of the same one on the checkpoint beside."""
+    sides = [_side(tried.get("checkpoint"), tried, tried.get("rate"))]
+    if beside := tried.get("beside"):
+        sides.append(_side(beside["checkpoint"], beside["found"], beside["rate"], beside["why"]))
+    return sides
+
+
+def _side(
+    checkpoint: str | None, result: Mapping[str, Any] | None, rate: str | None, why: str | None = None
+) -> dict[str, Any]:
+    side = {"checkpoint": checkpoint, "rate": rate, "no_test": why, "good": False}
+    if result is None:
+        return side
+    verdict, explained = counterfactual_verdict(result)
+    control = result["control"]
+    facts = [
+        ("Without the swap", result["own"], "", ""),
+        ("Predicted", result["expected"], "expected", ""),
+        ("The model said", result["said"] or "no number", "came" if result["came"] else "missed", ""),
+    ]
+    if control:
+        facts.append((f"Wrong block: {control['what']}", control["said"] or "no number", "control", ""))
+    for route in result.get("routes", ()):
+        told, clean = outcome_said(result, route["outcome"]), outcome_said(result, route["clean"])
+        facts.append((f"{route['cut'].capitalize()} cut from the answer", told, "cut", f"without the swap: {clean}"))
+    good = result["came"] and bool(control) and control["outcome"] != "expected"
+    return side | {"good": good, "verdict": verdict, "why": explained, "facts": facts}
 
 
 def marked(text: str, other: str) -> Markup:

@@ -116,6 +116,12 @@ def _control(surgery: Mapping[str, Any]) -> str:
     return f"{text}: {meaning[was, moved]}."
 
 
+def outcome_said(result: Mapping[str, Any], outcome: str) -> str:
+    """The answer that an outcome of a trial is: "expected", "own", "partner", "other"."""
+    answers = {"expected": result["expected"], "own": result["own"], "partner": result.get("partner_answer", "")}
+    return answers.get(outcome) or "another answer"
+
+
 def counterfactual_verdict(result: Mapping[str, Any]) -> tuple[str, str]:
     """The verdict on one swap with a counterfactual partner (does the answer move as predicted?), and why.
 

@@ -44,7 +44,10 @@ Surgery = form(
 Worked = form(question=str, steps=Steps, answer=str)
 """A problem with its solution."""
 TrialControl = form(what=str, said=str, outcome=str)
-Counterfactual = form(
+Outcome = Literal["expected", "own", "partner", "other"]
+Route = form(cut=Literal["question", "memory"], outcome=Outcome, clean=Outcome)
+Short = Annotated[str, Field(max_length=1000)]
+Trial = form(
     format=Literal["rim-probe-counterfactual/1"],
     problem=Worked,
     partner=Worked,
@@ -52,6 +55,7 @@ Counterfactual = form(
     change=str,
     step=Annotated[int, Field(ge=1, le=100)],
     blocks=Blocks,
+    wrong=NotRequired[Blocks],
     claimed=str,
     brought=str,
     layers=Layers,
@@ -59,10 +63,21 @@ Counterfactual = form(
     own=str,
     partner_answer=str,
     said=str,
-    outcome=Literal["expected", "own", "partner", "other"],
+    outcome=Outcome,
     came=bool,
     surgery=Surgery,
     control=TrialControl | None,
+    routes=NotRequired[Annotated[list[Route], Field(max_length=2)]],
     sentence=str,
 )
 """What `trial.try_counterfactual` gives."""
+Beside = form(checkpoint=Short, found=Trial | None, why=Short | None, rate=Short | None)
+"""The same on another checkpoint, or why there it could not be done."""
+Counterfactual = form(
+    **Trial.__annotations__,
+    asked=NotRequired[Annotated[str, Field(max_length=3)]],
+    checkpoint=NotRequired[Short],
+    rate=NotRequired[Short | None],
+    beside=NotRequired[Beside | None],
+)
+"""A trial of the page. `asked`: the block that was named, "all" where none was; `rate`: what came in many pairs."""

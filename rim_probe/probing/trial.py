@@ -13,6 +13,10 @@ question; `interchange` is the same over many, with intervals):
    before the change, or none that it changes. Later steps follow from step t, so that their blocks may bring the
    predicted answer by right. Where no other block is left, a second number is changed in a later step: from there on
    blocks bring the partner's answer, which then is not the predicted one.
+5. The routes: the same swap with the question, and with the blocks, cut from the answer's view (`patching.CUTS`), each
+   beside the clean run under that cut. An answer that survives without the memory has another route.
+
+`predict` does step 1 and 3 and writes the predicted answer down; `carry_out` does the rest.
 
 Knows one question and one swap. Knows nothing of how claims are found, and cannot show what holds in general: one trial
 may come out by chance; the report's interchange test counts.
@@ -29,6 +33,7 @@ from rim_probe.decoding import Answer, answer
 from rim_probe.equations import Partner, chain, counterfactual, question_numbers, value_bounds
 from rim_probe.errors import ProblemError, QuestionError, RiMError
 from rim_probe.model import RiM
+from rim_probe.probing.patching import Patcher
 from rim_probe.probing.surgery import named, operate
 from rim_probe.problems import ANSWER_MARKER, Problem, is_correct, parse_steps
 
@@ -47,8 +52,30 @@ def try_counterfactual(
     seed: int = 0,
     layers: tuple[int, int] | None = None,
     num_blocks: int | None = None,
+    unrelated: str | None = None,
 ) -> dict[str, Any]:
     """Swaps what is said to hold a step and tells whether the answer became the one that follows.
+
+    Args: those of `predict` and `carry_out`, and what `carry_out` gives.
+
+    Raises:
+        RiMError: as `predict` and `carry_out`.
+    """
+    predicted = predict(rim, problem, claims, steps=steps, block=block, seed=seed, num_blocks=num_blocks)
+    return carry_out(rim, predicted, seed=seed, layers=layers, num_blocks=num_blocks, unrelated=unrelated)
+
+
+def predict(
+    rim: RiM,
+    problem: Problem,
+    claims: Mapping[int, int] | None,
+    *,
+    steps: Answer | Mapping[str, Any] | None = None,
+    block: int | None = None,
+    seed: int = 0,
+    num_blocks: int | None = None,
+) -> dict[str, Any]:
+    """The partner, the blocks to swap, and the answer that follows if they hold what they are said to hold.
 
     Args:
         problem: the question with its gold steps and answer, as far as they are known (no steps; "" for the answer).
@@ -59,19 +86,16 @@ def try_counterfactual(
         block: the one block to swap; by default all blocks said to hold one step, which is the first one after step 1
             that a partner is found for (its control is the cleanest), else step 1.
         seed: of partner and control.
-        layers: (lo, hi); None for (1, L).
 
     Returns:
         JSON-ready: `format`; `problem` and `partner` (`question`, `steps`, `answer`); `steps_from` ("gold", "chain of
-        thought"): what the prediction is made of; `change` in words; `step`;
-        `blocks` swapped; `claimed` and `brought`, that step of the problem and of the partner; `layers`; `expected`,
-        the answer if the decode is true; `own`, `partner_answer`, `said`; `outcome` ("expected", "own", "partner",
-        "other", the first that fits); `came`; `surgery`, the result of `operate`; `control` with `what`, `said`,
-        `outcome`, or None without a wrong block; `sentence`.
+        thought"): what the prediction is made of; `change` in words; `step`; `blocks` to swap; `wrong`, those of the
+        control; `claimed` and `brought`, that step of the problem and of the partner; `expected`, the answer if the
+        decode is true; `own`, `partner_answer`.
 
     Raises:
         RiMError: one sentence why there is no test: no steps are known or they are no certain chain, the model answers
-            the problem wrong, no block is said to hold a step of it, no partner was found; and what `operate` raises.
+            the problem wrong, no block is said to hold a step of it, no partner was found.
     """
     K = rim.layout.check_blocks(num_blocks)
     steps_from = "gold" if problem.steps else "chain of thought"
@@ -84,16 +108,7 @@ def try_counterfactual(
             "and there is nothing to predict; choose a question that it answers right."
         )
     partner, swapped, wrong = _partner(rim, problem, claims, block, seed, K)
-    options = {"partner": partner.problem.question, "layers": layers, "num_blocks": K, "gold": problem.answer}
-    surgery = operate(rim, problem.question, dict.fromkeys(swapped, "swap"), seed=seed, **options)
-    answers = {"expected": partner.predicted, "own": problem.answer, "partner": partner.problem.answer}
-    said, outcome = _outcome(surgery, answers)
-    control = None
-    if wrong:
-        instead = operate(rim, problem.question, dict.fromkeys(wrong, "swap"), seed=seed, **options)
-        control = {"what": f"{named(wrong)} taken from the partner instead"}
-        control |= dict(zip(("said", "outcome"), _outcome(instead, answers), strict=True))
-    result = {
+    return {
         "format": FORMAT,
         "problem": _plain(problem),
         "partner": _plain(partner.problem),
@@ -101,19 +116,82 @@ def try_counterfactual(
         "change": _change(problem, partner),
         "step": partner.step,
         "blocks": swapped,
+        "wrong": wrong,
         "claimed": problem.steps[partner.step - 1],
         "brought": partner.problem.steps[partner.step - 1],
-        "layers": surgery["layers"],
         "expected": partner.predicted,
         "own": problem.answer,
         "partner_answer": partner.problem.answer,
+    }
+
+
+def carry_out(
+    rim: RiM,
+    predicted: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    layers: tuple[int, int] | None = None,
+    num_blocks: int | None = None,
+    unrelated: str | None = None,
+) -> dict[str, Any]:
+    """What came of a prediction.
+
+    Args:
+        predicted: of `predict`, for the same `rim` and `num_blocks`.
+        layers: (lo, hi); None for (1, L).
+        unrelated: a question for the control of `surgery.operate`.
+
+    Returns:
+        JSON-ready: `predicted` with `layers`; `said`; `outcome` ("expected", "own", "partner", "other", the first that
+        fits); `came`; `surgery`, the result of `operate`; `control` with `what`, `said`, `outcome`, or None without a
+        wrong block; `routes`: for each `cut` ("question", "memory") the `outcome` of the swap and of the `clean` run
+        under it; `sentence`.
+
+    Raises:
+        RiMError: as `operate`.
+    """
+    own, K = predicted["problem"], rim.layout.check_blocks(num_blocks)
+    options = {"partner": predicted["partner"]["question"], "layers": layers, "num_blocks": K, "gold": own["answer"]}
+    options["seed"] = seed
+    swap, wrong = (dict.fromkeys(predicted[blocks], "swap") for blocks in ("blocks", "wrong"))
+    surgery = operate(rim, own["question"], swap, unrelated=unrelated, **options)
+    answers = {"expected": predicted["expected"], "own": own["answer"], "partner": predicted["partner_answer"]}
+    said, outcome = _outcome(surgery, answers)
+    control = None
+    if wrong:
+        instead = operate(rim, own["question"], wrong, **options)
+        control = {"what": f"{named(wrong)} taken from the partner instead"}
+        control |= dict(zip(("said", "outcome"), _outcome(instead, answers), strict=True))
+    result = {
+        **predicted,
+        "layers": surgery["layers"],
         "said": said,
         "outcome": outcome,
         "came": outcome == "expected",
         "surgery": surgery,
         "control": control,
+        "routes": _routes(rim, predicted, answers, surgery["layers"], K),
     }
     return result | {"sentence": _sentence(result)}
+
+
+def _routes(
+    rim: RiM, predicted: Mapping[str, Any], answers: Mapping[str, str], layers: list[int], K: int
+) -> list[dict[str, str]]:
+    """What is said with the question, and with the memory, cut from the answer, with the swap and without."""
+    targets = [rim.encoder.answer_ids(text) for text in answers.values()]
+    question, donor = predicted["problem"]["question"], Patcher(rim, predicted["partner"]["question"], num_blocks=K)
+    found = []
+    for cut in ("question", "memory"):
+        clean = Patcher(rim, question, targets, num_blocks=K, cut=[cut])
+        swap = clean.edits(donor.memory, predicted["blocks"], range(layers[0], layers[1] + 1))
+        both = {"outcome": clean.score([swap]).says[0], "clean": clean.says}
+        told = {
+            what: next((name for name, hit in zip(answers, says.tolist(), strict=True) if hit), "other")
+            for what, says in both.items()
+        }
+        found.append({"cut": cut, **told})
+    return found
 
 
 def _worked(problem: Problem, told: Answer | Mapping[str, Any] | None) -> Problem:

@@ -78,7 +78,7 @@ def test_the_map_tells_signs_and_flips():
 
 def test_only_matching_claims_can_be_tried():
     tries = [act for act in acts(shown()) if act["act"] == "try_counterfactual"]
-    assert tries == [{"act": "try_counterfactual", "block": "1"}]
+    assert [act["block"] for act in tries] == ["", "1"], "the experiment, then each decode"
     assert "choose one of the examples" in shown(reading() | {"steps": [], "chain": None})
 
 
@@ -138,6 +138,23 @@ def test_a_counterfactual_is_green_only_where_the_prediction_came_and_the_contro
     html = shown(reading() | {"counterfactual": result})
     assert verdict in words(html) and why in words(html) and "3+4=7" in why
     assert ("surgery-result good" in html) == (not change)
+
+
+def test_a_prediction_stands_before_any_outcome():
+    html = shown(reading() | {"predicted": counterfactual()})
+    assert "from 5 into <b>7</b>" in html and "surgery-result" not in html and "has not answered yet" in html
+
+
+def test_two_checkpoints_stand_side_by_side_with_their_rates():
+    routes = [{"cut": "question", "outcome": "expected", "clean": "own"}]
+    missed = counterfactual() | {"came": False, "outcome": "own", "said": "5"}
+    one = {"checkpoint": "one", "rate": "In 98 %.", "routes": routes}
+    beside = {"checkpoint": "another", "found": missed, "why": None, "rate": None}
+    told = words(shown(reading() | {"counterfactual": counterfactual() | one | {"beside": beside}}))
+    assert told.index("one ✓") < told.index("In 98 %.") < told.index("another ✗") < told.index("not measured")
+    assert "Question cut from the answer 7 without the swap: 5" in told
+    none = beside | {"found": None, "why": "It answers 4 here."}
+    assert "No test: It answers 4 here." in shown(reading() | {"counterfactual": counterfactual() | {"beside": none}})
 
 
 def test_the_changed_number_is_marked():

@@ -10,7 +10,7 @@ from rim_probe.errors import RiMError
 from rim_probe.glassbox import draw_problems, glassbox, swapped_answer
 from rim_probe.glassbox.problems import problem_of
 from rim_probe.probing.surgery import operate
-from rim_probe.probing.trial import try_counterfactual
+from rim_probe.probing.trial import carry_out, predict, try_counterfactual
 from rim_probe.problems import Problem, is_correct
 
 PROBLEM = problem_of(0, (("+", 5), ("-", 2), ("+", 4)))  # 5, 3, 7
@@ -38,6 +38,19 @@ def test_a_true_claim_comes_and_a_wrong_block_does_not_bring_it(box):
     assert found["surgery"]["actions"] == {"2": "swap"}
     assert found["sentence"].startswith("Block 2 is said to hold 5-2=3; ") and "and it did" in found["sentence"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_with_the_question_cut_the_block_still_brings_the_answer_and_nothing_does_without_the_memory(box):
+    found = try_counterfactual(box, PROBLEM, None, block=2)
+    question, memory = found["routes"]
+    assert question == {"cut": "question", "outcome": "expected", "clean": "own"}
+    assert memory["cut"] == "memory" and memory["outcome"] == memory["clean"] != "own"
+
+
+def test_a_prediction_is_written_before_the_model_is_swapped(box):
+    predicted = predict(box, PROBLEM, None, block=2)
+    assert "said" not in predicted and predicted["wrong"] == [1]
+    assert carry_out(box, predicted) == try_counterfactual(box, PROBLEM, None, block=2)
 
 
 def test_every_problem_that_can_be_tried_comes(box):
