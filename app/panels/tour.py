@@ -116,7 +116,8 @@ def _two_ways(run: Run) -> str:
     return (
         "Both were asked the same question and took real time. <b>Chain of thought</b> wrote its steps down. "
         f"<b>RiM</b> wrote nothing: it read {figures.count(run.num_blocks, 'memory block')} after the question and "
-        "answered. (Each cell shows what a block would answer by itself: an early one is on the way.) Does it think in there?"
+        "answered. (Each cell shows what a block would answer by itself: an early one is on the way.) Does it think in "
+        "there?"
     )
 
 
