@@ -13,6 +13,7 @@ element.addEventListener("click", (event) => {
   if (tab) openPanel(tab);
   const other = event.target.closest("[data-to]");
   if (other) document.querySelector(`#tab-${other.dataset.to}`).click();
+  if (event.target.closest("[data-do*='try_counterfactual']")) window.rimProbe.experiment = true;
   if (event.target.closest("[data-save]")) document.querySelector("#export-button").click();
 });
 element.addEventListener("keydown", (event) => {
@@ -68,6 +69,13 @@ watch("value", () => {
   newest = number; // also where it is lower: a server that was started anew counts from the beginning
   if (stale) return send({});
   window.rimProbe.drawn(element);
+  // The experiment was asked for, perhaps from below the race: what comes of it is brought into view once.
+  const experiment = window.rimProbe.experiment && element.querySelector(".surgery-prediction, [role=alert]");
+  if (experiment) {
+    window.rimProbe.experiment = false;
+    const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
+    experiment.scrollIntoView({ block: "start", behavior });
+  }
   const boxes = [...element.querySelectorAll(BOXES)];
   if (boxes.length === scrolled.length)
     boxes.forEach((box, i) => {

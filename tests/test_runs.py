@@ -12,7 +12,7 @@ import pytest
 
 from app import figures
 from app.models import ModelShelf
-from app.panels.race import Race, pick
+from app.panels.race import Race
 from app.runs import METHODS, Lane, Run
 from app.session import MAX_HISTORY, Session, race
 from app.words import why
@@ -162,10 +162,9 @@ def test_a_recorded_run_is_shown_beside_the_history(run):
 
 
 def test_steps_of_an_example_go_with_it(shelf):
-    panel, problem = Race(shelf), shelf.examples("small")[3]
-    data = {"question": problem.question, "answer": problem.answer, "steps": list(problem.steps)}
-    session = Session()
-    pick(session, type("Event", (), {"_data": data})())
+    panel, session = Race(shelf), Session()
+    (problem, _), *_ = panel.offered("small")
+    assert next(panel.pick(0, "small", session))["question"] == problem.question
     assert session.steps_for(problem.question) == problem.steps and session.steps_for(problem.question + " ") == ()
     assert panel.gold_steps("small", problem.question) == problem.steps
     assert panel.gold_steps("small", "3 + 4 = ?") == ()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rim_probe.numbers import percent
-from rim_probe.probing.matches import plain_step
+from rim_probe.probing.matches import spelled
 
 _LONGEST = 26  # characters of an answer
 _DONE = {"blank": "blanking {}", "noise": "adding noise to {}", "swap": "taking {} from the second question"}
@@ -134,7 +134,7 @@ def counterfactual_verdict(result: Mapping[str, Any]) -> tuple[str, str]:
     control = result.get("control")
     same = bool(control) and control["outcome"] == "expected"
     text = (
-        f"If {blocks} {hold} {plain_step(result['claimed'])}, putting in {plain_step(result['brought'])} must turn the "
+        f"If {blocks} {hold} {spelled(result['claimed'])}, putting in {spelled(result['brought'])} must turn the "
         f"answer from {own} into {expected}; the model said {said}."
     )
     if result.get("steps_from") == "chain of thought":

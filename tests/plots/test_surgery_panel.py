@@ -136,7 +136,7 @@ def test_a_counterfactual_is_green_only_where_the_prediction_came_and_the_contro
     result = counterfactual() | change
     verdict, why = counterfactual_verdict(result)
     html = shown(reading() | {"counterfactual": result})
-    assert verdict in words(html) and why in words(html) and "3+4=7" in why
+    assert verdict in words(html) and why in words(html) and "3 + 4 = 7" in why
     assert ("surgery-result good" in html) == (not change)
 
 
