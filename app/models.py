@@ -47,8 +47,8 @@ ABOUT = {
     "small and often wrong (see Evidence).",
     "rim-tiny": "One million weights, trained from nothing on small stories. Answers at once; knows the words and "
     "numbers of its examples alone and refuses others.",
-    "rim-tiny-paper": "rim-tiny trained as in the paper, for comparison: it answers nearly as well, but what it says does "
-    "not come from its memory.",
+    "rim-tiny-paper": "rim-tiny trained as in the paper, for comparison. It answers nearly as well, but not from its "
+    "memory.",
     "glass-box": "Weights written by hand, so that we know what each block holds. Reads sums of four numbers, such as "
     "“what is 3 + 4 - 2 + 1 ?”, and nothing else.",
 }
