@@ -130,6 +130,7 @@ def test_the_whole_story(open_page, tmp_path):
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     page.get_by_label("Model").click()
     page.get_by_role("option", name="glass-box").click()
+    page.get_by_role("button", name="Settings").click()
     expect(page.locator("#blocks input[type=range]")).to_have_value("3")  # the model's own K has come
     expect(page.locator(".model-state.ready")).to_be_visible()
     problem = load_examples(CHECKPOINTS / "glass-box")[0]
