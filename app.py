@@ -32,6 +32,7 @@ def main() -> int:
     # Before gradio and huggingface_hub are imported: the page makes no calls of its own.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    may_go_online = "HF_HUB_OFFLINE" not in os.environ  # for a checkpoint that a visitor names
     if not needs_hub(flags.model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -40,8 +41,9 @@ def main() -> int:
     from app.serving import serve
     from rim_probe.errors import RiMError
 
-    shelf = ModelShelf(preferred=flags.model, device=flags.device)
-    demo = build_demo(shelf)
+    shelf = ModelShelf(preferred=flags.model, device=flags.device, online=may_go_online)
+    host = flags.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    demo = build_demo(shelf, own_machine=host in ("127.0.0.1", "localhost", "::1") and "SPACE_ID" not in os.environ)
     shelf.place()
     try:
         url = serve(demo, flags.host, flags.port, flags.root_path, flags.mcp or None)
@@ -59,8 +61,8 @@ def main() -> int:
     print(f"RiM Probe is at {url}  (Ctrl+C stops it)", flush=True)
     if demo.mcp_server:
         print(f"Tools for language models (MCP) are at {url.rstrip('/')}/gradio_api/mcp/", flush=True)
-    for name in shelf.names[:1]:  # while the first visitor reads the page
-        shelf.start(name)
+    if shelf.greeting is not None:  # while the first visitor reads the page
+        shelf.start(shelf.greeting)
     demo.block_thread()
     return 0
 

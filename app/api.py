@@ -60,6 +60,10 @@ def register(race: Race) -> None:
         ):
             field.label = argument
             field._api_info = field._api_info | {"additional_description": ARGUMENTS[argument]}
+        (answer,) = Context.root_block.fns[added["id"]].outputs
+        answer.label = "result"
+        returns = (inspect.getdoc(work) or "").rpartition("Returns:")[2].strip()
+        answer._api_info = {"type": "object", "additional_description": returns}
 
 
 def _endpoint(work: Callable[..., dict]) -> Callable[..., dict]:

@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import os
+import re
 import threading
 import time
 import weakref
@@ -36,7 +37,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
-GREETING = "rim-tiny"  # comes first where it is there: trained, and its questions are those of the page
+GREETINGS = ("smollm2-135m", "rim-tiny")  # what the page opens with: the first that is complete and can be loaded
+ROLES = ("", "cot", "direct")  # of a complete checkpoint, each a folder
+VARIANT = "paper"  # the same model trained the paper's way, beside it
+MOST_OWN = 20  # checkpoints that visitors bring
+_HUB_ID = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
+ABOUT = {
+    "smollm2-135m": "SmolLM2, 135 million weights, with adapters. Reads any short word problem in plain English; it is "
+    "small and often wrong (see Evidence).",
+    "rim-tiny": "One million weights, trained from nothing on small stories. Answers at once; knows the words and "
+    "numbers of its examples alone and refuses others.",
+    "glass-box": "Weights written by hand, so that we know what each block holds. Reads sums of four numbers, such as "
+    "“what is 3 + 4 - 2 + 1 ?”, and nothing else.",
+}
 KEPT = 3  # as many as are shipped, so that visitors do not throw out each other's; 3.4 GB, most of it SmolLM2's
 WARM_UPS = 3  # the first passes pay for allocation and the choice of kernels; no visitor should
 WARM_UP_SECONDS = 2.0  # after which no further one begins: a large model would keep its first visitor waiting
@@ -135,23 +148,94 @@ class ModelShelf:
         folder: where checkpoint folders lie.
         preferred: a checkpoint folder or Hub id that comes first; may lie elsewhere.
         device: "cpu", "cuda", or None for the GPU where there is one. A GPU that cannot be used falls back to the CPU.
+        online: the Hub may be asked for what visitors bring, though `app.py` has told its client to be offline.
     """
 
-    def __init__(self, folder: Path = CHECKPOINTS, preferred: str | None = None, device: str | None = None):
+    def __init__(
+        self, folder: Path = CHECKPOINTS, preferred: str | None = None, device: str | None = None, online: bool = False
+    ):
         self._paths: dict[str, str] = {}
         if preferred is not None:
             self._paths[Path(preferred).name] = str(preferred)
         if folder.is_dir():
-            for path in sorted(folder.iterdir(), key=lambda path: (path.name != GREETING, path.name)):
+            for path in sorted(folder.iterdir(), key=_rank):
                 if (path / LAYOUT_FILE).is_file():
                     self._paths.setdefault(path.name, str(path))
-        self._device = device
+                    if (path / VARIANT / LAYOUT_FILE).is_file():
+                        self._paths.setdefault(f"{path.name}-{VARIANT}", str(path / VARIANT))
+        self._device, self._online = device, online
         self._lock = threading.Lock()
         self._loadings: dict[str, Loading] = {}
 
     @property
     def names(self) -> list[str]:
         return list(self._paths)
+
+    @property
+    def greeting(self) -> str | None:
+        """What the page opens with: the first name, or the next one where loading that has failed."""
+        return next((name for name in self._paths if not self._has_failed(name)), next(iter(self._paths), None))
+
+    def about(self, name: str | None) -> str:
+        """What a checkpoint is and what it cannot do, in a line; "" where nobody said."""
+        return ABOUT.get(name or "", "")
+
+    def is_open(self, name: str) -> bool:
+        """Whether a checkpoint reads any words, as the adapter of a language model does."""
+        return (Path(self._paths[name]) / "adapter_config.json").is_file()
+
+    def add(self, source: str, folders: bool, tell: Callable[[tuple | None], object] = lambda stage: None) -> str:
+        """Loads a visitor's own checkpoint and offers it.
+
+        Args:
+            source: a Hub id, or a folder of this machine.
+            folders: whether folders may be named: only where the page runs on the visitor's own machine.
+
+        Returns:
+            Its name.
+
+        Raises:
+            RiMError: no such form, one too many, or one that cannot be loaded.
+        """
+        source = source.strip().removeprefix("https://huggingface.co/").rstrip("/")
+        name, place = source, source
+        if folders and Path(source).expanduser().is_dir():
+            place = str(Path(source).expanduser().resolve())
+            name = place if Path(place).name in self._paths else Path(place).name
+        elif not _HUB_ID.fullmatch(source):
+            here = ", or a folder of this machine that holds one" if folders else ""
+            raise CheckpointError(f"Give the id of a checkpoint on the Hugging Face Hub, such as owner/name{here}.")
+        if place in self._paths.values():
+            return next(name for name, path in self._paths.items() if path == place)
+        with self._lock:
+            if sum(name not in ABOUT for name in self._paths) >= MOST_OWN:
+                raise CheckpointError("Too many checkpoints have been brought to this page; start it anew.")
+            self._paths[name] = place
+        if place == source and self._online:
+            import huggingface_hub.constants
+
+            huggingface_hub.constants.HF_HUB_OFFLINE = False
+        try:
+            self.load(name, tell=tell)
+        except RiMError:
+            del self._paths[name]
+            raise
+        return name
+
+    def interchange(self, name: str) -> tuple[str, str] | None:
+        """What the interchange test of a checkpoint found (`rim_probe.probing.evidence.interchange_sentence`)."""
+        with _IMPORTING:
+            from rim_probe.probing.evidence import interchange_sentence
+
+        return interchange_sentence(self.path(name))
+
+    def verdict(self, name: str) -> str:
+        """What a checkpoint that was loaded can do, in a sentence."""
+        loaded = self.load(name)
+        blocks = loaded.models["memory"].layout.num_blocks
+        own = "a model of its own" if loaded.has_own_cot else "the memory model, which was not trained for it"
+        words = f"{name} is loaded: it reads {blocks} memory blocks; chain of thought is written by {own}."
+        return words if self.examples(name) else f"{words} It brings no examples; type a question."
 
     def path(self, name: str | None) -> str:
         """Where checkpoint `name` lies.
@@ -188,7 +272,8 @@ class ModelShelf:
         """
         from rim_probe.gallery import load_examples
 
-        return load_examples(Path(self.path(name)))
+        path = Path(self.path(name))
+        return load_examples(path) or (load_examples(path.parent) if path.name == VARIANT else [])
 
     def evidence(self, name: str) -> dict[str, Any]:
         """What was measured of a checkpoint (`rim_probe.probing.evidence.load_evidence`), without its place here.
@@ -209,6 +294,10 @@ class ModelShelf:
         """Whether a race with it can begin at once."""
         loading = self._loadings.get(name)
         return loading is not None and loading.ready.done() and loading.ready.exception() is None
+
+    def _has_failed(self, name: str) -> bool:
+        loading = self._loadings.get(name)
+        return loading is not None and loading.ready.done() and loading.ready.exception() is not None
 
     def load(
         self, name: str | None, readable: bool = False, tell: Callable[[tuple | None], object] = lambda stage: None
@@ -282,6 +371,12 @@ class ModelShelf:
             log.warning("no warm-up for %s: %s", name, error)
 
 
+def _rank(path: Path) -> tuple[int, str]:
+    """Complete models in the order of `GREETINGS`, then the others by name."""
+    whole = all((path / role / LAYOUT_FILE).is_file() for role in ROLES)
+    return GREETINGS.index(path.name) if path.name in GREETINGS and whole else len(GREETINGS), path.name
+
+
 def _warm_up(loaded: Loaded, question: str, method: str) -> None:
     from rim_probe.decoding import answer
 
@@ -309,8 +404,9 @@ def _load_somewhere(path: str, device: str | None, progress: Progress) -> tuple[
 
 def _load_readers(name: str, path: str, loaded: Loaded) -> None:
     """Models by role and fitted probes, into `loaded`, and a sentence in its note for everything that is damaged."""
-    from rim_probe.probing.reading import Readers
-    from rim_probe.probing.study import CONTROLS, load_control, own_models
+    with _IMPORTING:
+        from rim_probe.probing.reading import Readers
+        from rim_probe.probing.study import CONTROLS, load_control, own_models
 
     loaded.roles, notes = own_models(loaded.models), []
     notes += [

@@ -13,6 +13,23 @@ document.addEventListener(
   true,
 );
 
+// ---- links of the masthead
+document.addEventListener("click", async (event) => {
+  const near = (selector) => event.target.closest?.(selector);
+  if (near("[data-tour]")) document.querySelector("#tour [data-step]")?.click();
+  const button = near("[data-copy-link], [data-copy]");
+  if (!button) return;
+  const text = button.dataset.copy === undefined ? location.href : button.parentNode.querySelector("pre").textContent;
+  const name = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = name), 1600);
+  } catch {
+    prompt("Copy this:", text); // no clipboard here (an insecure address)
+  }
+});
+
 // ---- which panel is open: the tabs know at once, the server draws what belongs below them
 window.rimProbe = {
   mark(panel) {
@@ -20,6 +37,8 @@ window.rimProbe = {
       const open = tab.dataset.panel === panel;
       tab.setAttribute("aria-selected", open);
       tab.tabIndex = open ? 0 : -1;
+      const row = tab.closest(".tabs");
+      if (open && row.scrollWidth > row.clientWidth) row.scrollLeft = tab.offsetLeft - row.clientWidth / 2;
     }
     document.querySelector("#stage-column")?.setAttribute("data-panel", panel);
   },
@@ -30,8 +49,21 @@ window.rimProbe = {
     const covered = parseFloat(getComputedStyle(tabs).scrollMarginTop); // by a step of the tour
     if (top < covered - 8 || top > Math.max(window.innerHeight / 2, covered + 9)) tabs.scrollIntoView({ block: "start" });
   },
+  // Another panel or question is a place of its own in the browser's history; what is selected in a panel is not.
+  went: false, // by Back or Forward
+  place(query) {
+    const parts = new URLSearchParams(query);
+    for (const key of [...parts.keys()]) if (/^(v|c)\./.test(key)) parts.delete(key);
+    return parts.toString();
+  },
+  visit(address) {
+    const moved = !this.went && this.place(address) !== this.place(location.search);
+    this.went = false;
+    if (address !== location.search) history[moved ? "pushState" : "replaceState"](null, "", location.pathname + address);
+  },
   // The server has drawn: what it drew says which panel it is, and the address that brings it back.
   drawn(element) {
+    if (element.querySelector("[data-reload]")) return location.reload();
     const panel = element.querySelector("[data-open]");
     if (panel) {
       document.querySelector("#panel").classList.remove("busy");
@@ -41,7 +73,7 @@ window.rimProbe = {
         this.open = panel.dataset.open;
         requestAnimationFrame(() => this.reveal());
       }
-      if (panel.dataset.address !== location.search) history.replaceState(null, "", location.pathname + panel.dataset.address);
+      this.visit(panel.dataset.address);
     }
     const file = element.querySelector("template[data-file]");
     if (file) {
@@ -52,6 +84,10 @@ window.rimProbe = {
     }
   },
 };
+window.addEventListener("popstate", () => {
+  window.rimProbe.went = true;
+  window.rimProbe.send?.({ go: location.search });
+});
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || !/^[1-9]$/.test(event.key)) return;
   if (event.target.closest && event.target.closest("input, textarea, select, [contenteditable]")) return;

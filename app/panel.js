@@ -6,10 +6,13 @@ function send(what) {
   trigger("select", what);
 }
 pictures(element, send);
+if (element.querySelector("[role=tablist]")) window.rimProbe.send = send;
 
 element.addEventListener("click", (event) => {
   const tab = event.target.closest("[role=tab]");
   if (tab) openPanel(tab);
+  const other = event.target.closest("[data-to]");
+  if (other) document.querySelector(`#tab-${other.dataset.to}`).click();
   if (event.target.closest("[data-save]")) document.querySelector("#export-button").click();
 });
 element.addEventListener("keydown", (event) => {

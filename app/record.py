@@ -1,4 +1,4 @@
-"""`python -m app.record CHECKPOINT`: answers one example of every depth, reads its memory, keeps both for the page."""
+"""`python -m app.record CHECKPOINT`: answers one example of every depth, times it, reads its memory, keeps all that."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from app import figures, recorded
 from app.hands import Hands
 from app.models import ModelShelf
 from app.panels.race import Race
+from app.session import measure
 from rim_probe.errors import RiMError
 
 
@@ -32,6 +33,7 @@ def record(checkpoint: str, device: str | None = None, folder: Path = recorded.F
         run = race.prepare(problem.question, blocks, problem.answer, name, steps=problem.steps)
         for _ in race.answer(run):
             pass
+        measure(shelf.load(name), run)
         hands.read(run)
         print(f"{figures.count(depth, 'step')}: {figures.verdict(run)}")
         recordings.append(recorded.Recording(figures.count(depth, "step"), run))

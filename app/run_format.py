@@ -49,7 +49,12 @@ ReadoutEvent = form(
 
 
 Event = Annotated[TokenEvent | ReadoutEvent, Field(discriminator="kind")]
-LaneData = form(events=Annotated[list[Event], Field(max_length=MOST_TOKENS)], answer=Answer | None, correct=bool | None)
+LaneData = form(
+    events=Annotated[list[Event], Field(max_length=MOST_TOKENS)],
+    answer=Answer | None,
+    correct=bool | None,
+    repeats=NotRequired[Annotated[list[Seconds], Field(max_length=100)]],
+)
 RunData = form(
     checkpoint=Short,
     question=Annotated[str, Field(pattern=r"\S")],

@@ -30,11 +30,13 @@ class Lane:
             `text`; a readout also has `block` (1-based), `value` and `probability`.
         answer: `rim_probe.decoding.Answer.to_dict()`, or None while the method is running.
         correct: whether the answer equals the gold one; None where no gold answer is known.
+        repeats: seconds to the answer of repeats of the same question (`app.session.measure`).
     """
 
     events: list[dict[str, Any]] = field(default_factory=list)
     answer: dict[str, Any] | None = None
     correct: bool | None = None
+    repeats: list[float] = field(default_factory=list)
 
     @property
     def answered_seconds(self) -> float | None:
@@ -125,6 +127,7 @@ class Run:
                     "answer": lane.answer,
                     "answered_seconds": lane.answered_seconds,
                     "correct": lane.correct,
+                    "repeats": lane.repeats,
                     "events": lane.events,
                 }
                 for method, lane in self.lanes.items()

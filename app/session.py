@@ -9,19 +9,23 @@ from __future__ import annotations
 import copy
 import datetime
 import logging
+import re
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from app import gpu
 from app.runs import Run
+from rim_probe.equations import number_text, question_numbers, read_equation
+from rim_probe.equations.chains import NUMBER_WORD
 from rim_probe.errors import QuestionError, RiMError
 
 if TYPE_CHECKING:
     from app.models import Loaded
+    from rim_probe.problems import Problem
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ DRAWING_SECONDS = 0.05
 # same two cores: without a pause memory seems to take 20 to 34 ms instead of 13 to 17, because the page is just being
 # sent. From 0.05 s on nothing changes any more that exceeds the noise: CoT / RiM is 3.6 to 4.4, as without any page.
 SETTLE_SECONDS = 0.05
+REPEATS = 3  # of a race that is over, for the comparison of times; the race itself was the warm-up
 
 
 class Session:
@@ -146,6 +151,45 @@ def check_gold(gold: Any) -> str | None:
     return str(gold).strip()
 
 
+_SUM = re.compile(
+    r"(?:(?:what|how much) is|what's|calculate|compute)?\s*([-+*/x×÷().,\d\s]+?)\s*=?\s*\??", re.IGNORECASE
+)
+
+
+def evaluate(question: str) -> str | None:
+    """The answer of a question that is nothing but a sum ("what is 12 + 7?"), None of any other."""
+    match = _SUM.fullmatch(question.strip())
+    equation = read_equation(f"{match[1]}=0") if match else None
+    value = equation.value() if equation else None
+    return None if value is None else number_text(value)
+
+
+def _form(question: str) -> str:
+    """A question with all its numbers and signs alike."""
+    return re.sub(r"\d+", "0", re.sub(r"[-*/]", "+", "".join(question.lower().split())))
+
+
+def caution(question: str, examples: Sequence[Problem]) -> str:
+    """What makes a question one that the model was not trained for, as far as its examples tell; else ""."""
+    letters = [char for char in question if char.isalpha()]
+    if sum(char.isascii() for char in letters) < 0.8 * len(letters):
+        return "This model was trained on English alone, so what it answers here is a guess."
+    asked = [number.value for number in question_numbers(question)]
+    if not asked and not NUMBER_WORD.search(question):
+        return "There is no number in this question, and the model was trained on word problems alone: it will guess."
+    forms = {_form(problem.question) for problem in examples}
+    if len(forms) == 1 and _form(question) not in forms:
+        return (
+            f"This model reads questions of one form alone, such as “{next(iter(examples)).question}”: it will guess."
+        )
+    known = [n.value for p in examples for text in (p.question, p.answer, *p.steps) for n in question_numbers(text)]
+    most, seen = max(asked, default=0), max(known, default=None)
+    if seen is not None and len(str(int(most))) > len(str(int(seen))):
+        here = f"{number_text(most)} is larger than the numbers of this model’s examples"
+        return f"{here} (up to {number_text(seen)}), so its answer is a guess."
+    return ""
+
+
 def race(loaded: Loaded, run: Run) -> Iterator[Run]:
     """Answers `run.question` for each of its lanes, one after the other; yields `run` whenever it is worth redrawing.
 
@@ -178,6 +222,25 @@ def check_asked(loaded: Loaded, run: Run) -> None:
     """
     for method in run.lanes:
         loaded.models[method].prompt_ids(run.question, method, run.num_blocks)
+
+
+def measure(loaded: Loaded, run: Run) -> None:
+    """Times every lane of a finished race `REPEATS` times more, in turn, into `Lane.repeats`."""
+    for _ in range(REPEATS):
+        for method, seconds in gpu.call(_time, loaded, run).items():
+            run.lanes[method].repeats.append(seconds)
+
+
+def _time(loaded: Loaded, run: Run) -> dict[str, float]:
+    """Seconds to the answer, by method, of one more race without the readouts that an answer does not need."""
+    from rim_probe.decoding import answer
+
+    found = {}
+    for method in run.lanes:
+        blocks = {"num_blocks": run.num_blocks, "readouts": "final"} if method == "memory" else {}
+        told = answer(loaded.models[method], run.question, method, max_new_tokens=MAX_NEW_TOKENS, **blocks)
+        found[method] = told.total_seconds
+    return found
 
 
 def _decode(loaded: Loaded, run: Run) -> Iterator[Run]:

@@ -3,31 +3,21 @@
 
 pictures(element, () => {}); // full screen, PNG and CSV, as for every other figure
 
-// ---- choosing: an example (question, answer, gold steps), a recorded run (index), to load a model once more, a depth or outcome of the gallery (stays in the browser)
+// ---- choosing: a question or a model that a notice offers, a recorded run, to load a model once more
 element.addEventListener("click", (event) => {
-  const example = event.target.closest("[data-question]");
-  if (example) {
-    const { question, answer, steps } = example.dataset;
-    trigger("select", { question, answer, steps: JSON.parse(steps) });
-  }
-  const recording = event.target.closest("[data-recorded]");
+  const [example, model, recording, again, replay] = ["[data-example]", "[data-model]", "[data-recorded]", "[data-again]", ".replay"].map(
+    (mark) => event.target.closest(mark),
+  );
+  if (example) trigger("select", JSON.parse(example.dataset.example));
+  if (model) trigger("select", { model: model.dataset.model });
   if (recording) trigger("select", { index: Number(recording.dataset.recorded) });
-  if (event.target.closest("[data-again]")) trigger("select", { again: true });
-  const replay = event.target.closest(".replay");
-  if (replay) toggleReplay(replay);
-});
-element.addEventListener("change", (event) => {
-  if (event.target.name !== "depth") return;
-  for (const list of element.querySelectorAll("[data-depth]")) list.hidden = list.dataset.depth !== event.target.value;
+  if (again) trigger("select", { again: true });
+  if (replay) toggleReplay(replay.closest(".stage"));
 });
 
 // ---- reading: marks explain themselves in a line of text below them
-function tipLine(mark) {
-  const card = mark.closest(".card");
-  return card ? card.querySelector(".strip-note") : element.querySelector(".tip");
-}
 function showTip(mark) {
-  const line = tipLine(mark);
+  const line = mark.closest(".stage").querySelector(".tip");
   if (!line) return;
   line.dataset.rest ??= line.textContent;
   line.textContent = mark.dataset.tip;
@@ -61,16 +51,11 @@ element.addEventListener("keydown", (event) => {
   if (mark) showTip(mark);
 });
 
-// ---- replaying: a finished race once more, all methods from the same zero, stretched to a length an eye can follow
-function toggleReplay(button) {
-  const stage = button.closest(".stage");
-  const marks = [...stage.querySelectorAll("[data-t]")];
-  const playhead = stage.querySelector(".playhead");
+// ---- slow motion: a finished race once more, all methods from the same zero, stretched to a length an eye can follow
+function toggleReplay(stage) {
+  if (stage.classList.contains("replaying")) return stage.classList.remove("replaying");
+  const [marks, playhead, button] = [[...stage.querySelectorAll("[data-t]")], stage.querySelector(".playhead"), stage.querySelector(".replay")];
   const { end, axis, replay } = stage.dataset;
-  if (stage.classList.contains("replaying")) {
-    stage.classList.remove("replaying");
-    return;
-  }
   stage.classList.add("replaying");
   button.textContent = button.dataset.busy;
   playhead.hidden = false;
@@ -81,13 +66,25 @@ function toggleReplay(button) {
     const over = now >= end || !stage.classList.contains("replaying");
     for (const mark of marks) mark.classList.toggle("later", !over && Number(mark.dataset.t) > now);
     playhead.style.left = `${(100 * Math.max(now, 0)) / axis}%`;
+    playhead.dataset.now = end < 1 ? `${(1000 * Math.max(now, 0)).toFixed(end < 0.1 ? 1 : 0)} ms` : `${Math.max(now, 0).toFixed(2)} s`;
     if (!over) return requestAnimationFrame(draw);
     stage.classList.remove("replaying");
     playhead.hidden = true;
     button.textContent = button.dataset.idle;
   };
-  requestAnimationFrame(draw);
+  draw(begun);
 }
+// By itself after every run and on load, once for each race.
+let played = null;
+function play() {
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  for (const stage of element.querySelectorAll(".stage:is(.done, .loaded)")) {
+    const run = stage.getAttribute("aria-label");
+    if (run !== played && !still && stage.querySelector(".replay") && stage.checkVisibility()) toggleReplay(stage);
+    played = run;
+  }
+}
+play();
 
 // ---- looking: on a narrow screen the race, or the sentence that says why there is none, may be out of sight when it comes
 let before = "";
@@ -99,4 +96,5 @@ watch("value", () => {
     if (top > window.innerHeight - 200 || bottom < 100) element.scrollIntoView({ block: "start" });
   }
   before = state;
+  play();
 });

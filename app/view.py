@@ -15,15 +15,12 @@ from urllib.parse import urlencode
 
 from app.runs import Run
 
-PANELS = {
-    "race": "Race",
-    "blocks": "Blocks",
-    "attention": "Attention",
-    "layers": "Layers",
-    "trajectory": "Trajectory",
-    "surgery": "Surgery",
-    "evidence": "Evidence",
+GROUPS = {
+    "Watch": {"race": "Race"},
+    "Look": {"blocks": "Blocks", "attention": "Attention", "layers": "Layers", "trajectory": "Trajectory"},
+    "Test": {"surgery": "Surgery", "evidence": "Evidence"},
 }
+PANELS = {name: label for panels in GROUPS.values() for name, label in panels.items()}
 LONGEST = 4000  # characters of one value of an address
 MOST_KEYS = 12  # of a view
 MOST_STEPS = 20
@@ -91,6 +88,11 @@ class Address:
     looking: Looking = field(default_factory=Looking)
     compared: Address | None = None
 
+    @property
+    def asked(self) -> tuple:
+        """What it asks for; empty parts are left to the page."""
+        return self.model, self.question, self.gold, self.blocks, self.direct, self.seed, self.steps, self.recorded
+
     @classmethod
     def read(cls, query: Mapping[str, str]) -> Address:
         """From the query of an address. Unknown keys are what the open panel makes of them; nothing raises."""
@@ -134,6 +136,12 @@ def query(run: Run | None, looking: Looking, model: str | None, recorded: int | 
         said["panel"] = looking.panel
         said |= {VIEW + name: value for name, value in looking.view.items() if value}
     return "?" + urlencode(said)
+
+
+def is_of(run: Run, address: Address) -> bool:
+    """Whether an address asks for this very run."""
+    own = {key: str(value) for key, value in _asked(run).items()}
+    return bool(address.question) and address.asked == Address.read(own).asked
 
 
 def _asked(run: Run) -> dict[str, Any]:

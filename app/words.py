@@ -5,6 +5,7 @@ Knows what is compared with what. Does not know HTML, Gradio or models.
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,8 +72,63 @@ def verdict(run: Run) -> str:
 def comparison_of(run: Run, method: str) -> str:
     """A method against memory, where both came to their end; nothing for memory itself."""
     lanes = run.lanes["memory"], run.lanes[method]
-    unfinished = any(lane.answer is None or lane.answer["cancelled"] or not lane.answered_seconds for lane in lanes)
-    return "" if method == "memory" or unfinished else compare(*(lane.answered_seconds for lane in lanes))
+    whole = all(_is_whole(lane) for lane in lanes)
+    return compare(*(lane.answered_seconds for lane in lanes)) if method != "memory" and whole else ""
+
+
+def _is_whole(lane: Lane) -> bool:
+    """Whether a lane came to its own end, so that its time can be compared."""
+    answer = lane.answer
+    return answer is not None and not (answer["cancelled"] or answer["truncated"]) and bool(lane.answered_seconds)
+
+
+def median(lane: Lane) -> float:
+    """Seconds to the answer, the median of the repeats."""
+    return statistics.median(lane.repeats)
+
+
+def timing(lane: Lane) -> str:
+    """The spread of the repeats: "30 ms to 34 ms"."""
+    return f"{format_time(min(lane.repeats))} to {format_time(max(lane.repeats))}"
+
+
+def told(run: Run) -> dict[str, Any] | None:
+    """The headline, such as "Same answer: 42. Memory: 1 read. Chain of thought: 24 tokens, 3.9 times longer."
+
+    Returns:
+        `agree`: (text, mark) of each part of the first sentence; `memory`: what it took; `others`: name, method, work,
+        comparison ("" where there is none) and its spread. None before memory has answered.
+    """
+    lanes = {method: lane for method, lane in run.lanes.items() if lane.answer is not None}
+    if "memory" not in lanes or (lanes["memory"].answer["cancelled"] and not lanes["memory"].answer["value"]):
+        return None
+    said = {method: facts(lane)["value"] for method, lane in lanes.items() if not lane.answer["cancelled"]}
+    marks = {method: facts(lane)["mark"] or "unknown" for method, lane in lanes.items()}
+    rival = said.get("cot")
+    if rival is None:
+        agree = [(f"Memory answers {said.get('memory', 'nothing')}", marks["memory"])]
+    elif rival == said["memory"]:
+        agree = [(f"Same answer: {rival}", marks["memory"])]
+    else:
+        agree = [(f"Different answers: memory {said['memory']}", marks["memory"] if run.gold else "")]
+        agree.append((f", chain of thought {rival}", marks["cot"]))
+    others = []
+    for method, name in (("cot", "Chain of thought"), ("direct", "Direct answer")):
+        if method in lanes:
+            answer, factor, spread = lanes[method].answer, "", ""
+            work = count(answer["generated_tokens"], "token")
+            work += ", stopped" if answer["cancelled"] else ", cut off at the limit" if answer["truncated"] else ""
+            pair = lanes["memory"], lanes[method]
+            if all(_is_whole(lane) and lane.repeats for lane in pair):
+                factor = _factor(median(pair[1]) / median(pair[0]), "longer", "shorter").replace("as fast", "as long")
+                spread = f"Medians of {len(pair[0].repeats)} repeats after a warm-up. "
+                spread += "; ".join(
+                    f"{NAMES[m]} {format_time(median(lane))} ({timing(lane)})"
+                    for m, lane in zip(("memory", method), pair, strict=True)
+                )
+            others.append((name, method, work, factor, spread + "." if spread else ""))
+    read = "1 read" if run.num_blocks else "1 read, without blocks"
+    return {"agree": agree, "memory": read, "others": others}
 
 
 def why(run: Run) -> tuple[str, str] | None:

@@ -74,12 +74,12 @@ def ask(page: Page, problem: dict[str, Any]) -> dict[str, float]:
     page.fill("#question textarea", problem["question"])
     page.fill("#gold input, #gold textarea", problem["answer"])
     page.wait_for_timeout(400)  # until the page has told the server of the edit
-    shown = f"document.querySelector('#stage .asked')?.textContent === {json.dumps(problem['question'])}"
+    shown = f"document.querySelector('#stage .asked q')?.textContent === {json.dumps(problem['question'])}"
     times = timed(
         page,
         "#run",
-        memory=f"{shown} && document.querySelector('#stage .card.memory .big:not(.pending)')",
-        cot=f"{shown} && document.querySelector('#stage .card.cot .written [data-t]')",
+        memory=f"{shown} && document.querySelector('#stage .lane.memory .big:not(.pending)')",
+        cot=f"{shown} && document.querySelector('#stage .lane.cot .written [data-t]')",
         done=f"{shown} && document.querySelector('#stage .stage.done')",
     )
     page.wait_for_timeout(200)

@@ -22,6 +22,8 @@ MAX_BLOCKS = 64
 MAX_SLOTS = 64
 log = logging.getLogger(__name__)
 _PRINT = "fingerprint"  # the key in the file
+_FILES = "files"  # likewise: what lay beside it when it was saved
+_SEALED = ("adapter_config.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 # One name in three forms, such as <b> <m> </b>, <rim_b> <rim_m> <rim_eb> or <|mem_begin|> <|mem_slot|> <|mem_end|>.
 _TOKEN = re.compile(r"[<\[]\|?(?P<closing>/?)(?P<name>\w+[_-])?(?P<part>[a-z]+)\|?[>\]]", re.IGNORECASE)
 _PARTS = {"begin": {"b", "begin", "start"}, "slot": {"m", "mem", "memory", "slot"}, "end": {"e", "eb", "end"}}
@@ -145,15 +147,17 @@ class MemoryLayout:
         return cls(**data)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `memory_layout.json` into `folder` and returns its path."""
+        """Writes `memory_layout.json` into `folder`, with digests of the configuration beside it; returns its path."""
         path = Path(folder) / LAYOUT_FILE
-        told = self.to_dict() | {_PRINT: self.fingerprint}
+        told = self.to_dict() | {_PRINT: self.fingerprint, _FILES: _digests(path.parent)}
         write_atomic(path, (json.dumps(told, indent=2) + "\n").encode())
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryLayout":
-        """Reads a layout from a checkpoint folder or from the JSON file itself; warns of one edited since it was saved.
+        """Reads a layout from a checkpoint folder or from the JSON file itself; warns of what was edited since.
+
+        A number changed in the layout, in the configuration or in the tokenizer beside it is another model.
 
         Raises:
             LayoutError: no such file, not JSON, unknown keys or impossible values.
@@ -168,14 +172,22 @@ class MemoryLayout:
             ) from None
         except (OSError, ValueError, RecursionError) as error:  # what json raises besides its own error
             raise LayoutError(f"{path} cannot be read as JSON ({error}); restore it from the checkpoint.") from None
-        trained = data.pop(_PRINT, None) if isinstance(data, dict) else None  # older files have none
+        trained, saved = (data.pop(key, None) if isinstance(data, dict) else None for key in (_PRINT, _FILES))
         try:
             layout = cls.from_dict(data)
         except LayoutError as error:
             raise LayoutError(f"{path}: {error}") from None
         if trained not in (None, layout.fingerprint):
             log.warning("%s", _edited(path, layout, trained))
+        now = _digests(path.parent)
+        if isinstance(saved, dict) and (changed := [name for name in now if saved.get(name, now[name]) != now[name]]):
+            log.warning("%s changed since %s was saved, so answers may differ.", ", ".join(changed), path.parent)
         return layout
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = {name: folder / name for name in _SEALED}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in files.items() if file.is_file()}
 
 
 def _edited(path: Path, layout: MemoryLayout, trained: object) -> str:

@@ -99,6 +99,8 @@ def test_every_argument_is_documented_for_programs_and_for_tools(shelf):
         for parameter in endpoint["parameters"]:
             assert parameter["label"] == parameter["parameter_name"]
             assert parameter["python_type"]["description"] == arguments[parameter["parameter_name"]] != ""
+        (result,) = endpoint["returns"]
+        assert result["label"] == "result" and result["type"]["additional_description"].split() == returns[0].split()
 
 
 def test_no_answer_names_a_folder_of_the_server(endpoints, shelf, question):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from app.models import ModelShelf, needs_hub
 from app.panels.race import Race, forget_gold
 from app.runs import Lane, Run
 from app.serving import serve
-from app.session import Session, check_blocks, check_gold, check_question, race
+from app.session import Session, caution, check_blocks, check_gold, check_question, race
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError, UnknownWordsError
 from rim_probe.problems import Problem
 
@@ -94,8 +95,7 @@ def test_verdict_is_the_line_of_the_issue():
         (
             lane("1", 0.01, 1, None),
             lane("9", 0.1, 5, None, truncated=True),
-            "RiM: 1, 10 ms, 1 pass + 1 token. "
-            "CoT: 9, 100 ms, 1 pass + 5 tokens, cut off at the limit: 10 times slower.",
+            "RiM: 1, 10 ms, 1 pass + 1 token. CoT: 9, 100 ms, 1 pass + 5 tokens, cut off at the limit.",
         ),
     ],
 )
@@ -119,20 +119,83 @@ def test_the_page_says_when_chain_of_thought_has_no_weights_of_its_own():
     assert "no CoT model of its own" in figures.stage(run)
 
 
-def test_strip_shows_every_block_and_where_the_answer_settles():
-    memory = lane("42", 0.03, 2, True, readouts=[("3", 0.5), ("42", 0.8), ("42", 0.99)])
-    drawn = figures.strip(finished_run(memory, lane("42", 0.4, 9, True)))
-    assert drawn.count("<li") == 3 and drawn.count("✓") == 2 and drawn.count("✗") == 1
-    assert "50 %" in drawn and "99 %" in drawn
-    assert "settles on 42 at block 2 of 3" in drawn
-    without_gold = figures.strip(finished_run(memory, lane("42", 0.4, 9, None), gold=None))
-    assert "✓" not in without_gold and "✗" not in without_gold
+def cells(run: Run) -> list[str]:
+    """What the memory blocks of a drawn race say."""
+    found = re.findall(r'<li class="cell[^>]*>(.*?)</li>', figures.stage(run), re.S)
+    return [" ".join(re.sub("<[^>]*>", " ", cell).split()) for cell in found]
+
+
+def test_a_block_on_the_way_is_no_error():
+    memory = lane("41", 0.03, 2, False, readouts=[("3", 0.5), ("9", 0.8), ("41", 0.99)])
+    run = finished_run(memory, lane("42", 0.4, 9, True))
+    run.steps = ("<<1+2=3>>", "<<3*14=42>>")
+    assert cells(run) == ["Block 1 3 on the way: step 1", "Block 2 9", "Block 3 41 ✗ wrong"]
+    memory.events[-1] |= {"value": "42", "text": "42"}
+    memory.answer["value"] = "42"
+    assert cells(run)[-1] == "Block 3 42 ✓ right"
+    run.gold = memory.correct = None
+    assert cells(run)[-1] == "Block 3 42 the answer" and "not checked" in figures.stage(run)
+
+
+def test_a_block_that_states_a_step_shows_its_result():
+    memory = lane("7", 0.03, 2, None, readouts=[("7", 0.5), ("7", 0.8)])
+    memory.events[-2] |= {"value": None, "text": "<<1*8=8>>"}
+    run = finished_run(memory, lane("7", 0.4, 9, None), None, 2)
+    run.steps = ("<<1*8=8>>", "<<8-1=7>>")
+    assert cells(run)[0] == "Block 1 8 on the way: step 1" and "Block 1 says 1 × 8 = 8" in figures.stage(run)
+
+
+def test_steps_are_written_for_readers_a_line_each_and_raw_on_demand():
+    cot = lane("42", 0.4, 1, True)
+    texts = ["<<1", "*8=8>>", " <<-2-", "8/2=4>>", " #### 42"]
+    cot.events = [{"kind": "token", "seconds": i / 10, "text": text} for i, text in enumerate(texts)]
+    html = figures.stage(finished_run(lane("42", 0.03, 2, True), cot))
+    lines = re.findall(r"<li>(.*?)</li>", html, re.S)
+    assert [re.sub("<[^>]*>", "", line) for line in lines] == ["1 × 8 = 8", "-2 − 8 ÷ 2 = 4"]
+    assert 'data-t="0.100000"> × 8 = 8<' in lines[0], "a piece appears with its token"
+    assert "&lt;&lt;1*8=8&gt;&gt;" in html
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 16])
-def test_strip_of_any_length(blocks):
+def test_any_number_of_blocks_is_drawn(blocks):
     readouts = [("42", 0.9)] * blocks
-    assert figures.strip(finished_run(lane("42", 0.1, 2, True, readouts), lane("1", 0.1, 2, False), blocks=blocks))
+    run = finished_run(lane("42", 0.1, 2, True, readouts), lane("1", 0.1, 2, False), blocks=blocks)
+    assert len(cells(run)) == max(blocks, 1)
+
+
+def headline(run: Run) -> str:
+    text = re.sub(r'<span class="tooltip".*?</span>', "", figures.headline(run), flags=re.S)
+    return " ".join(re.sub("<[^>]*>", "", text).split())
+
+
+def test_the_headline_compares_medians_of_repeats_and_tells_their_spread():
+    memory, cot = lane("42", 0.5, 2, True), lane("42", 0.6, 24, True)
+    run = finished_run(memory, cot)
+    assert "times" not in headline(run), "one run is no comparison"
+    memory.repeats, cot.repeats = [0.010, 0.012, 0.5], [0.039, 0.030, 0.048]
+    assert headline(run) == ("Same answer: 42 ✓ right. Memory: 1 read. Chain of thought: 24 tokens, 3.2 times longer.")
+    assert "CoT 39 ms (30 ms to 48 ms)" in figures.headline(run) and "3 repeats" in figures.headline(run)
+
+
+@pytest.mark.parametrize(
+    ("memory", "cot", "gold", "expected"),
+    [
+        (lane("41", 1, 2, False), lane("42", 1, 9, True), "42", "memory 41 ✗ wrong, chain of thought 42 ✓ right."),
+        (lane("41", 1, 2, None), lane("42", 1, 9, None), None, "memory 41, chain of thought 42 (not checked)."),
+        (lane("7", 1, 2, None), lane("7", 1, 9, None), None, "Same answer: 7 (not checked)."),
+        (lane("7", 1, 2, None), lane(None, 1, 256, None, truncated=True), None, "256 tokens, cut off at the limit."),
+        (lane("7", 1, 2, None), lane("7", 1, 5, None, cancelled=True), None, "Memory answers 7 (not checked)."),
+        (lane("7", 1, 2, None), Lane(), None, "Memory: 1 read."),
+        (Lane(), Lane(), None, "Stopped before an answer."),
+    ],
+)  # fmt: skip
+def test_the_headline_is_honest(memory, cot, gold, expected):
+    memory.repeats, cot.repeats = [1.0] * 3, [2.0] * 3
+    run = finished_run(memory, cot, gold)
+    run.status = "stopped"
+    assert expected in headline(run)
+    whole = cot.answer and not (cot.answer["cancelled"] or cot.answer["truncated"])
+    assert ("longer" in headline(run)) == bool(whole), "no ratio where a lane did not come to its end"
 
 
 @pytest.mark.parametrize("seconds", [0.0004, 0.0099, 0.031, 0.41, 1.0, 7.7, 93.0, 600.0])
@@ -148,8 +211,13 @@ def test_every_text_is_escaped():
     run.checkpoint = run.machine = evil
     run.lanes["cot"].events[1]["text"] = evil
     problem = Problem(evil, (), evil)
-    pages = [figures.stage(run), figures.stage(run, True), figures.notice(evil, problem), figures.gallery([problem])]
-    pages += [figures.model_state(evil, "failed"), figures.recorded_selector([run, run], 0, [evil, evil])]
+    pages = [
+        figures.stage(run),
+        figures.stage(run, True),
+        figures.notice(evil, [problem], [evil]),
+        figures.headline(run),
+    ]
+    pages += [figures.model_state(evil, "failed", evil, evil), figures.recorded_selector([run, run], 0, [evil, evil])]
     for page in pages:
         assert "<img" not in page
         assert 'onerror=alert(1)> "' not in page
@@ -255,9 +323,9 @@ def test_a_failing_model_gives_a_sentence(loaded, shelf, monkeypatch):
 
 def test_a_question_that_is_stopped_before_its_turn_is_not_asked(shelf):
     panel, session = Race(shelf), Session()
-    *_, (sentence, *_) = panel.ask(shelf.examples("small")[0].question, "", 3, "small", session)
-    assert sentence == "" and session.asked is not None
-    panel.stop(session)
+    changes = list(panel.ask(shelf.examples("small")[0].question, "", 3, "small", session))
+    assert changes[0]["notice"] == "" and session.asked is not None
+    list(panel.stop(session))
     list(panel.run(session))
     assert session.run is None
 
@@ -271,7 +339,81 @@ def test_gold_of_an_example_does_not_outlive_its_question():
     assert forget_gold("3 + 5?", "7", session) == "7"
 
 
+def test_a_sum_is_graded_and_a_word_problem_is_not(shelf):
+    panel = Race(shelf)
+    assert panel.prepare("3 + 4 = ?", 3, "", "small").gold == "7"
+    assert panel.prepare("3 + 4 = ?", 3, "8", "small").gold == "8", "what a visitor says counts"
+    assert panel.prepare(shelf.examples("small")[0].question, 3, "", "small").gold is None
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("Tom has 3 apples and eats 2. How many are left?", ""),
+        ("Tom has three apples. How many?", ""),
+        ("Tom has 12 apples.", "larger than the numbers"),
+        ("How are you?", "no number"),
+        ("كم عدد التفاح 3؟", "English"),
+    ],
+)
+def test_what_a_model_was_not_trained_for_is_said_before(question, words):
+    examples = [Problem("Ann has 3 apples. How many?", (), "3"), Problem("Ben buys 4 nuts and 5 pears.", (), "9")]
+    said = caution(question, examples)
+    assert words in said and bool(words) == bool(said)
+
+
+def test_a_model_of_one_form_says_so():
+    assert "one form" in caution("3 + 4", [Problem("what is 3 + 4 - 2 ?", (), "5")])
+    assert caution("what is 9 - 9 + 1?", [Problem("what is 3 + 4 - 2 ?", (), "5")]) == ""
+
+
+def test_a_finished_race_is_timed_again(shelf):
+    panel, session = Race(shelf), Session()
+    session.add(panel.prepare(shelf.examples("small")[0].question, 3, "", "small"))
+    assert list(panel.measure(session)) == [{}], "not before it is over"
+    for _ in panel.answer(session.run):
+        pass
+    (changes,) = panel.measure(session)
+    assert all(len(lane.repeats) == 3 and min(lane.repeats) > 0 for lane in session.run.lanes.values())
+    assert "Memory" in changes["headline"] and list(panel.measure(session)) == [{}]
+    assert Run.from_dict(json.loads(json.dumps(session.run.to_dict()))).lanes["cot"].repeats
+
+
 # ------------------------------------------------------------------------------------------------------------ models
+
+
+def test_the_page_opens_with_the_first_model_that_is_complete_and_loads(small_checkpoint, tmp_path, monkeypatch):
+    for name in ("a-model", "rim-tiny", "smollm2-135m"):
+        shutil.copytree(small_checkpoint, tmp_path / name)
+    assert ModelShelf(tmp_path).greeting == "a-model", "without models of their own for both methods"
+    for name in ("rim-tiny", "smollm2-135m"):
+        for role in ("cot", "direct"):
+            shutil.copytree(small_checkpoint, tmp_path / name / role)
+    shutil.copytree(small_checkpoint, tmp_path / "rim-tiny" / "paper")
+    (tmp_path / "rim-tiny" / "paper" / "examples.json").unlink()
+    shelf = ModelShelf(tmp_path)
+    assert shelf.names == ["smollm2-135m", "rim-tiny", "rim-tiny-paper", "a-model"]
+    assert shelf.examples("rim-tiny-paper") == shelf.examples("rim-tiny")
+    truncate_weights(tmp_path / "smollm2-135m")
+    with pytest.raises(CheckpointError):
+        shelf.load("smollm2-135m")
+    assert shelf.greeting == "rim-tiny"
+    state = list(Race(shelf).watch_model("smollm2-135m", Session()))[-1]["model_state"]
+    assert 'data-model="rim-tiny"' in state
+
+
+def test_a_visitor_brings_a_checkpoint_of_their_own(small_checkpoint, tmp_path):
+    shelf = ModelShelf(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="Hugging Face Hub"):
+        shelf.add(str(small_checkpoint), folders=False)
+    assert shelf.add(str(small_checkpoint), folders=True) == "small" == shelf.add(str(small_checkpoint), folders=True)
+    assert shelf.names == ["small"] and "8 memory blocks" in shelf.verdict("small")
+    assert "not trained for it" in shelf.verdict("small"), "it has no model of its own for chain of thought"
+    shutil.copytree(small_checkpoint, tmp_path / "torn")
+    truncate_weights(tmp_path / "torn")
+    for source in (str(tmp_path / "torn"), "nobody/nothing", "../etc", ""):
+        (changes,) = Race(shelf, own_machine=True).bring(source)
+        assert 'role="alert"' in changes["own_state"] and shelf.names == ["small"]
 
 
 def test_shelf_lists_checkpoints_and_reads_them_without_weights(small_checkpoint, tmp_path):
@@ -296,10 +438,11 @@ def test_a_folder_that_waits_for_its_weights_is_not_offered(small_checkpoint, tm
 def test_another_model_brings_a_question_of_its_own_but_leaves_a_typed_one(small_checkpoint, tmp_path, shelf):
     panel, (first, second, *_) = Race(shelf, tmp_path), shelf.examples("small")
     session = Session(picked=(second.question, second.answer, ()))
-    chosen = panel.choose_model("small", second.question, session)
-    assert chosen[-2:] == [first.question, first.answer] and session.steps_for(first.question) == first.steps
-    typed = panel.choose_model("small", "3 + 4 = ?", session)[-2:]
-    assert all("value" not in box for box in typed)
+    (chosen,) = panel.choose_model("small", second.question, session)
+    assert (chosen["question"], chosen["gold"]) == (first.question, first.answer)
+    assert session.steps_for(first.question) == first.steps
+    (typed,) = panel.choose_model("small", "3 + 4 = ?", session)
+    assert "question" not in typed and "gold" not in typed
 
 
 @pytest.fixture
@@ -335,11 +478,12 @@ def test_a_base_that_cannot_be_fetched_costs_one_sentence_and_another_try(small_
     panel = Race(ModelShelf(small_checkpoint.parent))
     slow_base.error = CheckpointError("tiny cannot be fetched; go online.")
     slow_base.go.release(1)
-    (last,) = panel.watch_model("small", Session())
+    last = list(panel.watch_model("small", Session()))[-1]["model_state"]
     assert "go online" in last and 'role="alert"' in last and "data-again" in last
     slow_base.error = None
     slow_base.go.release(1)
-    assert "Ready" in list(panel.watch_model("small", Session()))[-1] and slow_base.calls == 2
+    told = [changes["model_state"] for changes in panel.watch_model("small", Session()) if changes]
+    assert "Ready" in told[-1] and slow_base.calls == 2
 
 
 def truncate_weights(folder):
@@ -365,14 +509,15 @@ def test_damaged_checkpoint_gives_one_sentence(small_checkpoint, tmp_path, damag
     with pytest.raises(kind, match=words) as error:
         shelf.load("damaged")
     assert "\n" not in str(error.value) and str(tmp_path) not in str(error.value)
-    assert 'role="alert"' in list(Race(shelf).watch_model("damaged", Session()))[-1]
+    assert 'role="alert"' in list(Race(shelf).watch_model("damaged", Session()))[-1]["model_state"]
 
 
 def test_damaged_examples_leave_the_model_usable(small_checkpoint, tmp_path):
     shutil.copytree(small_checkpoint, tmp_path / "damaged")
     (tmp_path / "damaged" / "examples.json").write_text('[{"question": 3}]')
     shelf = ModelShelf(tmp_path)
-    assert 'role="alert"' in Race(shelf).gallery("damaged")
+    assert Race(shelf).offered("damaged") == []
+    assert "examples.json" in Race(shelf).state("damaged", shelf.load("damaged"))
     assert shelf.load("damaged")
 
 
@@ -428,7 +573,7 @@ def test_damaged_recording_gives_a_sentence(tmp_path, text, small_checkpoint):
 
 def test_no_recording_and_no_checkpoint_is_not_an_error(tmp_path):
     stage, run = Race(ModelShelf(tmp_path), tmp_path).opening(None)
-    assert run is None and "Ask a question" in stage
+    assert run is None and "press Run" in stage
     build_demo(ModelShelf(tmp_path))
 
 

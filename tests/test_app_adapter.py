@@ -49,10 +49,11 @@ def test_it_is_offered_fetches_its_base_with_progress_and_answers(shelf, monkeyp
     Hands(shelf).read(run)
     modes = run.reading["probes"]["depth"]["modes"]
     assert {mode["name"] for mode in modes} == {"logit lens", "own words"} and all(mode["control"] for mode in modes)
-    assert "Ready" in list(race.watch_model(TRAINED, Session()))[-1] and shelf.start(TRAINED).stage is None
+    told = [changes["model_state"] for changes in race.watch_model(TRAINED, Session()) if changes]
+    assert "Ready" in told[-1] and shelf.start(TRAINED).stage is None and shelf.is_open(TRAINED)
 
 
 def test_without_its_base_it_costs_a_sentence_that_says_what_to_do(shelf, monkeypatch):
     monkeypatch.delenv("PIP_FIND_LINKS")
-    told = list(Race(shelf).watch_model(TRAINED, Session()))[-1]
+    told = list(Race(shelf).watch_model(TRAINED, Session()))[-1]["model_state"]
     assert "failed" in told and "python -m rim_probe base" in told and "data-again" in told

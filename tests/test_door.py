@@ -350,3 +350,14 @@ def test_padding_on_the_right_changes_no_row_without_a_mask(family):
         for row, found in zip(rows, together, strict=True):
             alone = rim.model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0]
             torch.testing.assert_close(found[: len(row)], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_number_edited_in_a_configuration_is_said(tmp_path, rim, caplog):
+    rim.save_pretrained(tmp_path)
+    RiM.from_pretrained(tmp_path)
+    assert not caplog.messages
+    file = tmp_path / "config.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(told | {"rms_norm_eps": 0.5}), encoding="utf-8")
+    RiM.from_pretrained(tmp_path)
+    assert any("config.json" in message and "changed since" in message for message in caplog.messages)

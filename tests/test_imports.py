@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # every part of rim_probe imports from floors below its own
-    {"errors", "numbers", "precision", "answers"},
+    {"__version__", "errors", "numbers", "precision", "answers"},
     {"files"},
     {"memory", "problems", "report"},
     {"encoding", "equations", "datasets", "gallery", "loading", "anatomy", "baselines", "trained_on"},

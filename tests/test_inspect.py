@@ -78,7 +78,8 @@ class Page:
 
     def choose(self, **wanted) -> str:
         event = types.SimpleNamespace(_data=wanted)
-        self.html, self.history, *_ = self.inspector.change(self.session, self.looking, self.name, event)
+        (self.shown,) = self.inspector.change(self.session, self.looking, self.name, event)
+        self.html, self.history = self.shown["panel"], self.shown.get("history", "")
         return self.html
 
     def do(self, act: str, **details) -> str:
@@ -101,7 +102,8 @@ class Page:
 
     def load(self, path) -> str:
         """The notice that comes of a file."""
-        return self.inspector.load(str(path), self.session, self.looking, self.name)[3]
+        (shown,) = self.inspector.load(str(path), self.session, self.looking, self.name)
+        return shown["notice"]
 
 
 def unknown(inspector: Inspector) -> Problem:
@@ -243,12 +245,46 @@ def test_a_shown_run_shows_its_own_operation(inspector, asked):
 def test_two_runs_stand_side_by_side_and_only_one_is_operated_on(inspector, asked):
     page = Page(inspector, asked(), asked(example=4), panel="blocks")
     html = page.do("compare", index="0")
-    assert html.count("<figure") == 2 and "Put apart" in page.history
+    assert html.count("<figure") == 2 and "Stop comparing" in page.history
     own, other = html.split('<section class="compared">')[1:]
     assert "disabled data-do" not in own and ' data-do="' not in other.replace("disabled data-do", "")
     page.do("operate_here", block="1")
     assert page.html.count("<figure") == 2 and page.session.runs[0].surgery is None
     assert page.do("apart", index="0").count("<figure") == 1
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_two_runs_are_compared_in_every_panel(inspector, asked, panel):
+    page = Page(inspector, asked("small"), asked(), panel=panel)
+    page.do("compare", index="0")
+    shown = page.shown["stage"] if panel == "race" else page.html
+    assert shown.count('<section class="compared">') == 2
+    page.do("apart", index="0")
+    assert 'class="compared"' not in (page.shown["stage"] if panel == "race" else page.html)
+
+
+def test_the_history_tells_what_came_of_each_run(inspector, asked):
+    run = asked()
+    page = Page(inspector, run)
+    page.choose(panel="blocks")
+    value = run.lanes["memory"].answer["value"]
+    assert f"RiM {value} ✓" in page.history and "CoT" in page.history and run.question in unescape(page.history)
+
+
+def test_back_and_forward_bring_panels_and_questions(inspector, asked):
+    page = Page(inspector, asked(), asked(example=4), panel="blocks")
+    places = [page.address]
+    page.choose(panel="layers")
+    places.append(page.address)
+    page.do("show", index="0")
+    places.append(page.address)
+    for place, panel, number in zip(places, ("blocks", "layers", "layers"), (1, 1, 0), strict=True):
+        page.choose(go=place)
+        assert page.looking.panel == panel and page.session.run is page.session.runs[number]
+        assert page.address == place
+    page.choose(go="?model=glass-box&q=what+is+1+%2B+1+%3F")
+    assert "data-reload" in page.html, "what is no longer kept is loaded anew"
+    assert page.session.run is page.session.runs[0]
 
 
 def test_a_run_is_not_compared_with_itself(inspector, asked):
@@ -296,7 +332,8 @@ def test_a_reading_that_fails_leaves_the_race_and_says_so_in_every_panel(inspect
     monkeypatch.setattr("rim_probe.probing.reading.read", fail)
     page = Page(inspector, asked(), panel="blocks")
     page.session.run.reading = None
-    *_, (panel, history, *_) = inspector.read(page.session, page.looking, page.name)
+    shown = list(inspector.read(page.session, page.looking, page.name))[-1]
+    panel, history = shown["panel"], shown["history"]
     words = "No such memory." if isinstance(error, RiMError) else "could not be read"
     assert (
         words in panel and "Reading the memory blocks" not in panel and page.session.run.question in unescape(history)
@@ -403,8 +440,9 @@ def test_a_link_names_the_model_of_the_run_and_not_the_one_picked_since(inspecto
 def test_a_link_that_cannot_be_followed_is_a_sentence(inspector, address, words):
     page = Page(inspector)
     shown = page.arrive(address)
-    assert words in shown["notice"] and "<script>" not in shown["notice"]
-    assert "could not be drawn" not in shown["panel"]
+    notice = shown.get("notice", "")
+    assert words in notice and "<script>" not in notice
+    assert "could not be drawn" not in shown.get("panel", "")
 
 
 def test_a_question_too_long_for_a_link_is_not_cut_to_another_one(inspector, asked):

@@ -102,7 +102,7 @@ def opened(browser: Browser, url: str, width: int, height: int, scale: float = 1
 def run(page: Page, question: str) -> None:
     """Presses Run and waits for both answers and the reading of the memory."""
     page.locator("#run").click()
-    expect(page.locator("#stage .stage.done .asked")).to_have_text(question)
+    expect(page.locator("#stage .stage.done .asked q")).to_have_text(question)
     expect(page.locator("#stage .stage.done .badge")).to_have_text("Live")
     page.mouse.move(0, 0)
     page.wait_for_timeout(1500)
@@ -139,7 +139,7 @@ def pick_known(page: Page) -> None:
     question = page.get_by_role("region", name="Examples").locator("button:visible").first
     text = question.inner_text().strip()
     question.click()
-    expect(page.locator("#stage .stage.done .asked")).to_have_text(text)
+    expect(page.locator("#stage .stage.done .asked q")).to_have_text(text)
     page.wait_for_timeout(1500)
 
 

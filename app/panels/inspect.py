@@ -11,16 +11,17 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gradio as gr
 
 from app import code, figures, files, shell
 from app.hands import LETTERS, Hands, view_of_done
-from app.models import CHECKPOINTS
-from app.panels.race import Race
+from app.models import CHECKPOINTS, VARIANT
+from app.panels.race import Changes, Race
 from app.runs import METHODS, RACERS, Run
 from app.session import MAX_BLOCKS, Session, check_blocks
-from app.view import Address, Looking, query
+from app.view import Address, Looking, is_of, query
 from rim_probe.errors import RiMError
 from rim_probe.plots import draw, view_of
 from rim_probe.plots.frame import script
@@ -59,13 +60,31 @@ class Inspector:
         except Exception:  # a picture that fails must not take the page with it
             log.exception("drawing %s failed", looking.panel)
             body = notice + figures.notice("This panel could not be drawn; the server's log has the details.")
-        return shell.panel(looking.panel, body, query(run, looking, name, session.recorded), run)
+        beside = looking.compared is not None and looking.panel not in ("race", "evidence")
+        return shell.panel(looking.panel, body, query(run, looking, name, session.recorded), run, beside)
+
+    def stage(self, session: Session, looking: Looking) -> str:
+        """The race of the run that is shown, beside that of the one it is compared with."""
+        run, other = session.run, looking.compared
+        if run is None or other is None or other is run:
+            return figures.stage(run, session.recorded is not None)
+        both = [(run, "", figures.stage(run, session.recorded is not None)), (other, "", figures.stage(other))]
+        return shell.side_by_side(both)
+
+    def think(self, name: str | None) -> str:
+        """Whether the answers of a checkpoint are made from what is decoded of its memory, as far as was tested."""
+        both = [one for one in (name, f"{name}-{VARIANT}") if one in self.race.shelf.names]
+        tests = [(one, self.race.shelf.interchange(one)) for one in both]
+        found = [("Trained the paper’s way" if one != name else "", *told) for one, told in tests if told]
+        return figures.render("think.html", tests=found)
 
     def _body(self, run: Run | None, looking: Looking, name: str | None) -> str:
         if looking.panel == "race":
             return ""
+        other = looking.compared
         if looking.panel == "evidence":
-            return self._evidence(name)
+            names = dict.fromkeys([name, *([other.checkpoint] if other is not None else [])])
+            return shell.side_by_side([(None, one or "", self._evidence(one)) for one in names])
         if run is None:
             return figures.notice(NO_RUN)
         if run.reading is None:
@@ -74,11 +93,10 @@ class Inspector:
             if run.status in UNREAD:
                 return figures.notice(UNREAD[run.status])
             return shell.pending("Reading the memory blocks …" if run.status == "done" else "The race is still on …")
-        pictures = [(run, self._picture(run, looking.panel, looking.view))]
-        other = looking.compared
+        pictures = [(run, "", self._picture(run, looking.panel, looking.view))]
         if other is not None and other.reading is not None:
             view = looking.view if looking.panel != "surgery" else view_of_done(other)  # to each its own operation
-            pictures.append((other, self._picture(other, looking.panel, view)))
+            pictures.append((other, "", self._picture(other, looking.panel, view)))
         return shell.side_by_side(pictures)
 
     def _picture(self, run: Run, panel: str, view: Mapping[str, str]) -> str:
@@ -111,7 +129,7 @@ class Inspector:
         num_blocks: int | None = None,
         direct: bool = False,
         seed: int = 0,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Changes]:
         """Runs a race that the page itself starts, reads the memory, and yields what changes, by the names of parts.
 
         Raises:
@@ -120,29 +138,22 @@ class Inspector:
         layout = self.race.layout(name)
         blocks = layout.num_blocks if num_blocks is None else num_blocks
         check_blocks(blocks, max(MAX_BLOCKS, layout.num_blocks))
-        yield {"question": problem.question, "gold": problem.answer, "model": name} | self._chosen(name, blocks, direct)
+        yield {"question": problem.question, "gold": problem.answer, "model": name} | self.race.chosen(
+            name, blocks, direct
+        )
         session.picked = (problem.question, problem.answer, tuple(problem.steps))
         if not self.race.shelf.is_ready(name):
             words = f"Loading {name} first; the question starts by itself."
-            yield {"notice": figures.model_state(words, "loading"), "stop": gr.Button(interactive=True)}
+            yield {"notice": figures.model_state(words, "loading"), "stop": gr.Button(visible=True)}
         methods = METHODS if direct else RACERS
         run = self.race.prepare(problem.question, blocks, problem.answer, name, steps=problem.steps, methods=methods)
         run.seed = seed
         session.add(run)
         for _ in self.race.answer(run):
-            yield {"stage": figures.stage(run), "notice": "", "stop": gr.Button(interactive=True)}
+            yield self.race.shown(run) | {"notice": self.race.warn(name, run.question), "stop": gr.Button(visible=True)}
         self.read_memory(run, looking)
         self._redo(run, looking)
         yield self.everything(session, looking, name)
-
-    def _chosen(self, name: str | None, blocks: int, direct: bool) -> dict[str, Any]:
-        """What goes with a checkpoint in the boxes."""
-        most = max(MAX_BLOCKS, self.race.layout(name).num_blocks)
-        return {
-            "blocks": gr.Slider(value=blocks, maximum=most),
-            "direct": gr.Checkbox(value=direct, visible=self.race.shelf.has(name, "direct")),
-            "examples": self.race.gallery(name),
-        }
 
     def _redo(self, run: Run, looking: Looking) -> None:
         """Does to a run what the view of Surgery says, where that is the open panel."""
@@ -156,13 +167,12 @@ class Inspector:
         if wanted.get("ops") and any(done.get(key, "") != wanted.get(key, "") for key in ("ops", "layers", "partner")):
             self.hands.operate(run, looking.view)
 
-    def arrive(
-        self, session: Session, looking: Looking, model: str | None, request: gr.Request
-    ) -> Iterator[dict[str, Any]]:
+    def arrive(self, session: Session, looking: Looking, model: str | None, request: gr.Request) -> Iterator[Changes]:
         """A visitor comes, perhaps by a shared link: does again what the link says. Yields what changes."""
         address = Address.read(dict(request.query_params))
-        if address == Address():
-            yield {}  # the page as it is; the visitor may have begun to use it already
+        if not any(address.asked) and address.recorded is None and address.looking.panel == "race":
+            name = self.race.shelf.greeting  # another one than the page was built with, where that cannot be loaded
+            yield from self._opening(name, None, session) if name != model else [{}]
             return
         name = address.model if address.model in self.race.shelf.names else model
         looking.panel, looking.views = address.looking.panel, address.looking.views
@@ -189,45 +199,52 @@ class Inspector:
             notice += figures.notice(FAILED)
         yield self.everything(session, looking, name) | {"notice": notice}
 
-    def _opening(self, name: str | None, recorded: int | None, session: Session) -> Iterator[dict[str, Any]]:
+    def _opening(self, name: str | None, recorded: int | None, session: Session) -> Iterator[Changes]:
         """The recorded run of a link, with the checkpoint it is of."""
         stage, run = self.race.opening(name, recorded, session)
-        yield {"stage": stage, "model": name} | self._chosen(name, self.race.layout(name).num_blocks, False)
+        yield {"stage": stage, "headline": figures.headline(run), "model": name, "session": session} | self.race.chosen(
+            name
+        )
         if run is not None:
             yield {"question": run.question, "gold": run.gold or ""}
 
-    def _beside(self, address: Address, name: str, session: Session, looking: Looking) -> Iterator[dict[str, Any]]:
+    def _beside(self, address: Address, name: str, session: Session, looking: Looking) -> Iterator[Changes]:
         """The run that a link lays beside its own one."""
         name = address.model if address.model in self.race.shelf.names else name
         problem, race_alone = Problem(address.question, address.steps, address.gold), Looking()
         options = (address.blocks, address.direct, address.seed)
         for changes in self.ask(problem, name, session, race_alone, *options):
-            yield {key: value for key, value in changes.items() if key in ("stage", "notice", "stop")}
+            yield {key: value for key, value in changes.items() if key in ("stage", "headline", "notice", "stop")}
         looking.compared = session.run
 
-    def everything(self, session: Session, looking: Looking, name: str | None) -> dict[str, Any]:
+    def everything(self, session: Session, looking: Looking, name: str | None) -> Changes:
         """All that shows a run."""
-        stage = {} if session.run is None or session.recorded is not None else {"stage": figures.stage(session.run)}
-        return stage | {
+        shown = {} if session.run is None or session.recorded is not None else self._shown(session, looking)
+        return shown | {
             "panel": self.panel(session, looking, name),
             "history": shell.history(session, looking),
             "notice": "",
-            "stop": gr.Button(interactive=False),
+            "stop": gr.Button(visible=False),
             "session": session,
             "looking": looking,
         }
 
+    def _shown(self, session: Session, looking: Looking) -> Changes:
+        return {"stage": self.stage(session, looking), "headline": figures.headline(session.run)}
+
     # -------------------------------------------------------------------------------------------------------- reading
 
-    def read(self, session: Session, looking: Looking, name: str | None) -> Iterator[list[Any]]:
-        """After a race: computes the reading and yields [panel, history, session, looking]."""
+    def read(self, session: Session, looking: Looking, name: str | None) -> Iterator[Changes]:
+        """After a race: computes the reading."""
         run = session.run
         if run is not None and run.reading is None and run.status == "done":
             looking.views.pop("surgery", None)  # what was done to another question's memory
-            yield [self.panel(session, looking, name), shell.history(session, looking), gr.skip(), gr.skip()]
+            yield {"panel": self.panel(session, looking, name), "history": shell.history(session, looking)}
             with contextlib.suppress(RiMError):  # the panel says it
                 self.read_memory(run, looking)
-        yield [self.panel(session, looking, name), shell.history(session, looking), session, looking]
+        compared = {"stage": self.stage(session, looking)} if looking.compared is not None else {}
+        drawn = {"panel": self.panel(session, looking, name), "history": shell.history(session, looking)}
+        yield drawn | {"session": session, "looking": looking} | compared
 
     def read_memory(self, run: Run, looking: Looking) -> None:
         """Fills `run.reading`, or says in `looking` why not.
@@ -243,29 +260,52 @@ class Inspector:
 
     # ---------------------------------------------------------------------------------------------------------- hands
 
-    def change(self, session: Session, looking: Looking, name: str | None, event: gr.EventData) -> list[Any]:
-        """Anything chosen in the tabs, the panel or the history.
-
-        Returns:
-            [panel, history, stage, session, looking, question, gold, blocks, model]; the boxes follow the run shown.
+    def change(self, session: Session, looking: Looking, name: str | None, event: gr.EventData) -> Iterator[Changes]:
+        """Anything chosen in the tabs, the panel or the history, or by the browser's Back and Forward; the boxes follow
+        the run that is shown.
         """
         wanted = event._data if isinstance(event._data, Mapping) else {}
         with looking.lock:
-            before, sentence = session.run, ""
+            before, sentence = (session.run, looking.compared), ""
             try:
+                if isinstance(wanted.get("go"), str) and not self._go(wanted["go"], session, looking, name):
+                    yield {"panel": shell.away()}
+                    return
                 sentence = self._changed(session, looking, wanted)
             except RiMError as error:
                 sentence = str(error)
             except Exception:  # whatever a model can raise, a visitor gets a sentence and the log gets the rest
                 log.exception("%s failed", str(wanted)[:400])
                 sentence = FAILED
-            stage, boxes, run = gr.skip(), [gr.skip()] * 4, session.run
-            if run is not None and run is not before:
+            run, changes = session.run, {"session": session, "looking": looking}
+            if run is not None and run is not before[0]:
                 known = run.checkpoint in self.race.shelf.names  # a loaded run may be of a model that is not here
+                boxes = {"question": run.question, "gold": run.gold or "", "blocks": gr.Slider(value=run.num_blocks)}
+                changes |= boxes | {"model": run.checkpoint} if known else boxes
                 name = run.checkpoint if known else name
-                stage, boxes = figures.stage(run), [run.question, run.gold or "", gr.Slider(value=run.num_blocks), name]
-            drawn = self.panel(session, looking, name, sentence)
-        return [drawn, shell.history(session, looking), stage, session, looking, *boxes]
+            changes["panel"] = self.panel(session, looking, name, sentence)
+            if (run, looking.compared) != before:
+                changes |= self._shown(session, looking)
+        yield changes | {"history": shell.history(session, looking)}
+
+    def _go(self, place: str, session: Session, looking: Looking, name: str | None) -> bool:
+        """Shows what an address says, as far as it is still here; whether it was."""
+        address = Address.read(dict(parse_qsl(place.removeprefix("?"))))
+        if address.question:
+            index = next((i for i, run in enumerate(session.runs) if is_of(run, address)), None)
+            if index is None:
+                return False
+            session.show(index)
+        elif address.looking.panel != "evidence" or address.recorded is not None:
+            number = address.recorded
+            shown = address.model if address.model in self.race.shelf.names else self.race.shelf.greeting
+            if session.recorded is None or session.recorded != number:
+                self.race.opening(shown, number, session)
+        looking.panel = address.looking.panel
+        looking.views |= address.looking.views
+        if address.compared is None:
+            looking.compared = None
+        return True
 
     def _changed(self, session: Session, looking: Looking, wanted: Mapping[str, Any]) -> str:
         """Does what was chosen; a sentence for the visitor.
@@ -355,12 +395,13 @@ class Inspector:
             return figures.notice(NO_RUN if session.run is None else "The race is still on; save it when it is over.")
         return shell.file(f"rim-probe-{session.run.checkpoint}.json", files.text(session.run, looking))
 
-    def load(self, path: str | None, session: Session, looking: Looking, name: str | None) -> list[Any]:
-        """A run from a visitor's file: [stage, panel, history, notice, session, looking]."""
+    def load(self, path: str | None, session: Session, looking: Looking, name: str | None) -> Iterator[Changes]:
+        """A run from a visitor's file."""
         try:
             run, saved = files.load(path)
         except RiMError as error:
-            return [gr.skip(), gr.skip(), gr.skip(), figures.notice(str(error)), session, looking]
+            yield {"notice": figures.notice(str(error)), "session": session, "looking": looking}
+            return
         finally:
             if path is not None:
                 Path(path).unlink(missing_ok=True)  # a copy that Gradio would keep
@@ -369,8 +410,7 @@ class Inspector:
         if isinstance(saved, Mapping):
             looking.open(saved.get("panel"))
             looking.select({key: value for key, value in saved.items() if key != "panel"})
-        drawn = self.panel(session, looking, name)
-        return [figures.stage(run), drawn, shell.history(session, looking), "", session, looking]
+        yield self.everything(session, looking, name)
 
 
 def _said(run: Run) -> str:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -23,31 +24,12 @@ from app.session import Session
 from app.view import Looking
 from rim_probe.errors import RiMError
 from rim_probe.plots.surgery_words import counterfactual_verdict, named
-from rim_probe.probing.matches import plain_step
+from rim_probe.probing.matches import spelled
 from rim_probe.problems import Problem
 
 log = logging.getLogger(__name__)
 
-SCRIPT = """
-const seen = "rim-probe-tour";
-element.addEventListener("click", (event) => {
-  const step = event.target.closest("[data-step]");
-  if (!step) return;
-  try { localStorage.setItem(seen, "1"); } catch {}
-  trigger("select", { step: step.dataset.step });
-});
-try {
-  if (localStorage.getItem(seen)) trigger("select", { step: "close" });
-} catch {}
-// The card of a step stays at the top of the window: what is brought into view must not be brought under it.
-watch("value", () =>
-  requestAnimationFrame(() => {
-    const height = element.querySelector(".tour-number") ? element.offsetHeight : 0;
-    document.documentElement.style.setProperty("--tour", `${height}px`);
-    if (height && !element.querySelector(".go[disabled]")) window.rimProbe.reveal();
-  }),
-);
-"""
+SCRIPT = (Path(__file__).parent.parent / "tour.js").read_text(encoding="utf-8")
 KNOWN, TRAINED = "glass-box", "rim-tiny"
 TITLES = (
     "Two ways to think",
@@ -56,13 +38,14 @@ TITLES = (
     "The experiment",
     "The same on a trained model",
 )
-INVITATION = (
-    '<section class="tour invitation" aria-label="Tour"><p><b>New here?</b> One minute, five steps, one real '
-    'experiment<span class="more">: take a thought out of a model’s memory and watch the answer change</span>.</p>'
-    '<p class="tour-steps"><button type="button" class="go" data-step="1">Take the tour</button>'
-    '<button type="button" class="link" data-step="close">Not now</button></p></section>'
+POINTS = (  # at what each step speaks of
+    "#stage .lanes",
+    "#panel [data-link~='block-2']",
+    "#panel .surgery-part:has([data-do*='try_counterfactual'])",
+    "#panel .surgery-result",
+    "#panel .surgery-result",
 )
-AGAIN = '<p class="tour-again"><button type="button" class="link" data-step="1">Take the one-minute tour</button></p>'
+START = '<button type="button" data-step="1" hidden></button>'  # the masthead's link presses it
 
 
 @dataclass
@@ -80,7 +63,7 @@ class Tour:
         """One step of the tour; yields what changes on the page, by the names of its parts."""
         wanted = str(event._data.get("step", "")) if isinstance(event._data, dict) else ""
         if wanted not in [str(number) for number in range(1, len(TITLES) + 1)]:
-            yield {"tour": AGAIN}
+            yield {"tour": START}
             return
         number, over = int(wanted), {"notice": "", "stop": gr.Button(interactive=False)}
         yield {"tour": _card(number, "…", busy=True)}
@@ -129,9 +112,8 @@ def _two_ways(run: Run, shown: Any) -> str:
     return (
         f"Both were asked the same question and took real time. <b>CoT</b> wrote its steps down. <b>RiM</b> wrote "
         f"nothing: it read {figures.count(run.num_blocks, 'memory block')} after the question and answered. "
-        "(The strip shows what each block would answer by itself; early ones count as wrong while the last step is "
-        "still to come.) What did it think in there? This model, the <i>glass box</i>, has weights written by hand, so "
-        "that we know: block k holds step k."
+        "(Each cell shows what a block would answer by itself: an early one is on the way.) What did it think there? "
+        "This model, the <i>glass box</i>, has weights written by hand, so we know: block k holds step k."
     )
 
 
@@ -142,7 +124,7 @@ def _claim(run: Run, shown: Any) -> str:
     best = blocks[2]["nearest"][0]
     return (
         "A probe compares each block with explicit steps. Block 2 lies nearest to "
-        f"<b>{escape(plain_step(best['step']))}</b> (cosine {best['cosine']:.2f}). That is a <b>claim</b>: to find "
+        f"<b>{escape(spelled(best['step']))}</b> (cosine {best['cosine']:.2f}). That is a <b>claim</b>: to find "
         "something in a block does not show that the model uses it. How could one tell?"
     )
 
@@ -150,7 +132,7 @@ def _claim(run: Run, shown: Any) -> str:
 def _prediction(run: Run, shown: Any) -> str:
     return (
         f"Change one number of the question ({escape(shown['change'])}): then block 2 should hold "
-        f"<b>{escape(plain_step(shown['brought']))}</b> instead of <b>{escape(plain_step(shown['claimed']))}</b>. "
+        f"<b>{escape(spelled(shown['brought']))}</b> instead of <b>{escape(spelled(shown['claimed']))}</b>. "
         f"If the claim is true, then putting <i>that one block</i> into the old question must turn its answer "
         f"{escape(shown['own'])} into exactly <b>{escape(shown['expected'])}</b>. Nothing else is touched."
     )
@@ -172,7 +154,7 @@ def _trained(run: Run, shown: Any) -> str:
     beside = f" (control: {escape(str(control['said']))})" if control else ""
     return (
         f"<b>{TRAINED}</b> learnt its weights. Its {named(blocks)} {'lies' if len(blocks) == 1 else 'lie'} nearest to "
-        f"a step of its question, too: <b>{escape(plain_step(shown['claimed']))}</b>. The same experiment: expected "
+        f"a step of its question, too: <b>{escape(spelled(shown['claimed']))}</b>. The same experiment: expected "
         f"{escape(shown['expected'])}, and it says <b>{escape(str(shown['said']) or 'nothing')}</b>{beside}. "
         f"{escape(counterfactual_verdict(shown)[0])} One trial proves little; <b>Evidence</b> has the test over many "
         "pairs. Now it is your turn: ask your own question, blank a block, and see what happens."
@@ -181,13 +163,7 @@ def _trained(run: Run, shown: Any) -> str:
 
 def _card(number: int, text: str, busy: bool = False, failed: bool = False) -> str:
     last = number == len(TITLES)
-    back = f'<button type="button" class="link" data-step="{number - 1}">Back</button>' if number > 1 else ""
     forward = str(number) if failed else "close" if last else str(number + 1)
     label = "Try again" if failed else "Finish" if last else "Run the experiment" if number == 3 else "Next"
-    disabled = " disabled" if busy else ""
-    return (
-        f'<section class="tour" aria-label="Tour" aria-live="polite"><h2><span class="tour-number">{number} of '
-        f"{len(TITLES)}</span> {TITLES[number - 1]}</h2><p>{text}</p>"
-        f'<p class="tour-steps">{back}<button type="button" class="go" data-step="{forward}"{disabled}>{label}</button>'
-        '<button type="button" class="link" data-step="close">Leave the tour</button></p></section>'
-    )
+    card = {"number": number, "of": len(TITLES), "title": TITLES[number - 1], "text": text, "point": POINTS[number - 1]}
+    return figures.render("tour.html", **card, forward=forward, label=label, busy=busy)

@@ -13,11 +13,13 @@ Knows which panels there are. Knows no model, no tensor and no web framework.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from rim_probe.errors import RiMError
-from rim_probe.plots.frame import Panel, missing, resolve
+from rim_probe.plots.frame import Panel, caption, missing, resolve
 
 PANELS = ("blocks", "attention", "layers", "trajectory", "surgery")
 """Panels that are drawn from one reading, in the order of the page; `evidence` is drawn from a checkpoint's reports."""
@@ -42,8 +44,11 @@ def draw(reading: Any, panel: str, **view: str) -> Panel:
     if data.get("num_blocks") == 0 and panel != "surgery":
         why = "This question was answered without memory blocks, so there is nothing to look into; choose at least one."
         return missing(panel, panel.capitalize(), why)
-    module = import_module(f"rim_probe.plots.{panel}")
-    return module.draw(data, **resolve(module.VIEW, data, view))
+    module, made = import_module(f"rim_probe.plots.{panel}"), data.get("provenance") or {}
+    under = caption(
+        Path(made.get("checkpoint", "")).name, data["num_blocks"], data["question"], made.get("fingerprint", "")
+    )
+    return replace(module.draw(data, **resolve(module.VIEW, data, view)), caption=under)
 
 
 def view_of(reading: Any, panel: str, view: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from rim_probe.numbers import percent
 from rim_probe.plots.frame import Choice, Panel, Table, buttons, missing
-from rim_probe.probing.matches import Decode, Explicit, claims, decodes, explicit_steps, plain_step
+from rim_probe.probing.matches import Decode, Explicit, claims, decodes, explicit_steps, on_the_way, plain_step, thought
 from rim_probe.problems import is_correct
 
 TITLE = "Memory blocks beside explicit steps"
@@ -40,7 +40,8 @@ def draw(reading: Mapping[str, Any], *, step: str = OWN) -> Panel:
         return missing("blocks", TITLE, "This question was answered without memory blocks.", view)
     rows, read = explicit_steps(reading), decodes(reading, step)
     testable = claims(reading) if step == OWN else {}  # other readings of a block are looked at, not claimed
-    cards = [_card(reading, told, read.get(told["block"]), testable) for told in reading["readouts"]]
+    singles = [_card(reading, told, read.get(told["block"]), testable) for told in reading["readouts"]]
+    cards = _collapsed(singles)
     chain, gold = reading.get("chain") or {}, reading.get("gold")
     right = [round(100 * one.right) for one in read.values()]
     data = {
@@ -51,11 +52,22 @@ def draw(reading: Mapping[str, Any], *, step: str = OWN) -> Panel:
         "chain_right": is_correct(chain["value"], gold) if gold and chain.get("value") is not None else None,
         "decoded": bool(read),
         "span": f"{min(right)} %" if len(set(right)) == 1 else f"{min(right)} to {max(right)} %" if right else "",
-        "known": {key for key in ("words", "value", "chance") if any(card[key] is not None for card in cards)},
+        "known": {key for key in ("words", "value", "chance") if any(card[key] is not None for card in singles)},
     }
     return Panel(
-        "blocks", TITLE, data, _table(cards), view, {}, [buttons(VIEW[0], reading, view)], _notes(reading, rows)
+        "blocks", TITLE, data, _table(singles), view, {}, [buttons(VIEW[0], reading, view)], _notes(reading, rows)
     )
+
+
+def _collapsed(cards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One card for blocks in a row that say the same and lie nearest to the same step; the blocks are its `group`."""
+    groups: list[list[dict[str, Any]]] = []
+    for card in cards:
+        if groups and card["same"] == groups[-1][-1]["same"]:
+            groups[-1].append(card)
+        else:
+            groups.append([card])
+    return [group[-1] | {"group": group, "blocks": [card["block"] for card in group]} for group in groups]
 
 
 def _card(
@@ -78,21 +90,20 @@ def _card(
         "chosen": reading["probes"].get("correctness", {}).get("chosen_block") == block,
         "value": values.get(decode.index, values.get(None)) if decode else None,  # the answer has no index
         "testable": block in testable,
+        "thought": thought(told),
+        "same": (thought(told), decode and decode.nearest[0][0], decode and decode.row),
     }
 
 
 def _sign(reading: Mapping[str, Any], told: Mapping[str, Any]) -> tuple[str, str]:
     """A class and a mark for an answer so far. Only the last block's can be wrong: the others are on the way."""
-    if told.get("right") is None:
-        return "", ""
-    if told["right"]:
+    last = told["block"] == reading["num_blocks"]
+    if told.get("right"):
         return "right", "✓ right"
-    if told["block"] == reading["num_blocks"]:
-        return "wrong", "✗ wrong"
-    results = [plain_step(step).rpartition("=")[2] for step in reading.get("steps") or ()]
-    if told["value"] in results:
-        return "soft", f"result of step {results.index(told['value']) + 1}"
-    return "soft", "not the answer"
+    if last:
+        return ("", "not checked") if told.get("right") is None else ("wrong", "✗ wrong")
+    step = on_the_way(told, reading.get("steps") or (reading.get("chain") or {}).get("steps") or ())
+    return "soft", f"on the way: step {step}" if step else ""
 
 
 def _mark(one: Decode) -> tuple[str, str]:
@@ -102,7 +113,7 @@ def _mark(one: Decode) -> tuple[str, str]:
             return "none", "○ no step of the chain"
         return ("hit" if one.exact else "near"), f"→ step {one.row + 1} of the chain"
     if not one.gold:
-        return "miss", "✗ not a step of the solution"
+        return "miss", "○ no step of the solution"
     if one.exact:
         return "hit", f"✓ step {one.gold} of the solution"
     return "near", f"≈ step {one.gold}, though read for step {one.index}"
@@ -127,13 +138,13 @@ def _steps(rows: Sequence[Explicit], cards: Sequence[Mapping[str, Any]], known: 
     """The right column."""
     items, decoded = [], any(card["decode"] for card in cards)
     for i, row in enumerate(rows):
-        met = [card["block"] for card in cards if card["decode"] and card["decode"].row == i]
+        met = [block for card in cards if card["decode"] and card["decode"].row == i for block in card["blocks"]]
         place = f"Step {i + 1 if row.written else row.gold}"
         if not row.written and any(other.written for other in rows):
             place += " · not written by CoT"
         elif row.written and known:
             where = "✓ in the solution" if row.gold == i + 1 else f"≈ step {row.gold} of the solution"
-            place += " · " + (where if row.gold else "✗ not in the solution")
+            place += " · " + (where if row.gold else "not in the solution")
         said = (
             f"matches block{'s' * (len(met) > 1)} {', '.join(map(str, met))}"
             if met

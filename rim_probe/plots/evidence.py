@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rim_probe.numbers import format_interval, is_number
-from rim_probe.plots.frame import Panel, Table
+from rim_probe.plots.frame import Panel, Table, caption
 
 TONES = {"memory": "memory", "cot": "cot", "direct": "ink"}
 OTHERS = {"cot": "chain of thought", "direct": "direct answer"}
@@ -45,7 +45,16 @@ def draw_evidence(evidence: Mapping[str, Any], *, report_url: str = "") -> Panel
     }
     table = _table(metrics, probes) if metrics or probes else None
     title = f"Evidence: {evidence['checkpoint']}"
-    return Panel("evidence", title, data, table, {}, figures, notes=evidence["complaints"])
+    return Panel(
+        "evidence",
+        title,
+        data,
+        table,
+        {},
+        figures,
+        notes=evidence["complaints"],
+        caption=caption(evidence["checkpoint"], None),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- accuracy and time

@@ -18,9 +18,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from rim_probe import __version__
 from rim_probe.files import write_atomic
 from rim_probe.numbers import percent
 from rim_probe.plots.colours import dark_colours, variables
+from rim_probe.probing.matches import spelled
 
 HERE = Path(__file__).parent
 POLICY = (  # a saved file asks nothing of the network
@@ -41,6 +43,13 @@ GLOSSARY = {
     "KV cache": "What the model keeps in memory of the tokens it has read.",
     "layer": "One of the processing stages a token passes through, from words (0) to the answer (the last).",
 }
+
+
+def caption(model: str, num_blocks: int | None, question: str = "", weights: str = "") -> str:
+    """What stands under a figure that is taken away: model, question and version."""
+    blocks = "" if num_blocks is None else f", K = {num_blocks}"
+    asked = f" “{' '.join(question.split())}”" if question else ""
+    return f"{model}{blocks}{f', weights {weights[:8]}' if weights else ''}.{asked} RiM Probe {__version__}"
 
 
 def term(word: str, shown: str | None = None) -> Markup:
@@ -74,7 +83,12 @@ def _templates() -> Environment:
     places = FileSystemLoader(HERE / "templates")
     env = Environment(loader=places, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.globals |= {"term": term, "slot": slot}
-    env.filters |= {"percent": percent, "unbroken": unbroken, "pretty": functools.partial(json.dumps, **PRETTY)}
+    env.filters |= {
+        "percent": percent,
+        "unbroken": unbroken,
+        "spelled": spelled,
+        "pretty": functools.partial(json.dumps, **PRETTY),
+    }
     return env
 
 
@@ -143,6 +157,7 @@ class Panel:
         controls: ready HTML of `buttons`.
         notes: sentences on what is missing and why.
         template: another than `<panel>.html`.
+        caption: what stands under the figure as a file: model, question and version.
     """
 
     panel: str
@@ -154,6 +169,7 @@ class Panel:
     controls: Sequence[Markup] = ()
     notes: Sequence[str] = ()
     template: str = ""
+    caption: str = ""
 
     def html(self, python: str = "") -> str:
         """The panel with its frame. `python`: the lines that reproduce it, offered by "copy as Python"."""
@@ -178,13 +194,14 @@ def missing(panel: str, title: str, why: str, view: Mapping[str, str] | None = N
 
 def tools(table: Table | None, python: str = "") -> list[tuple[str, str]]:
     """The buttons under a picture."""
-    shown = {"full": "Full screen", "png": "PNG", "csv": "CSV" if table else "", "python": python and "Copy as Python"}
+    shown = {"full": "Full screen", "svg": "SVG", "png": "PNG", "csv": "CSV" if table else ""}
+    shown |= {"python": python and "Copy as Python"}
     return [(name, label) for name, label in shown.items() if label]
 
 
-def data_and_tools(table: Table, title: str) -> str:
+def data_and_tools(table: Table, title: str, caption: str = "") -> str:
     """A picture's data, folded away, and its buttons: for pictures that bring a frame of their own."""
-    return render("data.html", table=table, title=title, tools=tools(table))
+    return render("data.html", table=table, title=title, tools=tools(table), caption=caption)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -199,7 +216,7 @@ def stylesheet() -> str:
 @functools.cache
 def script() -> str:
     """What panels do in a browser: the function `pictures(root, act)`."""
-    code = (HERE / "plots.js").read_text(encoding="utf-8")
+    code = "".join((HERE / name).read_text(encoding="utf-8") for name in ("export.js", "plots.js"))
     return f"{code}\npictures.dark = {json.dumps(dark_colours())};\n"
 
 

@@ -78,9 +78,11 @@ function pictures(root, act) {
   function picture(chart, filename, format) {
     const { data, layout } = JSON.parse(chart.dataset.figure);
     const text = (chart.getAttribute("aria-label") ?? "").split(";")[0].replace(/[<>&]/g, "");
-    Object.assign(layout, { paper_bgcolor: "#fff", plot_bgcolor: "#fff", title: { text, x: 0.01, y: 0.99, yanchor: "top", font: { size: 15 } } });
-    layout.margin = { ...layout.margin, l: 24, r: 24, t: layout.margin.t + 40, b: 30 };
-    const height = layout.height + 60;
+    const under = (chart.closest("[data-panel]")?.querySelector(".pic-tools")?.dataset.caption ?? "").replace(/[<>&]/g, "");
+    const subtitle = { text: under.length > 150 ? under.slice(0, 149) + "…" : under, font: { size: 11 } };
+    Object.assign(layout, { paper_bgcolor: "#fff", plot_bgcolor: "#fff", title: { text, subtitle, x: 0.01, y: 0.99, yanchor: "top", font: { size: 15 } } });
+    layout.margin = { ...layout.margin, l: 24, r: 24, t: layout.margin.t + 60, b: 30 };
+    const height = layout.height + 80;
     Plotly.downloadImage({ data, layout: { ...layout, height } }, { format, filename, width: Math.max(900, chart.clientWidth), height });
   }
   const seen = new IntersectionObserver(
@@ -112,6 +114,25 @@ function pictures(root, act) {
     button.textContent = words;
     setTimeout(() => (button.textContent = button.dataset.name), 1600);
   }
+  // The whole panel as it would be printed: light, without its controls, over its caption (export.js).
+  async function take(panel, button, format) {
+    const slots = [...panel.querySelectorAll(".chart-slot")].filter((slot) => slot.checkVisibility());
+    if (slots.length) await load();
+    const charts = new Map();
+    for (const slot of slots) {
+      const { data, layout } = JSON.parse(slot.dataset.figure);
+      const size = { width: slot.offsetWidth, height: slot.offsetHeight };
+      charts.set(slot, await Plotly.toImage({ data, layout: { ...layout, ...size } }, { format: "svg", ...size }));
+    }
+    const { text, width, height } = panelSvg(panel, charts, panel.querySelector(".pic-tools").dataset.caption);
+    const name = `rim-probe-${panel.dataset.panel}.${format}`;
+    if (format === "svg") return save(name, URL.createObjectURL(new Blob([text], { type: "image/svg+xml" })));
+    const image = Object.assign(new Image(), { src: "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text) });
+    await image.decode();
+    const canvas = Object.assign(document.createElement("canvas"), { width: 2 * width, height: 2 * height });
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => save(name, URL.createObjectURL(blob)));
+  }
   const quote = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   const tools = {
     full(panel) {
@@ -132,41 +153,7 @@ function pictures(root, act) {
         code.hidden = !code.hidden; // no clipboard here (an insecure address): show it for copying by hand
       }
     },
-    // The whole panel: a browser draws HTML into a canvas by way of an SVG that holds a copy of it and the rules of its page.
-    async png(panel, button) {
-      await Promise.all([...panel.querySelectorAll(".chart-slot:not(.js-plotly-plot)")].filter((slot) => slot.checkVisibility()).map(draw));
-      const copy = panel.cloneNode(true);
-      for (const extra of copy.querySelectorAll(".pic-tools, .pic-controls, .pic-choice, .pic-table, .pic-python, .pic-tip, .modebar-container, .actions")) extra.remove();
-      const hidden = [...panel.querySelectorAll("*")].map((box) => (getComputedStyle(box).overflowX === "auto" ? box.scrollWidth - box.clientWidth : 0));
-      const [width, height] = [panel.clientWidth + Math.max(0, ...hidden) + 32, panel.clientHeight];
-      const style = getComputedStyle(panel);
-      copy.setAttribute("style", `width:${width}px;box-sizing:border-box;padding:16px;background:var(--paper);color:var(--ink);font-family:${style.fontFamily.replaceAll('"', "'")};font-size:${style.fontSize}`);
-      const colours = ["memory", "cot", "ink", "soft", "line", "edge-line", "paper", "sheet", "right", "wrong"].map((name) => `--${name}`);
-      for (const name of [...colours, "--serif"]) copy.style.setProperty(name, style.getPropertyValue(name));
-      const around = document.createElement("div");
-      around.className = `${panel.closest(".gradio-container")?.className ?? ""} ${isDark(panel) ? "dark" : ""}`; // as rules want it
-      around.style.cssText = "all: initial; display: block; padding: 0 !important; max-width: none !important";
-      around.append(document.createElement("div"));
-      around.firstChild.className = "contain";
-      around.firstChild.append(copy);
-      const rules = [...document.styleSheets].filter((sheet) => !sheet.href || sheet.href.startsWith(location.origin)).flatMap((sheet) => [...sheet.cssRules]);
-      const css = rules.map((rule) => rule.cssText).filter((text) => !/^@(font-face|import)/.test(text)).join("\n");
-      const escaped = css.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-      const html = new XMLSerializer().serializeToString(around).replaceAll(`${location.href.split("#")[0].replaceAll("&", "&amp;")}#`, "#");
-      const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"><style>${escaped}</style><foreignObject width="100%" height="100%">${html}</foreignObject></svg>`;
-      const image = Object.assign(new Image(), { src: "data:image/svg+xml;charset=utf-8," + encodeURIComponent(svg) });
-      try {
-        await image.decode();
-      } catch {
-        return say(button, "Not in this browser");
-      }
-      const canvas = Object.assign(document.createElement("canvas"), { width: 2 * width, height: 2 * height });
-      const pen = canvas.getContext("2d");
-      pen.scale(2, 2);
-      pen.fillStyle = style.getPropertyValue("--paper");
-      pen.fillRect(0, 0, width, height);
-      pen.drawImage(image, 0, 0);
-      canvas.toBlob((blob) => save(`rim-probe-${panel.dataset.panel}.png`, URL.createObjectURL(blob)));
-    },
+    svg: (panel, button) => take(panel, button, "svg"),
+    png: (panel, button) => take(panel, button, "png"),
   };
 }

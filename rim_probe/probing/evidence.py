@@ -94,6 +94,32 @@ def load_evidence(checkpoint: str | Path) -> dict[str, Any]:
     }
 
 
+def interchange_sentence(checkpoint: str | Path) -> tuple[str, str] | None:
+    """Whether the answers of a checkpoint are made from what is decoded of its blocks, as its interchange test found.
+
+    Returns:
+        A few words and the figures behind them in a sentence; None where the test was not made.
+    """
+    probes = {probe["name"]: probe for probe in load_evidence(checkpoint)["probes"]}
+    if "interchange" not in probes:
+        return None
+    probe = probes["interchange"]
+    swapped = next((row for row in probe["rows"] if not row["control"] and is_number(row["value"])), None)
+    control = max(filter(_can_refute, probe["rows"]), key=lambda row: row["value"], default=None)
+    if swapped is None or control is None:
+        return None
+    met = bool(probe["targets"]) and probe["targets"][0]["met"]
+    clear = _is_clear({**swapped, "against": control})
+    short = "We tested: yes." if clear and met else "We tested: in part." if clear else "We tested: not shown."
+    pairs = next((n for what, n in probe["n"].items() if what.endswith("answered right")), None)
+    of = "pairs" if pairs is None else f"{pairs:,} pairs"
+    found = swapped["text"].replace("(", "(95 % interval ")
+    return short, (
+        f"In {of} of questions that differ in one number, exchanging the block that seems to hold the changed step "
+        f"gave the predicted answer in {found}, a control in {control['text']}."
+    )
+
+
 # ------------------------------------------------------------------------------------------------------- evaluation
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from rim_probe.decoding import Answer
 from rim_probe.errors import RiMError
@@ -105,7 +106,7 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
 
 def probability(logits: np.ndarray) -> np.ndarray:
     """Inverse of `log_odds`."""
-    return 1 / (1 + np.exp(-logits))
+    return expit(logits)
 
 
 @dataclass(frozen=True)

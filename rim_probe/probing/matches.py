@@ -6,6 +6,7 @@ know whether a decode is true, nor how it is drawn. Imports nothing heavy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,39 @@ from typing import Any
 def plain_step(step: str) -> str:
     """ "3+4=7" of "<<3+4=7>>": the marks of the data format mean nothing to a reader."""
     return step.replace("<<", "").replace(">>", "").strip()
+
+
+_SIGNS = {"*": "×", "/": "÷", "-": "−"}
+_OPERATOR = re.compile(r"(?<=[\w.)%])\s*([-+*/=])\s*(?=[\w.($-])")
+
+
+def spelled_characters(step: str) -> list[str]:
+    """What a reader sees for each character of a step (without `<<` and `>>`): `*` becomes " × "."""
+    shown = list(step)
+    for operator in _OPERATOR.finditer(step):
+        shown[operator.start() : operator.end()] = [""] * len(operator[0])
+        shown[operator.start(1)] = f" {_SIGNS.get(operator[1], operator[1])} "
+    return shown
+
+
+def spelled(step: str) -> str:
+    """ "3 × 4 = 12" of "<<3*4=12>>"."""
+    return "".join(spelled_characters(plain_step(step)))
+
+
+def thought(readout: Mapping[str, Any]) -> str | None:
+    """What a readout (`text`, `value`) came to: its answer, or the result of the step that it states instead."""
+    if readout["value"] is not None:
+        return readout["value"]
+    stated = re.search(r"<<[^<>]*=([^<>=]+)>>", readout["text"])
+    return stated[1].strip() if stated else None
+
+
+def on_the_way(readout: Mapping[str, Any], steps: Sequence[str]) -> int | None:
+    """The first step (1-based) whose result a readout came to; None where none is."""
+    results = [plain_step(step).rpartition("=")[2].strip() for step in steps]
+    value = thought(readout)
+    return results.index(value) + 1 if value is not None and value in results else None
 
 
 @dataclass(frozen=True)

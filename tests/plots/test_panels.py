@@ -78,7 +78,7 @@ def test_a_panel_is_one_of_those_there_are_and_drawn_from_a_reading():
 
 def test_blocks_stand_beside_their_steps_with_the_accuracy_of_the_decode():
     told = words(shown("blocks"))
-    for text in ("✓ step 1 of the solution", "≈ step 1, though read for step 2", "✗ not a step of the solution"):
+    for text in ("✓ step 1 of the solution", "≈ step 1, though read for step 2", "○ no step of the solution"):
         assert text in told
     assert "right for 72 % of known problems" in told and "51 to 72 % of the time" in told
     assert "matches blocks 1, 2" in told and "matches no block" in told
@@ -88,8 +88,24 @@ def test_only_the_last_block_can_be_wrong():
     data = reading()
     data["readouts"][2] |= {"value": "6", "right": False}
     told = words(shown("blocks", data))
-    assert "7 30 % sure result of step 1" in told and "5 64 % sure ✓ right" in told and "✗ wrong" in told
+    assert "7 30 % sure on the way: step 1" in told and "5 64 % sure ✓ right" in told and "✗ wrong" in told
     assert "✗ wrong" not in words(shown("blocks"))
+
+
+def test_blocks_that_agree_share_a_card_and_keep_their_own_numbers():
+    data = reading()
+    data["readouts"][2] |= {"value": data["readouts"][1]["value"], "text": data["readouts"][1]["text"]}
+    steps = data["probes"]["steps"]["blocks"]
+    steps[2] = steps[1] | {"block": 3}
+    html = shown("blocks", data)
+    assert html.count("<article") == 2 and len(draw(data, "blocks").table.rows) == 3
+    assert {"act": "operate_here", "block": "2"} in acts(html) and {"act": "operate_here", "block": "3"} in acts(html)
+
+
+def test_a_readout_that_states_a_step_shows_its_result():
+    data = reading()
+    data["readouts"][0] |= {"value": None, "text": "<<3+4=7>>", "right": False}
+    assert "7 30 % sure on the way: step 1" in words(shown("blocks", data))
 
 
 def test_lines_end_at_their_steps_and_loose_ends_stay_loose():
