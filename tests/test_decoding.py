@@ -1,6 +1,5 @@
 """The greedy loop against the model asked directly: same ids, same texts, no forbidden token, no superfluous work."""
 
-import json
 import threading
 import time
 
@@ -122,10 +121,6 @@ def test_batch_equals_one_by_one(every_rim, method):
             assert ours.probability == pytest.approx(theirs.probability, rel=1e-4)
 
 
-def test_batch_of_none(rim):
-    assert answer_batch(rim, [], "cot") == []
-
-
 def test_work_done_for_memory(rim):
     """All readouts cost one prefix pass and one pass per token of the longest, over one unduplicated cache."""
     fed = count_passes(fond_of_stopping(rim))
@@ -161,19 +156,6 @@ def test_banned_ids_are_never_generated(rim, make_rim, method):
     assert not generated & set(rim.banned_ids)
     assert result.token_ids == answer(make_rim(), QUESTION, method, max_new_tokens=8).token_ids
     assert all(0 <= readout.probability <= 1 for readout in result.readouts)
-
-
-@pytest.mark.parametrize("bos", (False, True))
-@pytest.mark.parametrize("typed", ("<b><m></b>", "<b><m><m></b>" * 8, "<eos>", "<bos>", "<pad>", "a<eos>b <m>"))
-def test_control_tokens_in_a_question_are_characters(make_rim, bos, typed):
-    rim = make_rim(bos=bos)
-    plain, typed_ids = rim.prompt_ids("How many?", "memory"), rim.prompt_ids(f"{typed} How many?", "memory")
-    blocks = rim.layout.num_blocks * rim.layout.block_length
-    assert typed_ids[-blocks:] == plain[-blocks:]
-    assert typed_ids[: int(bos)] == plain[: int(bos)]
-    assert not set(typed_ids[int(bos) : -blocks]) & {*rim.banned_ids, rim.eos_id}
-    assert typed in rim.tokenizer.decode(typed_ids[int(bos) : -blocks])
-    assert answer(rim, f"{typed} How many?", "memory", max_new_tokens=3).forward_passes == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -290,12 +272,6 @@ def test_closing_stops(rim):
     assert list(events) == []
 
 
-def test_nothing_is_done_before_the_first_event(rim):
-    fed = count_passes(rim)
-    stream(rim, QUESTION, "cot")
-    assert fed == []
-
-
 def test_the_clock_stands_still_while_the_consumer_works(rim):
     start, pauses = time.perf_counter(), 0
     for event in stream(rim, QUESTION, "cot", max_new_tokens=5):
@@ -321,11 +297,6 @@ def test_streams_of_two_threads_do_not_disturb_each_other(rim):
         # Not bit for bit: how torch splits a sum among its threads depends on what else runs.
         probabilities = [readout.probability for readout in single.readouts]
         assert [readout.probability for readout in mixed.readouts] == pytest.approx(probabilities, rel=1e-3)
-
-
-def test_grad_mode_is_left_alone(rim):
-    for _ in stream(rim, QUESTION, "memory", max_new_tokens=3):
-        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def test_blocks_removed(rim):
@@ -370,11 +341,6 @@ def test_questions_that_cannot_be_asked(rim, method, question):
         answer_batch(rim, [QUESTION, question], method)
 
 
-@pytest.mark.parametrize("question", ("🙂 + 🙂 = ?", "כמה זה 3+4?", "3\x00+\x074\u200b?", "3\ud800+4?"))
-def test_odd_characters_are_answered(rim, question):
-    assert answer(rim, question, "memory", max_new_tokens=3).generated_tokens == 3
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_context_bounds_the_answer(make_rim, family, method):
     """GPT-2 has no embedding beyond its context, so one position too many would fail."""
@@ -390,13 +356,6 @@ def test_the_context_bounds_the_answer(make_rim, family, method):
     batch = answer_batch(rim, [question, "How many?"], method)
     assert batch[0].token_ids == short.token_ids
     assert batch[1].prompt_tokens + batch[1].generated_tokens == 64
-
-
-def test_answer_as_json(rim):
-    data = answer(rim, QUESTION, "memory", max_new_tokens=4).to_dict()
-    assert json.loads(json.dumps(data)) == data
-    assert data["readouts"][0].keys() == {"block", "text", "value", "token_ids", "probability"}
-    assert data["method"] == "memory" and data["question"] == QUESTION
 
 
 def test_a_model_that_cannot_choose_positions(rim, monkeypatch):

@@ -1,7 +1,5 @@
 """The memory layout: positions against a plain count, and refusals that name what is wrong."""
 
-import json
-
 import pytest
 from conftest import tiny_base, tiny_rim, tiny_tokenizer
 
@@ -21,30 +19,6 @@ def test_positions_are_where_the_tokens_stand(blocks, slots, question_length):
     assert [len(block) for block in slot_positions] == [slots] * blocks
     assert layout.end_positions(question_length) == [i for i, t in enumerate(row) if t == "</b>"]
     assert layout.block_length == slots + 2
-
-
-def test_positions_of_another_number_of_blocks_than_the_layout_s():
-    layout = MemoryLayout()
-    assert layout.end_positions(10, 3) == [13, 17, 21]
-    assert layout.slot_positions(10, 3) == [[11, 12], [15, 16], [19, 20]]
-    assert layout.slot_positions(10, 0) == layout.end_positions(10, 0) == []
-
-
-def test_texts():
-    layout = MemoryLayout(num_blocks=2)
-    assert layout.tokens == ("<b>", "<m>", "</b>")
-    assert layout.block_text == "<b><m><m></b>"
-    assert layout.text() == "<b><m><m></b><b><m><m></b>"
-    assert layout.text(0) == ""
-
-
-def test_block_text_and_block_ids_agree():
-    """What a plain serving stack sends as text is what is fed as ids here."""
-    rim = tiny_rim()
-    ids = rim.tokenizer(rim.layout.text(3), add_special_tokens=False)["input_ids"]
-    assert ids == rim.encoder.block_ids * 3
-    assert rim.layout.token_ids(rim.tokenizer) == rim.memory_ids
-    assert rim.layout.block_ids(rim.tokenizer) == rim.encoder.block_ids
 
 
 IMPOSSIBLE = [
@@ -85,22 +59,12 @@ def test_a_number_of_blocks_out_of_range_is_refused(blocks):
         MemoryLayout().text(blocks)
 
 
-def test_the_extremes_are_allowed():
-    assert MemoryLayout(num_blocks=0).text() == ""
-    assert len(MemoryLayout(num_blocks=MAX_BLOCKS, slots_per_block=MAX_SLOTS).slot_positions(0)) == MAX_BLOCKS
-
-
 def test_save_and_load(tmp_path):
     layout = MemoryLayout(num_blocks=5, slots_per_block=3, slot="<µ>")
     path = layout.save(tmp_path)
     assert path == tmp_path / LAYOUT_FILE
     assert MemoryLayout.load(tmp_path) == MemoryLayout.load(path) == MemoryLayout.load(str(tmp_path)) == layout
     assert MemoryLayout.from_dict(layout.to_dict()) == layout
-
-
-def test_missing_keys_take_the_defaults(tmp_path):
-    (tmp_path / LAYOUT_FILE).write_text('{"num_blocks": 3}')
-    assert MemoryLayout.load(tmp_path) == MemoryLayout(num_blocks=3)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -133,26 +97,12 @@ def test_a_damaged_file_gives_one_sentence_with_its_path(tmp_path, content, mess
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_instead_of_the_file(tmp_path):
-    (tmp_path / LAYOUT_FILE).mkdir()
-    with pytest.raises(LayoutError, match="cannot be read"):
-        MemoryLayout.load(tmp_path)
-
-
 def test_a_layout_that_does_not_match_the_tokenizer_names_the_tokens():
     with pytest.raises(LayoutError, match="does not know the memory tokens <b>, <m>, </b>"):
         MemoryLayout().token_ids(tiny_tokenizer())
     rim = tiny_rim()
     with pytest.raises(LayoutError, match="does not know the memory tokens <slot> of this layout"):
         RiM(rim.model, rim.tokenizer, MemoryLayout(slot="<slot>"))
-
-
-def test_a_checkpoint_with_another_layout_than_its_tokenizer_is_refused(tmp_path):
-    folder = tiny_rim().save_pretrained(tmp_path / "rim")
-    data = json.loads((folder / LAYOUT_FILE).read_text())
-    (folder / LAYOUT_FILE).write_text(json.dumps(data | {"end": "<end>"}))
-    with pytest.raises(LayoutError, match="does not know the memory tokens <end>"):
-        RiM.from_pretrained(folder)
 
 
 def test_memory_tokens_beyond_the_embedding_rows_are_refused():

@@ -67,13 +67,6 @@ def test_an_open_vocabulary_knows_new_words_and_another_language():
     )
 
 
-def test_a_stray_extreme_is_no_part_of_the_range():
-    problems = [Problem(f"what is {n % 50} + 1 ?", (), "1") for n in range(12_000)]
-    problems[7] = Problem("what is 1000000 + 1 ?", (), "1")
-    known = TrainedOn.of(problems, closed=True)
-    assert (known.lowest, known.highest) == (0, 49) and known.outside("what is 50 + 1 ?")
-
-
 @pytest.mark.parametrize("damage", ["[]", "{}", "\xff", '{"problems": -1}', '{"words": [1]}', "[" * 10_000])
 def test_a_damaged_file_gives_one_sentence(closed, tmp_path, damage):
     closed.save(tmp_path)

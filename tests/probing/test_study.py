@@ -9,11 +9,11 @@ import torch
 from conftest import tiny_rim
 
 from rim_probe.decoding import answer
-from rim_probe.errors import LayoutError, RiMError
+from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing import study as study_module
 from rim_probe.probing.capture import capture
-from rim_probe.probing.study import SPLITS, Study, load_models, observe, split_problems
+from rim_probe.probing.study import SPLITS, Study, load_models, split_problems
 from rim_probe.problems import Problem, is_correct
 
 
@@ -79,17 +79,6 @@ def test_captures_and_answers_are_made_once_when_first_asked_for(rim, counted):
         assert [len(a.readouts) for a in given] == [4, 4]
 
 
-def test_the_number_of_blocks_can_be_chosen(rim):
-    with study_of({"memory": rim, "direct": rim}, num_blocks=2) as study:
-        assert study.capture("memory", "choose").K == study.K == 2
-        assert len(study.answers("memory", "choose")[0].readouts) == 2
-        assert study.answers("direct", "choose")[0].readouts == ()
-    with pytest.raises(RiMError, match="nothing to probe without memory blocks"):
-        study_of({"memory": rim}, num_blocks=0)
-    with pytest.raises(LayoutError):
-        study_of({"memory": rim}, num_blocks=-1)
-
-
 def test_right_tells_which_readouts_are_right(rim):
     """Gold answers are set to what some readout of each problem says, so that both outcomes occur."""
     asked = [answer(rim, p.question, "memory") for p in SPLIT["report"]]
@@ -121,11 +110,6 @@ def test_problems_that_a_model_cannot_read_are_left_out_and_counted(rim):
 def test_a_split_without_problems_is_one_sentence(rim, splits):
     with pytest.raises(RiMError, match="No problem is left for the split “(fit|choose)”; give more problems"):
         Study({"memory": rim}, splits)
-
-
-def test_a_study_needs_a_memory_model(rim):
-    with pytest.raises(RiMError, match="needs a memory model"):
-        study_of({"cot": rim})
 
 
 def test_a_study_goes_on_where_it_stopped(rim, tmp_path, counted):
@@ -162,23 +146,6 @@ def test_a_kept_folder_never_serves_what_belongs_to_something_else(rim, tmp_path
             kept.capture("memory", "fit").cell(2, 2, "slots"), fresh.capture("memory", "fit").cell(2, 2, "slots")
         )
         assert kept.answers("memory", "fit") == fresh.answers("memory", "fit")
-
-
-def test_a_temporary_folder_goes_with_its_study(rim):
-    with study_of({"memory": rim}) as study:
-        study.capture("memory", "fit")
-        folder = study.folder
-        assert folder.is_dir()
-    assert not folder.exists()
-
-
-def test_draws_of_one_purpose_do_not_shift_those_of_another(rim):
-    with study_of({"memory": rim}, seed=3) as one, study_of({"memory": rim}, seed=3) as two:
-        one.rng("bank").random(100)
-        assert np.array_equal(one.rng("swap").random(5), two.rng("swap").random(5))
-        assert not np.array_equal(one.rng("bank").random(5), one.rng("swap").random(5))
-        with study_of({"memory": rim}, seed=4) as other:
-            assert not np.array_equal(one.rng("bank").random(5), other.rng("bank").random(5))
 
 
 # --------------------------------------------------------------------------------------------------------- one file
@@ -238,16 +205,3 @@ def test_the_base_of_an_adapter_is_the_one_it_names(tmp_path):
     questions = [p.question for p in SPLIT["fit"]]
     torch.testing.assert_close(capture(models["base"], questions).slots, capture(tiny_rim(), questions).slots)
     assert not torch.allclose(capture(models["memory"], questions).slots, capture(tiny_rim(), questions).slots)
-
-
-# --------------------------------------------------------------------------------------------------------- one question
-
-
-def test_observation_of_one_question(rim):
-    question = "Anna has 3 apples and buys 14 more."
-    seen = observe(rim, question, 3)
-    assert seen.question == question and "".join(seen.tokens).strip() == question
-    assert len(seen.tokens) == seen.capture.to_question.shape[-1]
-    assert seen.capture.num_questions == 1 and seen.capture.K == len(seen.answer.readouts) == 3
-    with pytest.raises(RiMError, match="The question is empty"):
-        observe(rim, "")
