@@ -126,53 +126,10 @@ def test_one_value_many_spellings(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        # Equations.
-        *(
-            "<<3+4=7>>",
-            "<<3+4=7>> <<7*2=14>>",
-            "<<7*2=",
-            "<<3+4=7>> <<7*2=",
-            "9*2=18>>",
-            "<<80/3=26.67=27(roundedup)>>",
-        ),
-        *("<<18>>", "#### <<9*2=18>>", "<<Tom is a terpus.>>", "<<7*2=14>> so", "3+4=7", "16-3*2=10\n", "#### 3+4=7"),
-        # Two numbers, neither of which is the answer.
-        *("5 apples and 3 pears", "#### 14 apples and 3 pears", "18 dollars and 50 cents", "2 hours 30 minutes"),
-        *("5 to 6", "01:45 to 5:45", "10-12 apples", "3 of 5", "5 or 6", "3, 4", "1,2,3", "12 34", "4 or 1/0"),
-        # Formulas.
-        *(
-            "16-3",
-            "5 + 3",
-            "3 x 4",
-            "5 apples + 3 pears",
-            "2^3",
-            "2³",
-            "3x",
-            "\\boxed{2\\pi}",
-            "\\sqrt{16}",
-            "\\frac{x}{4}",
-        ),
-        *("≥ 5", "±5"),
-        # Numbers that the grammar does not hold.
-        *(
-            "1,23",
-            "1,2345",
-            "0,123",
-            "1.234,567",
-            "4 10/3",
-            "5/12/2020",
-            "3.14.15",
-            "5'10",
-            "2h30",
-            "1/0",
-            "1e999999999",
-        ),
-        *("1e-999", "9" * 5000),
-        # Questions.
-        "She has 5 apples.\n\nBob has 3 pens and 4 pencils. How many has he?",
-    ],
+    "text",  # beside those of the comparison with other graders
+    ["<<80/3=26.67=27(roundedup)>>", "#### <<9*2=18>>", "<<Tom is a terpus.>>", "<<7*2=14>> so", "#### 3+4=7"]
+    + ["#### 14 apples and 3 pears", "01:45 to 5:45", "4 or 1/0", "±5", "1.234,567", "1e999999999", "9" * 5000]
+    + ["She has 5 apples.\n\nBob has 3 pens and 4 pencils. How many has he?"],
 )
 def test_in_doubt_there_is_no_answer(text):
     assert extract_answer(text) is None

@@ -16,7 +16,7 @@ import torch
 from conftest import tiny_base, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from test_model import QUESTION, add_adapter, logits, one_sentence, state, write_gguf
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from rim_probe import adapters, bases
 from rim_probe.adapters import finish_checkpoint
@@ -355,47 +355,6 @@ def test_an_adapter_on_a_folder_is_checked_too(tmp_path):
     with pytest.raises(CheckpointError, match="give it the base it was trained on") as caught:
         RiM.from_pretrained(folder)
     one_sentence(caught)
-
-
-def plain_base(folder, tied: bool):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        tie_word_embeddings=tied, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("r", [0, 4])
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_merged_adapter_says_what_the_adapter_said(tmp_path, tied, r):
-    from peft import LoraConfig, TrainableTokensConfig, get_peft_model
-
-    path = plain_base(tmp_path / "base", tied)
-    rim = RiM.attach(*load_base(path))
-    rows = sorted(rim.memory_ids)
-    if r:
-        config = LoraConfig(
-            r=r, target_modules="all-linear", init_lora_weights=False, trainable_token_indices={"embed_tokens": rows},
-            task_type="CAUSAL_LM",
-        )  # fmt: skip
-    else:
-        config = TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=rows, task_type="CAUSAL_LM")
-    untrained = logits(rim)
-    rim.model = get_peft_model(rim.model, config).eval()
-    rim.model.peft_config["default"].base_model_name_or_path = path
-    with torch.no_grad():
-        for name, parameter in rim.model.named_parameters():
-            if "trainable_tokens_delta" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    assert (logits(rim) - untrained).abs().max() > 1e-2
-    loaded = RiM.from_pretrained(rim.save_pretrained(tmp_path / "adapter"), "cpu")
-    assert type(loaded.model) is LlamaForCausalLM and loaded.adapter is not None
-    assert (logits(loaded) - logits(rim)).abs().max() < 1e-5
-    assert (loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight) == tied
-    assert loaded.model.config.tie_word_embeddings == tied
 
 
 # -------------------------------------------------------------------------------------------------------------- shards

@@ -148,30 +148,6 @@ def test_other_weights_are_asked_anew(checkpoint, data, tmp_path, monkeypatch, m
     assert compare(copy, data, tmp_path)[0] == 0 and asked
 
 
-@pytest.mark.parametrize("other", ["files reversed", "machine"])
-def test_another_order_of_files_or_another_machine_is_asked_anew(checkpoint, data, tmp_path, monkeypatch, other):
-    asked, timed, answer_batch, time_batch = [], [], evaluation.answer_batch, costs.time_batch
-
-    def breaks(*arguments, **options):
-        timed.append(1)
-        if len(timed) == 11:  # in the second turn
-            raise KeyboardInterrupt
-        return time_batch(*arguments, **options)
-
-    monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: (asked.append(1), answer_batch(*a, **o))[1])
-    monkeypatch.setattr(costs, "time_batch", breaks)
-    assert compare(checkpoint, data, tmp_path)[0] == 130
-    whole = len(asked)
-    asked.clear()
-    if other == "machine":
-        real = comparison.describe_machine
-        monkeypatch.setattr(comparison, "describe_machine", lambda device: {**real(device), "cpu": "another"})
-    timed[:] = [1] * 11  # no break any more
-    assert compare(checkpoint, data[::-1] if other == "files reversed" else data, tmp_path)[0] == 0
-    assert len(asked) == whole
-    assert len(timed) - 11 == 3 * (2 + 2 + 1 + 1)  # methods, warm-ups and turns of both batch sizes
-
-
 def test_a_break_before_the_report_loses_no_card_and_no_figure(checkpoint, data, tmp_path, monkeypatch):
     card = tmp_path / "CARD.md"
     card.write_text("<!-- eval -->\n<!-- /eval -->\n")

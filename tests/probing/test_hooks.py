@@ -190,31 +190,3 @@ def test_a_hook_removed_in_the_middle_of_another_threads_pass_does_not_disturb_i
         prober.start()
         assert inside.wait(30)
         torch.testing.assert_close(forward(rim, ids).logits, expected)
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_two_threads_observe_one_model_each_its_own(attention):
-    rim = tiny_rim("llama", attention)
-    questions = {0: QUESTION, 1: "3 apples and 14 more?"}
-    together, seen = threading.Barrier(2), {0: [], 1: []}
-
-    def observe(number):
-        ids = ids_of(rim, questions[number])
-        with observe_attention(rim, torch.tensor([[number + 1]]), lambda _, weights: seen[number].append(weights)):
-            for _ in range(20):
-                together.wait(30)
-                forward(rim, ids)
-
-    threads = [threading.Thread(target=observe, args=(number,)) for number in seen]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number, weights in seen.items():
-        alone = {}
-        with observe_attention(rim, torch.tensor([[number + 1]]), alone.__setitem__):
-            forward(rim, ids_of(rim, questions[number]))
-        assert len(weights) == 40
-        for i, observed in enumerate(weights):
-            torch.testing.assert_close(observed, alone[i % 2 + 1])
-    assert rim.model.config._attn_implementation == attention

@@ -142,33 +142,6 @@ def test_answers_before_are_those_of_decoding_and_a_whole_swap_gives_the_others(
     assert found.after.token_ids[0] == swapped.token_ids[0]
 
 
-def test_decoding_under_a_patch_equals_decoding_step_by_step(every_rim):
-    rim, length = every_rim, 6
-    clean = Patcher(rim, QUESTION)
-    variant = Variant([2, 3], [1, 2], [1, "end"], "swap", OTHER)
-    edits = Donors(clean).edits(variant, np.random.default_rng(0))
-    [decoded] = clean.answers([edits], length)
-    prompt = rim.prompt_ids(QUESTION, "memory")
-    first = len(prompt) - 4 * 4
-
-    def patch(edit):
-        def function(states):
-            states[:, first + edit.columns] = edit.values
-            return states
-
-        return function
-
-    ids = list(prompt)
-    with torch.inference_mode(), edit_residual(rim, {edit.layer: patch(edit) for edit in edits}):
-        for _ in range(length):
-            logits = rim.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            logits[rim.banned_ids] = -torch.inf
-            ids.append(int(logits.argmax()))
-            if ids[-1] == rim.eos_id:
-                break
-    assert list(decoded.token_ids) == ids[len(prompt) :]
-
-
 def test_modes_write_what_they_say(rim):
     clean = Patcher(rim, QUESTION)
     donors, rng = Donors(clean), np.random.default_rng(0)

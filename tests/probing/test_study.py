@@ -55,30 +55,6 @@ def study_of(models, splits=None, **options) -> Study:
     return Study(models, splits or SPLIT, progress=False, **options)
 
 
-def test_captures_and_answers_are_made_once_when_first_asked_for(rim, counted):
-    with study_of({"memory": rim, "cot": rim}) as study:
-        assert counted == []
-        for _ in range(2):
-            held = study.capture("memory", "fit")
-            given = study.answers("memory", "report")
-        assert counted == [("capture", 3), ("answers", 2)]
-        assert study.capture("cot", "fit").K == 0
-        assert (
-            (held.K, held.M, held.num_questions, held.layers)
-            == (4, 2, 3, (0, 1, 2))
-            == (
-                study.K,
-                study.M,
-                len(study.problems("fit")),
-                study.layers,
-            )
-        )
-        expected = capture(rim, [p.question for p in SPLIT["fit"]], attention=False)
-        np.testing.assert_allclose(held.cell(1, 2, "slots"), expected.cell(1, 2, "slots"), atol=1e-5)
-        assert [a.question for a in given] == [p.question for p in SPLIT["report"]]
-        assert [len(a.readouts) for a in given] == [4, 4]
-
-
 def test_right_tells_which_readouts_are_right(rim):
     """Gold answers are set to what some readout of each problem says, so that both outcomes occur."""
     asked = [answer(rim, p.question, "memory") for p in SPLIT["report"]]
