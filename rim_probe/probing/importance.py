@@ -11,7 +11,7 @@ Method:
    token alone at its place, with no memory block before it. If the answer survives this, no block mattered.
    Counted are gold answers, and answers that stay the same as the clean one, be it right or wrong.
 States are read by later layers alone, so single layers go from 0 to L - 1; of a deep model `MOST_LAYERS` of them.
-The token alone (`heads`: the answer cut from memory) keeps its position and sees the question and itself.
+The token alone (`patching.CUTS`: the answer cut from memory) keeps its position and sees the question and itself.
 
 Knows removals and what they cost. Knows nothing of what a block is claimed to hold (see `interchange`).
 """
@@ -24,7 +24,7 @@ import numpy as np
 
 from rim_probe.decoding import answer as ask
 from rim_probe.model import RiM
-from rim_probe.probing.heads import GoldScorer, fitting
+from rim_probe.probing.heads import fitting
 from rim_probe.probing.hooks import layers_told, num_layers, spread_layers
 from rim_probe.probing.interventions import Donors, Pool, Variant
 from rim_probe.probing.patching import Edits, Patcher
@@ -63,8 +63,7 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         if fitting(rim, [problem], study.K)
     ][:problems]
     held = Pool.of([problem.question for problem in study.problems("fit")[:pool]], rim, study.K, limit=pool)
-    asked, answers = [problem for problem, _ in kept], [given.token_ids for _, given in kept]
-    cells, whole = [], []
+    cells, whole, clean = [], [], []
     for number, (problem, given) in enumerate(study.progress(kept, "importance")):
         targets = [rim.encoder.answer_ids(problem.answer), list(given.token_ids)]
         patcher = Patcher(rim, problem.question, targets, num_blocks=study.K)
@@ -83,12 +82,11 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         found = np.stack([(scores.clean - scores.log_probability)[:, 0].numpy(), *scores.says.numpy().T])
         by_origin = found[:, : len(single)].reshape(3, 2 + donors, len(layers), len(blocks))
         cells.append([by_origin[:, 0], by_origin[:, 1], by_origin[:, 2:].mean(axis=1)])
-        whole.append(found[:, len(single) :])
-    gold, own = GoldScorer(rim, asked, study.K), GoldScorer(rim, asked, study.K, answers)
-    clean, alone, same = gold.scores(), gold.scores(cut=("memory",)), own.scores(cut=("memory",)).says
-    left = np.stack([clean.log_probability - alone.log_probability, alone.says, same], axis=1)
-    whole = np.concatenate([whole, left[..., None]], axis=2)
-    return _report(study, layers, clean.says, np.array(cells), whole, donors, pool)
+        alone = Patcher(rim, problem.question, targets, num_blocks=study.K, cut=["memory"])
+        left = [float(patcher.log_probability[0] - alone.log_probability[0]), *alone.says.tolist()]
+        whole.append(np.column_stack([found[:, len(single) :], left]))
+        clean.append(bool(patcher.says[0]))
+    return _report(study, layers, np.array(clean), np.array(cells), np.array(whole), donors, pool)
 
 
 def _everything(source: Donors, clean: Patcher, held: Pool, stranger: Pool, rng) -> list[Edits]:

@@ -113,30 +113,6 @@ def test_every_family_has_a_projection(make_rim, name):
     assert np.abs(clean.log_probability - without.log_probability).max() > 1e-5
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gpt_neox", "opt"])
-@pytest.mark.parametrize("back_end", ["sdpa", "eager"])
-def test_an_answer_cut_from_a_part_does_not_depend_on_it_directly(make_rim, family, back_end):
-    rim = make_rim(family, back_end)
-    scorer = GoldScorer(rim, problems(rim))
-    clean = scorer.scores().log_probability
-    cuts = {cut: scorer.scores(cut=cut).log_probability for cut in (("memory",), ("question",), ("memory", "question"))}
-    assert all(np.abs(found - clean).max() > 1e-5 for found in cuts.values())
-    # A mask that hides nothing is the model's own causal one.
-    for _, _, _, _, question, memory in scorer._batches:
-        question.zero_(), memory.zero_()
-    np.testing.assert_allclose(scorer.scores(cut=("memory", "question")).log_probability, clean, atol=1e-4)
-
-
-def test_with_both_cut_only_the_last_end_token_and_its_place_are_left(rim):
-    asked = [Problem(question, (), "7") for question in ("Anna has 3 apples.", "Anna has 5 apples.")]
-    scorer = GoldScorer(rim, asked)
-    first, second = scorer.scores(cut=("memory", "question")).log_probability
-    assert first == pytest.approx(second, abs=1e-5)
-    for part in ("memory", "question"):
-        first, second = scorer.scores(cut=(part,)).log_probability
-        assert abs(first - second) > 1e-5
-
-
 # ------------------------------------------------------------------------------------------------------------- results
 
 
