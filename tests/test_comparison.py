@@ -216,18 +216,6 @@ def test_a_timed_batch_answers_as_each_alone(rim, method):
     assert len(batch.pass_seconds) == max(len(given.token_ids) for given in batch.answers)
 
 
-def test_rows_that_have_ended_leave_the_batch(rim, monkeypatch):
-    sizes = []
-    monkeypatch.setattr(
-        rim.model,
-        "forward",
-        lambda *a, _real=rim.model.forward, **o: (sizes.append(len(o["input_ids"])), _real(*a, **o))[1],
-    )
-    time_batch(rim, QUESTIONS[:4], "cot", max_new_tokens=[1, 2, 2, 8])
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 4
-    assert sizes[-1] < 4
-
-
 @pytest.mark.parametrize(
     ("n", "ranks"),  # of the lower and upper end; Conover, Practical Nonparametric Statistics, the sign test's table
     [(5, None), (6, (1, 6)), (8, (1, 8)), (9, (2, 8)), (20, (6, 15)), (50, (18, 33))],
@@ -275,11 +263,6 @@ def test_figures_hold_the_numbers_of_the_report(report):
         assert list(line.error_y.array) == pytest.approx([one["high"] - one["accuracy"] for one in sweep])
     assert len(drawn["accuracy-by-steps"][1].data) == 3  # one of the two files states no steps
     assert {line.name for line in drawn["costs"][1].data} == {"RiM", "direct", "chain of thought"}
-
-
-def test_one_method_alone_has_the_figures_there_are(checkpoint, data, tmp_path):
-    code, report = compare(checkpoint, data[:1], tmp_path, "--method", "cot", "--latency-samples", "0")
-    assert code == 0 and set(draw_measures(report)) == {"accuracy-by-steps"}
 
 
 # --------------------------------------------------------------------------------------------------- mistakes, evidence

@@ -156,19 +156,6 @@ def test_ctrl_c_keeps_whole_groups_of_every_method(faked, monkeypatch):
     assert {cell["all"]["final"]["n"] for cell in report["accuracy"].values()} == {4}
 
 
-def test_what_is_done_is_a_random_sample_in_batches_of_like_length(faked, monkeypatch):
-    problems = [Problem(next(iter(WRITTEN)) + " " * i, (), "1") for i in range(40)]
-    for problem in problems:
-        monkeypatch.setitem(WRITTEN, problem.question, WRITTEN[problems[0].question])
-    run(problems=problems, batch_size=5)
-    batches = [[len(question) for question in questions] for method, _, questions in faked if method == "cot"]
-    assert len(batches) == 8
-    for first in (0, 4):
-        group = [length for batch in batches[first : first + 4] for length in batch]
-        assert group == sorted(group)
-        assert min(group) < len(problems[10].question) and max(group) > len(problems[30].question)
-
-
 def test_description_of_a_run_names_data_and_machine(tmp_path):
     data_file = tmp_path / "test.txt"
     data_file.write_text("What is 1 + 1?||<<1+1=2>> #### 2\nno problem\n", encoding="utf-8")

@@ -337,15 +337,6 @@ def test_a_question_with_other_numbers_is_found(question, found):
     assert (overlap.same, overlap.renumbered) == (0, int(found))
 
 
-def test_several_test_sets_are_compared_in_one_reading():
-    def train():
-        yield from questions("Is it 3?", "Is it 4?", "What?")
-
-    first, second, third = find_overlap(train(), [questions("Is it 3?"), questions("What?"), questions("Who?")])
-    assert (first.same, first.renumbered) == (1, 1)
-    assert (second.same, second.renumbered, third.shared) == (1, 0, 0)
-
-
 # --------------------------------------------------------------------------------------------------------- command line
 
 

@@ -13,7 +13,6 @@ from conftest import ALL_FAMILIES, tiny_base, tiny_rim, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
-from transformers.trainer_utils import validate_quantization_for_training
 
 from rim_probe.encoding import MAX_QUESTION_CHARACTERS
 from rim_probe.errors import CheckpointError, LayoutError, QuestionError, RiMError, UnknownWordsError
@@ -267,13 +266,6 @@ def test_adapter_round_trip(kind, tmp_path):
     found = [tensor for tensor in state(trainable.model.unload()).values() if len(tensor) == rows]
     expected = [tensor for tensor in plain.values() if len(tensor) == rows]
     assert len(found) == len(expected) == 2 and all(map(torch.equal, found, expected))
-
-
-def test_a_gguf_base_can_be_trained_and_saved_like_any_other(tmp_path):
-    """transformers calls it quantized otherwise, and refuses both."""
-    rim = RiM.attach(*load_base(write_gguf(tmp_path / "tiny.gguf", tiny_base(), tiny_tokenizer())))
-    validate_quantization_for_training(rim.model)
-    assert torch.equal(logits(RiM.from_pretrained(rim.save_pretrained(tmp_path / "whole"), device="cpu")), logits(rim))
 
 
 def test_methods_have_models_of_their_own_where_there_are_folders(checkpoint, tmp_path):

@@ -360,19 +360,6 @@ def test_progress_bar_and_event_file(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------------ resuming
 
 
-@pytest.mark.parametrize("validated", [True, False])
-def test_a_run_killed_after_its_last_step_does_not_take_another(tmp_path, monkeypatch, validated):
-    data = SCRATCH["data"] | {"validation_rows": 8 if validated else 0}
-    recipe = write_recipe(tmp_path, **SCRATCH | {"data": data, "stages": [GROUND | {"rows": 27}]})
-    finished = train(recipe, report=lambda line: None)
-    weights = (finished / WEIGHTS).read_bytes()
-    stage = tmp_path / "out.run" / "ground"
-    (stage / "done").unlink()
-    monkeypatch.setattr(RiMTrainer, "training_step", lambda *args, **kwargs: pytest.fail("one step too many"))
-    train(recipe, resume=True, report=lambda line: None)
-    assert (stage / "done").exists() and (finished / WEIGHTS).read_bytes() == weights
-
-
 def test_a_run_does_not_go_on_with_another_recipe_or_other_problems(tmp_path):
     train(write_recipe(tmp_path, **SCRATCH), max_minutes=0)
     other = SCRATCH | {"stages": [GROUND | {"learning_rate": 1e-4}, REFINE]}
@@ -542,18 +529,6 @@ def test_unusable_problems_are_left_out_and_counted(tmp_path, adapted, spy):
         "1 have no steps and 1 have a question that is empty, too long or holds a control token and "
         "1 do not fit into the context of 512 tokens." in lines
     )
-
-
-def test_unknown_words_are_left_out_before_training_begins(tmp_path, spy):
-    write_problems(
-        tmp_path / "words.txt", [*bare_problems(5), Problem("A zyzzyva has 3 + 4 ants?", ("<<3+4=7>>",), "7")]
-    )
-    data = {"files": [str(tmp_path / "words.txt")], "validation": str(tmp_path / "words.txt")}
-    lines = []
-    train(write_recipe(tmp_path, **SCRATCH | {"data": data, "stages": [GROUND]}), report=lines.append)
-    told = "Stage ground leaves out some of the 6 {} problems: 1 hold words that the tokenizer does not know."
-    assert told.format("training") in lines and told.format("validation") in lines
-    assert set(spy[0].train_dataset.problems) == set(range(5)) and len(spy[0].valid_rows) == 5
 
 
 def test_what_cannot_be_trained_is_a_sentence(tmp_path, adapted):

@@ -74,23 +74,6 @@ def test_moving_and_stretching_all_states_alike_changes_nothing_that_a_judge_say
     np.testing.assert_allclose(judged(study, view)[0], judged(moved, view)[0], rtol=1e-2, atol=1e-2)
 
 
-def test_readouts_that_were_not_asked_for_are_judged_nan_and_the_final_one_as_ever():
-    study = JudgedStudy()
-    judge = fit_judge(sample(study, "fit"), sample(study, "choose"), study.layers, "end", "own")
-    held, answers = study.capture("memory", "report"), study.answers("memory", "report")
-    everything = judge.logits(held, answers)
-    last = judge.logits(held, [replace(given, readouts=given.readouts[-1:]) for given in answers])
-    assert np.isnan(last[:, :-1]).all()
-    np.testing.assert_array_equal(everything[:, -1], last[:, -1])
-
-
-def test_chances_are_calibrated_on_the_choosing_split():
-    study = JudgedStudy(strength=1.5)
-    judge = CorrectnessProbe.fit(study).judge
-    chances = judge.chances(study.capture("memory", "report"), study.answers("memory", "report"))
-    assert selective.calibration_error(chances, study.right("report")) < 0.06
-
-
 # --------------------------------------------------------------------------------------------------------------- probe
 
 
@@ -220,10 +203,3 @@ def test_damaged_parts_and_other_layouts_are_refused_in_a_sentence(study, probe)
     fewer = replace(held, slots=held.slots[:, :, :2], ends=held.ends[:, :, :2])
     with pytest.raises(RiMError, match=f"{BLOCKS} memory blocks, not 2"):
         probe.judges[MEMORY].logits(fewer, study.answers("memory", "report"))
-
-
-def test_outcomes_that_are_all_alike_are_refused():
-    study = JudgedStudy()
-    study._right["fit"] = np.ones_like(study._right["fit"])
-    with pytest.raises(RiMError, match="same outcome"):
-        CorrectnessProbe.fit(study)
