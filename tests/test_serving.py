@@ -16,7 +16,7 @@ import pytest
 
 from app import gpu, serving
 from app.demo import build_demo
-from app.models import Loaded, ModelShelf
+from app.models import ModelShelf
 from app.runs import Run
 from app.session import race
 from benchmarks.visitor import ANSWERED, Visitor, Watch
@@ -226,18 +226,6 @@ def test_sentences_come_back_from_a_lent_gpu(lent, small_checkpoint):
     lent.error = "You have exceeded your <a href='x'>GPU quota</a>."
     with pytest.raises(RiMError, match="No GPU could be had: You have exceeded your GPU quota."):
         gpu.call(refuse, loaded, [])
-
-
-def test_each_call_has_the_threads_that_its_model_can_use(monkeypatch):
-    import torch
-
-    monkeypatch.setattr("rim_probe.precision.SMALL_MODEL", 10)
-    monkeypatch.setattr("app.models._cores", 4)
-    used = []
-    monkeypatch.setattr(torch, "set_num_threads", used.append)
-    for width in (2, 20):
-        gpu.call(lambda _: 1, Loaded({"memory": types.SimpleNamespace(model=torch.nn.Linear(width, 1))}))
-    assert set(used[:2]) == {1} and set(used[2:]) == {4}
 
 
 def test_a_base_that_cannot_be_fetched_does_not_keep_a_lent_gpu_from_serving(lent, small_checkpoint, monkeypatch):

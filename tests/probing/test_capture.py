@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_FAMILIES, tiny_rim
+from conftest import ALL_FAMILIES, add_lora, tiny_rim
 
 from rim_probe.decoding import answer
 from rim_probe.errors import LayoutError, QuestionError, RiMError
@@ -58,15 +58,7 @@ def test_a_padded_batch_equals_each_question_alone_in_the_eager_model(family):
 
 
 def test_an_adapter_is_captured_with_its_adapter():
-    from peft import LoraConfig, get_peft_model
-
-    rims = []
-    for attention in ("sdpa", "eager"):
-        rim = tiny_rim("llama", attention)
-        torch.manual_seed(0)
-        config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.5)
-        rim.model = get_peft_model(rim.model, config)
-        rims.append(rim)
+    rims = [add_lora(tiny_rim("llama", attention), lora_dropout=0.5) for attention in ("sdpa", "eager")]
     assert rims[0].model.training  # as PEFT hands it over: dropout must not get into a capture
     rims[1].model.eval()
     bare = capture(tiny_rim("llama"), QUESTIONS[:2])

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from conftest import ALL_FAMILIES, ATTENTIONS, tiny_rim
+from conftest import ALL_FAMILIES, ATTENTIONS, add_lora, tiny_rim
 
 from rim_probe.errors import CheckpointError, RiMError
 from rim_probe.probing.hooks import (
@@ -41,16 +41,6 @@ def hooks_left(rim) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in rim.model.modules())
 
 
-def add_adapter(rim):
-    """LoRA whose weights are not zero, so that a pass through the bare base would be noticed."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    rim.model = get_peft_model(rim.model, config).eval()
-    return rim
-
-
 # -------------------------------------------------------------------------------------------------------------- layers
 
 
@@ -83,7 +73,7 @@ def test_a_model_without_a_list_of_layers_is_refused_in_one_sentence(rim):
 def test_hooks_read_what_output_hidden_states_tells(family, wrapped):
     rim = tiny_rim(family)
     if wrapped:
-        rim = add_adapter(rim)
+        add_lora(rim).model.eval()
     states, out = states_of(rim, ids_of(rim))
     told = forward(rim, ids_of(rim), output_hidden_states=True).hidden_states
     for layer in range(num_layers(rim)):

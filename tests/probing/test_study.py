@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_rim
+from conftest import add_lora, tiny_base, tiny_rim, tiny_tokenizer
 
 from rim_probe.decoding import answer
 from rim_probe.errors import RiMError
@@ -153,8 +153,6 @@ def test_models_of_a_checkpoint_by_role(tmp_path):
 
 
 def test_a_plain_base_gets_untrained_memory_tokens(tmp_path, make_rim):
-    from conftest import tiny_base, tiny_tokenizer
-
     folder = Path(make_rim().save_pretrained(tmp_path / "checkpoint"))
     tiny_base(seed=3).save_pretrained(tmp_path / "plain")
     tiny_tokenizer().save_pretrained(tmp_path / "plain")
@@ -167,14 +165,9 @@ def test_a_plain_base_gets_untrained_memory_tokens(tmp_path, make_rim):
 
 
 def test_the_base_of_an_adapter_is_the_one_it_names(tmp_path):
-    from conftest import tiny_base, tiny_tokenizer
-    from peft import LoraConfig, get_peft_model
-
     tiny_base().save_pretrained(tmp_path / "plain")
     tiny_tokenizer().save_pretrained(tmp_path / "plain")
-    rim = tiny_rim()
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    rim.model = get_peft_model(rim.model, config)
+    rim = add_lora(tiny_rim())
     rim.model.peft_config["default"].base_model_name_or_path = str(tmp_path / "plain")
     models = load_models(rim.save_pretrained(tmp_path / "adapter"), "cpu")
     assert set(models) == {"memory", "base"} and json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_FAMILIES, tiny_rim
+from conftest import ALL_FAMILIES, add_lora, tiny_rim
 
 from rim_probe.equations import counterfactual
 from rim_probe.errors import RiMError
@@ -28,12 +28,7 @@ def pair(request):
     """A RiM and its bridge: every family, and a Llama with an adapter that moves linear layers and memory rows."""
     rim = tiny_rim("llama" if request.param == "adapter" else request.param)
     if request.param == "adapter":
-        from peft import LoraConfig, get_peft_model
-
-        torch.manual_seed(0)
-        tokens = {"embed_tokens": sorted(rim.memory_ids)}
-        config = LoraConfig(r=2, target_modules="all-linear", trainable_token_indices=tokens, init_lora_weights=False)
-        rim.model = get_peft_model(rim.model, config).eval()
+        add_lora(rim, trainable_token_indices={"embed_tokens": sorted(rim.memory_ids)}).model.eval()
         for name, weight in rim.model.named_parameters():
             if "trainable_tokens_delta" in name:
                 weight.data += 0.5 * torch.randn_like(weight)

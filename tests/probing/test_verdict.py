@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_base, tiny_rim, tiny_tokenizer
+from conftest import add_lora, tiny_base, tiny_rim, tiny_tokenizer
 
 from rim_probe.memory import MemoryLayout
 from rim_probe.model import RiM
@@ -28,11 +28,7 @@ def train(rim):
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_an_adapter_passes_and_is_named(family):
-    from peft import LoraConfig, get_peft_model
-
-    rim = train(tiny_rim(family))
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    rim.model = get_peft_model(rim.model, config)  # in training mode
+    rim = add_lora(train(tiny_rim(family)))  # in training mode
     rim.model.peft_config["default"].base_model_name_or_path = "some/base"
     found = verdict(rim)
     assert found.ok, str(found)
