@@ -25,6 +25,7 @@ from torch import nn
 from rim_probe.errors import CheckpointError, RiMError
 from rim_probe.evaluation import can_ask
 from rim_probe.model import RiM
+from rim_probe.packing import IGNORED, pack_text, pad_rows
 from rim_probe.probing.hooks import causal_lm, decoder_layers
 from rim_probe.problems import Problem
 
@@ -117,26 +118,15 @@ class GoldScorer:
         if not problems:
             raise RiMError(f"No question fits into {rim.max_length} tokens with its answer; give shorter problems.")
         self.rim, self.problems, self.n = rim, problems, len(problems)
-        blocks, layout = rim.layout.check_blocks(num_blocks), rim.layout
-        prompts = [rim.prompt_ids(problem.question, "memory", num_blocks) for problem in problems]
-        answers = [rim.encoder.answer_ids(problem.answer) for problem in problems]
-        order = sorted(range(self.n), key=lambda i: len(prompts[i]))
-        self._batches = []
-        for start in range(0, self.n, BATCH):
-            batch = order[start : start + BATCH]
-            length = max(len(prompts[i]) + len(answers[i]) - 1 for i in batch)
-            ids = torch.full((len(batch), length), rim.eos_id)
-            labels = torch.full((len(batch), length), -1)
-            slots = torch.zeros((len(batch), length), dtype=torch.bool)
-            for row, i in enumerate(batch):
-                prompt, answer = prompts[i], answers[i]
-                text = prompt + answer[:-1]
-                ids[row, : len(text)] = torch.tensor(text)
-                labels[row, len(prompt) - 1 : len(text)] = torch.tensor(answer)
-                place = len(prompt) - blocks * layout.block_length
-                slots[row, torch.tensor(layout.slot_positions(place, blocks)).flatten().long()] = True
-            tensors = (tensor.to(rim.device) for tensor in (ids, labels, slots))
-            self._batches.append((batch, *tensors))
+        rows = [
+            pack_text(rim.prompt_ids(one.question, "memory", num_blocks), rim.encoder.answer_ids(one.answer))
+            for one in problems
+        ]
+        order = sorted(range(self.n), key=lambda i: len(rows[i]))
+        self._batches = [
+            (batch, pad_rows([rows[i] for i in batch], rim.eos_id))
+            for batch in (order[start : start + BATCH] for start in range(0, self.n, BATCH))
+        ]
         self._banned = torch.tensor(rim.banned_ids, dtype=torch.long, device=rim.device)
 
     @torch.inference_mode()
@@ -144,8 +134,9 @@ class GoldScorer:
         """Scores with `heads` silent at the rows of a role (step 2)."""
         log_probability, says = np.zeros(self.n), np.zeros(self.n, dtype=bool)
         model = causal_lm(self.rim)
-        for batch, ids, labels, slots in self._batches:
-            wanted = labels >= 0
+        for batch, padded in self._batches:
+            ids, labels = (padded[name].to(self.rim.device) for name in ("input_ids", "labels"))
+            wanted, slots = labels != IGNORED, ids == self.rim.memory_ids[1]
             with silence(self.rim, heads, wanted if role == "reader" else slots):
                 # Causal text with its padding on the right needs no mask: no token sees what stands after it.
                 states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state

@@ -30,10 +30,10 @@ from rim_probe.probing.lens import VocabularyLens
 from rim_probe.probing.nearest_step import search as steps
 from rim_probe.probing.nearest_step.fit import StepDecoder
 from rim_probe.probing.nearest_step.formula import Candidates, places_of, read_places, read_steps, step_space
+from rim_probe.probing.patching import Patcher
 from rim_probe.probing.results import Report, bootstrap, headline
 from rim_probe.probing.selective import auroc
 from rim_probe.probing.study import Study, observe
-from rim_probe.probing.sweep import patching_sweep
 from rim_probe.probing.values import ValueProbes
 from rim_probe.probing.words import carried_states, carry
 
@@ -270,11 +270,16 @@ def test_geometry_tells_paths_of_questions_from_untrained_memory(study):
 def test_swaps_give_the_predicted_answer_in_the_window_and_nothing_elsewhere(box, slots):
     for own, partner in zip(box.problems(8, 4, "report"), box.problems(9, 4, "choose"), strict=True):
         targets = [own.answer, *(swapped_answer(own, partner, block) for block in BLOCKS)]
-        sweep = patching_sweep(box.rim, own.question, partner.question, targets, layers=range(LAYERS + 1), slots=slots)
+        clean = Patcher(box.rim, own.question, [box.rim.encoder.answer_ids(target) for target in targets])
+        memory = Patcher(box.rim, partner.question).memory
+        cells = [(layer, block) for layer in range(LAYERS + 1) for block in BLOCKS]
+        says = dict(
+            zip(cells, clean.score([clean.edits(memory, [b], [layer], slots) for layer, b in cells]).says, strict=True)
+        )
         for block in BLOCKS:
             for layer in range(LAYERS + 1):
                 said = targets[block if layer in window(block) and slots != [2] else 0]
-                assert sweep.says[layer, block - 1].tolist() == [target == said for target in targets]
+                assert says[layer, block].tolist() == [target == said for target in targets]
 
 
 def test_words_carried_from_another_question_are_those_of_its_memory(box):

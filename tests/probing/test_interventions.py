@@ -10,7 +10,6 @@ from rim_probe.probing.capture import capture
 from rim_probe.probing.hooks import decoder_layers, edit_residual, num_layers
 from rim_probe.probing.interventions import Donors, Pool, Variant, intervene, intervene_many
 from rim_probe.probing.patching import CUTS, Edit, Patcher
-from rim_probe.probing.sweep import patching_sweep
 
 QUESTION, OTHER = "Anna has 3 apples and buys 14 more.", "How many apples has Tom if he buys 9?"
 MANY = [QUESTION, OTHER, "0 1 2 3", "Anna buys 5 5 5 apples."]
@@ -37,27 +36,19 @@ def one_pass(rim, clean: Patcher, target: list[int], edit: Edit) -> tuple[float,
     return float(logits.log_softmax(-1).gather(-1, wanted[:, None]).sum()), bool((logits.argmax(-1) == wanted).all())
 
 
-def whole_passes(rim, source, targets, layers, blocks, slots=None):
-    """What `patching_sweep` gives, by one whole pass per cell and target: log probabilities and what is said."""
-    clean = Patcher(rim, QUESTION, [rim.encoder.answer_ids(target) for target in targets])
-    donors, rng, mode = Donors(clean), np.random.default_rng(0), "zero" if source is None else "swap"
-    cells = [(layer, block) for layer in layers for block in blocks]
-    edits = [donors.edits(Variant([block], [layer], slots, mode, source), rng) for layer, block in cells]
-    found = [[one_pass(rim, clean, target, edit) for target in clean.targets] for [edit] in edits]
-    return np.array(found).reshape(len(layers), len(blocks), len(targets), 2).transpose(3, 0, 1, 2)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gpt_neox", "opt"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_sweep_equals_one_whole_pass_per_cell(make_rim, family, attention):
     rim = make_rim(family, attention)
-    targets, layers = ["17", "3 apples", "9"], range(num_layers(make_rim(family)) + 1)
-    for source, slots in ((OTHER, None), (None, EVERY)):
-        swept = patching_sweep(rim, QUESTION, source, targets, layers=layers, slots=slots)
-        logs, says = whole_passes(rim, source, targets, layers, range(1, 5), slots)
-        assert swept.log_probability.shape == (num_layers(rim) + 1, 4, 3)
-        np.testing.assert_allclose(swept.log_probability, logs, atol=1e-4)
-        assert (swept.says == says).all()
+    clean = Patcher(rim, QUESTION, [rim.encoder.answer_ids(target) for target in ("17", "3 apples", "9")])
+    donors, rng = Donors(clean), np.random.default_rng(0)
+    cells = [(layer, block) for layer in range(num_layers(rim) + 1) for block in range(1, 5)]
+    for mode, source, slots in (("swap", OTHER, None), ("zero", None, EVERY)):
+        edits = [donors.edits(Variant([block], [layer], slots, mode, source), rng) for layer, block in cells]
+        swept = clean.score(edits)
+        found = [[one_pass(rim, clean, target, edit) for target in clean.targets] for [edit] in edits]
+        np.testing.assert_allclose(swept.log_probability, [[log for log, _ in cell] for cell in found], atol=1e-4)
+        assert swept.says.tolist() == [[says for _, says in cell] for cell in found]
         assert np.ptp(swept.log_probability) > 0.1  # the patch does something
 
 
