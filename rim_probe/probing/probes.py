@@ -102,6 +102,7 @@ PROBES: dict[str, Probe] = {
         "words",
         None,
         _function("words"),
+        form=2,
     ),
     "lens": Probe(
         "Vocabulary lens",
