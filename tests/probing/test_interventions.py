@@ -6,7 +6,6 @@ import torch
 
 from rim_probe.decoding import answer
 from rim_probe.errors import RiMError
-from rim_probe.probing.capture import capture
 from rim_probe.probing.hooks import decoder_layers, edit_residual, num_layers
 from rim_probe.probing.interventions import Donors, Pool, Variant, intervene, intervene_many
 from rim_probe.probing.patching import CUTS, Edit, Patcher
@@ -148,8 +147,6 @@ def test_modes_write_what_they_say(rim):
     drawn = values("resample", pool)
     assert any(torch.equal(drawn, pool.states[i, 1, 1, 1:3]) for i in (1, 2, 3))
     assert not torch.equal(drawn, pool.states[0, 1, 1, 1:3])  # never the question itself
-    held = capture(rim, MANY, attention=False)
-    torch.testing.assert_close(values("mean", held), values("mean", pool), atol=1e-4, rtol=1e-4)
     big = torch.stack([values("noise", None)[0] for _ in range(200)])
     assert np.isclose(big.std(), clean.memory[1, 1, 1].std(), rtol=0.1)
     assert donors.edits(Variant([2], [1], None, "noise", pool), rng)[0].add
