@@ -309,7 +309,10 @@ class _Patchscope:
         variants = [
             variant
             for carried in CARRIED
-            for variant in ((carried, max(layers, key=lambda at, c=carried: follows[c, at])), (carried, EVERY))
+            for variant in (
+                *([(carried, max(layers, key=lambda at, c=carried: follows[c, at]))] if layers else ()),
+                (carried, EVERY),
+            )
         ]
         variants.sort(key=follows.get, reverse=True)
         plain, results = self.plain(), []
