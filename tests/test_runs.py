@@ -53,14 +53,6 @@ def run(shelf, loaded) -> Run:
     return run
 
 
-def lane(seconds: float, tokens: int, **answer) -> Lane:
-    events = [{"kind": "prefill", "seconds": seconds / 10, "text": ""}]
-    events += [{"kind": "token", "seconds": seconds * (n + 1) / tokens, "text": "t"} for n in range(tokens)]
-    given = {"value": "4", "total_seconds": seconds, "generated_tokens": tokens, "ttft_seconds": seconds / 10}
-    given |= {"kv_cache_bytes": 2048 * tokens, "cancelled": False, "truncated": False}
-    return Lane(events, given | answer)
-
-
 # ------------------------------------------------------------------------------------------------- the dictionary form
 
 
