@@ -6,19 +6,20 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_base, tiny_tokenizer
+from conftest import tiny_base, tiny_rim, tiny_tokenizer
 from test_training import GROUND, REFINE, bare_problems, lora_recipe, make_trainer, write_recipe
 from torch.nn.attention.flex_attention import create_mask
 
 from rim_probe.errors import RecipeError
 from rim_probe.model import RiM, load_base
 from rim_probe.packing import cot_row, flex_mask_mod, row_mask, stage1_row, stage2_row
+from rim_probe.precision import matrix_rate
 from rim_probe.problems import write_problems
 from rim_probe.training import backends, origin, profiling, run, stages, train
 from rim_probe.training.callbacks import StopAfter
 from rim_probe.training.recipe import Data, Lora, Recipe, Stage
 from rim_probe.training.rows import Batches
-from rim_probe.training.speed import Meter
+from rim_probe.training.speed import Meter, Work, count_work
 from rim_probe.training.trainer import RiMTrainer
 from rim_probe.training.trial import Trial
 
@@ -55,7 +56,7 @@ def quick_compiler(monkeypatch) -> None:
 def history(folder) -> list[dict]:
     """What a stage logged, without what depends on the clock."""
     entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    clocks = ("per_second", "peak_gb", "padding")
+    clocks = ("per_second", "tflops", "utilisation", "peak_gb", "padding")
     return [
         {key: value for key, value in entry.items() if not key.endswith(clocks)}
         for entry in entries
@@ -66,19 +67,47 @@ def history(folder) -> list[dict]:
 # --------------------------------------------------------------------------------------------------------------- speed
 
 
+def test_flops_of_a_llama_counted_by_hand():
+    model = tiny_base()  # width 32, inner 64, 4 heads and 2 for keys and values of 8, 2 layers, vocabulary 300
+    layer = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32  # q and o, k and v, gate, up and down, two norms
+    assert count_work(model) == Work(token=6 * (2 * layer + 32), label=6 * 300 * 32, pair=12 * 2 * 4 * 8)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    frozen = count_work(model)
+    assert frozen == Work(token=4 * (2 * layer + 32), label=4 * 300 * 32, pair=12 * 2 * 4 * 8)
+    assert frozen.flops(tokens=10, labels=3, pairs=52) == 10 * frozen.token + 3 * frozen.label + 52 * frozen.pair
+
+
+def test_an_adapter_costs_six_for_its_own_weights_and_four_for_the_base(rim):
+    before = tiny_rim()
+    for parameter in before.model.parameters():
+        parameter.requires_grad_(False)
+    adapted = origin.add_adapter(
+        rim, Recipe("out", (Stage("a", "cot", 1, 0.1),), Data(files=("a.txt",)), base="b", lora=Lora(r=4, alpha=8))
+    )
+    lora = sum(p.numel() for name, p in adapted.model.named_parameters() if "lora_" in name)
+    base, work = count_work(before.model), count_work(adapted.model)
+    assert lora and work == Work(base.token + 6 * lora, base.label, base.pair)
+
+
 def test_only_real_tokens_count(rim, tmp_path):
     problems = bare_problems(6)
     rows = [stage1_row(rim.encoder, problem) for problem in problems]
     trainer = make_trainer(rim, Stage("one", "stage1", 1, 0.1), rows, [], tmp_path)
     trainer._multiple = 64
     batch = trainer.data_collator([rows])
-    meter = Meter(torch.device("cpu"))
+    meter = Meter(rim.model, torch.device("cpu"), torch.float32)
     meter.count(batch)
     time.sleep(0.01)
     reading = meter.read()
     tokens = sum(map(len, rows))
     assert reading["tokens_per_second"] / reading["rows_per_second"] == pytest.approx(tokens / 6, rel=1e-2)
     assert reading["padding"] == round(1 - tokens / batch["input_ids"].numel(), 4) > 0
+    flops = meter._work.flops(tokens, len(batch["places"]), sum(len(row) ** 2 for row in rows))
+    assert reading["tflops"] * 1e12 / reading["tokens_per_second"] == pytest.approx(flops / tokens, rel=1e-2)
+    assert reading["utilisation"] == pytest.approx(
+        reading["tflops"] * 1e12 / matrix_rate("cpu", torch.float32), rel=1e-2, abs=1e-5
+    )
     assert meter.read() == {}
 
 

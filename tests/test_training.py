@@ -349,15 +349,48 @@ def test_progress_bar_and_event_file(tmp_path, capsys):
     data = SCRATCH["data"] | {"world": {"min_steps": 3, "max_steps": 3}}
     train(write_recipe(tmp_path, **SCRATCH | {"data": data, "stages": [GROUND]}))
     printed = capsys.readouterr()
-    assert "tokens/s, weights 0.0 1.0 1.0" in printed.err  # after step 2 of 6, T = 3: 1 - 1, 2 - 1, the answer
-    assert "tokens/s, weights 0.0 0.0 1.0" in printed.err  # after step 4 of 6: 1 - 2, 2 - 2, the answer
-    assert "rows/s" in printed.err and "tokens/s" in printed.err
+    assert "TFLOP/s float32), weights 0.0 1.0 1.0" in printed.err  # after step 2 of 6, T = 3: 1 - 1, 2 - 1, the answer
+    assert "TFLOP/s float32), weights 0.0 0.0 1.0" in printed.err  # after step 4 of 6: 1 - 2, 2 - 2, the answer
+    assert "rows/s" in printed.err and "tokens/s" in printed.err and "% MFU" in printed.err
     assert "step 2: exact match" in printed.out and "stage ground: 24 rows" in printed.out
     (events,) = (tmp_path / "out.run" / "ground").rglob("events.out.tfevents*")
     assert b"weight_1" in events.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------------------ resuming
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+from rim_probe.model import RiM
+from rim_probe.training import train
+
+save = RiM.save_pretrained
+def save_half(self, folder, **extra):
+    save(self, folder, **extra)
+    if Path(folder).parts[-2:] == ("refine", "checkpoint-4"):
+        weights = Path(folder) / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+RiM.save_pretrained = save_half
+train(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, spy):
+    recipe = write_recipe(tmp_path, **SCRATCH)
+    killed = in_subprocess(KILLED_WHILE_SAVING, recipe)
+    assert killed.returncode == -9, killed.stderr
+    stage = tmp_path / "out.run" / "refine"
+    assert sorted(path.name for path in stage.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    (stage / "checkpoint-5").mkdir()
+    (stage / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5, ')  # killed even later
+    with pytest.raises(RecipeError, match=r"out\.run holds an earlier run; add --resume"):
+        train(recipe)
+    assert train(recipe, resume=True, report=lambda line: None) == tmp_path / "out"
+    assert [Path(trainer.args.output_dir).name for trainer in spy] == ["refine"]  # a finished stage is left alone
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (uninterrupted / WEIGHTS).read_bytes()
 
 
 def test_a_run_does_not_go_on_with_another_recipe_or_other_problems(tmp_path):

@@ -123,7 +123,7 @@ class Progress(ProgressCallback):
             return
         if "loss" in logs:
             weights = " ".join(f"{value:.1f}" for key, value in logs.items() if key.startswith("weight_"))
-            parts = [f"loss {logs['loss']:.3f}", told(logs), f"weights {weights}" if weights else ""]
+            parts = [f"loss {logs['loss']:.3f}", told(logs, args), f"weights {weights}" if weights else ""]
             self.training_bar.set_postfix_str(", ".join(filter(None, parts)))
         elif "eval_accuracy" in logs:
             each = " ".join(f"{value:.3f}" for key, value in logs.items() if "_readout_" in key)

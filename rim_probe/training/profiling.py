@@ -143,13 +143,14 @@ def _tokens_per_row(trainer: RiMTrainer) -> float:
 
 
 def _tell(plan: Recipe, results: dict[Variant, Result], report: Callable[[str], None]) -> None:
-    header = ["variant", "rows/s", "tokens/s", "padding", "GB", "compile s"]
+    header = ["variant", "rows/s", "tokens/s", "MFU", "padding", "GB", "compile s"]
     header += [f"{stage.name} min" for stage in plan.stages] + ["all min"]
     rows = [
         [
             str(variant),
             f"{result.log['rows_per_second']:.1f}",
             f"{result.log['tokens_per_second']:.0f}",
+            f"{result.log['utilisation']:.1%}",
             f"{result.log['padding']:.1%}",
             f"{result.log['peak_gb']:.1f}" if "peak_gb" in result.log else "-",
             f"{result.compile_seconds:.0f}",

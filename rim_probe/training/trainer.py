@@ -102,7 +102,7 @@ class RiMTrainer(Trainer):
         # Under autocast attention computes in bfloat16, where the lowest float32 number would become minus infinity.
         self._mask_dtype = torch.bfloat16 if args.bf16 else rim.dtype
         self._multiple = length_multiple(args.device)
-        self.meter = Meter(args.device)
+        self.meter = Meter(rim.model, args.device, torch.bfloat16 if args.bf16 else torch.float32)
         self._slots = SlotReader(rim.model, slot_labels) if slot_labels else None
         self._loss_so_far = _LossSoFar(self)
         self.add_callback(self._loss_so_far)
@@ -207,7 +207,7 @@ class RiMTrainer(Trainer):
         return {f"weight_{k}": round(w, 4) for k, w in enumerate(self.weights(self.progress, *pair)[0].tolist(), 1)}
 
     def floating_point_ops(self, inputs) -> int:
-        """Nothing: the Trainer's own count walks over every weight in every step, and nobody reads it."""
+        """Nothing: `meter` counts what is needed, and the Trainer's own count walks over every weight in every step."""
         return 0
 
     def _label_losses(self, model, inputs):
