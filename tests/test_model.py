@@ -337,8 +337,6 @@ def wider_tokenizer(folder):
 
 DAMAGES = {
     "no weights": (remove("model.safetensors"), "weights in .* cannot be loaded"),
-    "truncated weights": (truncate("model.safetensors", 20_000), "weights in .* cannot be loaded"),
-    "garbage weights": (overwrite("model.safetensors", b"garbage" * 99), "weights in .* cannot be loaded"),
     "only pytorch_model.bin": (only_pickled_weights, "no file named model.safetensors"),
     "a tensor is missing": (
         change_tensors(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight")),
@@ -348,8 +346,6 @@ DAMAGES = {
         change_tensors(lambda tensors: tensors.update({"model.norm.weight": torch.ones(5)})),
         "another shape, such as model.norm.weight",
     ),
-    "no config": (remove("config.json"), "cannot be loaded"),
-    "config not JSON": (overwrite("config.json", b"{"), "cannot be loaded"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer in .* cannot be loaded"),
     "tokenizer of another base": (wider_tokenizer, "only 303 embedding rows"),
     "tokenizer without memory tokens": (tiny_tokenizer().save_pretrained, "does not know the memory tokens"),
@@ -417,7 +413,6 @@ ADAPTER_DAMAGES = {
     "no weights": (remove("adapter_model.safetensors"), "adapter_model.safetensors is missing"),
     "garbage": (overwrite("adapter_model.safetensors", b"garbage" * 99), "adapter in .* cannot be loaded"),
     "truncated": (truncate("adapter_model.safetensors", 3000), "adapter in .* cannot be loaded"),
-    "config not JSON": (overwrite("adapter_config.json", b"{"), "adapter_config.json cannot be read"),
     "no base named": (overwrite("adapter_config.json", b'{"peft_type": "LORA"}'), "no entry 'base_model_name_or_path'"),
     "base null": (
         overwrite("adapter_config.json", b'{"base_model_name_or_path": null}'),
