@@ -151,6 +151,7 @@ PROBES: dict[str, Probe] = {
         "attention",
         None,
         _function("attention"),
+        form=2,
     ),
     "geometry": Probe(
         "The shape of memory",
