@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from rim_probe.answers import extract_answer
 from rim_probe.problems import Problem
 
-_NUMBER = re.compile(r"\d+")
-_SENTENCE = re.compile(r"[.?!;]| and (?=\d)")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_SENTENCE = re.compile(r"[.?!;](?!\d)| and (?=\d)")
 _SUM = re.compile(r"([-+*/])\s*$")
 _KEYWORDS = (  # the first that a sentence holds
     ("*", re.compile(r"times as|twice|double|each|every")),
@@ -55,9 +55,9 @@ def keyword_answer(question: str) -> str | None:
             written = _SUM.search(part[: found.start()])
             sign = written.group(1) if written else named
             if sign is not None:
-                steps.append((sign, int(found.group())))
+                steps.append((sign, float(found.group())))
             elif start is None:
-                start = int(found.group())
+                start = float(found.group())
     if start is None:
         (_, start), *steps = steps or [("+", None)]
     if start is None or any(sign == "/" and number == 0 for sign, number in steps):

@@ -39,6 +39,7 @@ _VERSION = 1  # of what is tried
 _SAMPLE = 4096  # values of each parameter
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
 _SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+_FAILS = "trying it fails"
 _ROW = 3 + 2 * 4 + 2  # positions that the check needs
 
 
@@ -69,7 +70,11 @@ class Verdict:
         """
         if feature not in self.features:
             self.features[feature] = None  # a trial uses what it tries
-            self.features[feature] = _reason(trial)
+            try:
+                self.features[feature] = _reason(trial)
+            except BaseException:  # stopped: it has not been tried
+                del self.features[feature]
+                raise
             self._remember()
         return self.features[feature] is None
 
@@ -87,7 +92,8 @@ class Verdict:
             return
         with suppress(OSError):  # a cache that cannot be written costs time, no more
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.file, json.dumps(self.features).encode())
+            sure = {name: reason for name, reason in self.features.items() if not (reason or "").startswith(_FAILS)}
+            write_atomic(self.file, json.dumps(sure).encode())  # what broke a trial may not break the next
 
     def __str__(self) -> str:
         told = [] if MEMORY in self.off else ["masks are followed, packed and cached readouts equal separate passes"]
@@ -251,7 +257,7 @@ def _reason(trial: Callable[[], str | None]) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        return f"trying it fails ({first_line(error)})"
+        return f"{_FAILS} ({first_line(error)})"
 
 
 def _check_ids(encoder: Encoder, name: str) -> None:

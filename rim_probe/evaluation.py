@@ -7,8 +7,7 @@ The methods memory, cot and direct are asked the same problems; one report (a JS
 2. paired comparisons of memory with direct and with cot: discordant counts and the exact McNemar test;
 3. the controls: memory blocks removed (K = 0), K swept at inference, and beside it the same places of the readout with
    other blocks (`decoding.PLACES`): what K gives beyond a later position;
-4. intervals over chains and over texts: problems that share their steps, or their words but for numbers and names, are
-   drawn together.
+4. an interval over chains: problems that share their steps are drawn together.
 
 Knows the statistics and the report of one file. Does not know how a method answers (decoding), how a value is graded
 (problems), what an answer costs (costs), or how a report looks (report).
@@ -19,7 +18,6 @@ import hashlib
 import os
 import platform
 import random
-import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +41,6 @@ BLOCK_SWEEP = tuple(range(17))
 PLACED_BLOCKS = (1, 2, 4, 8, 16)  # K of the controls of place
 PLACED_PROBLEMS = 300  # of them, drawn by the seed: every K and place is a pass of its own
 CLUSTER_DRAWS = 1000
-_TOLD = re.compile(r"\d+(?:[.,]\d+)*|(?<!^)(?<![.?!] )\b[A-Z]\w*")  # numbers, and names that begin no sentence
 GPU_BATCH, SMALL_MODEL_BATCH, CPU_BATCH = 128, 64, 16  # problems asked at once, see `usual_batch`
 GROUP_BATCHES = 4  # batches sorted by length together; an interrupted run loses at most so many
 SHOWN_REJECTIONS = 20  # rejected data lines listed in a report; all are counted
@@ -207,10 +204,10 @@ def evaluate(
             for arm in placed_arms
             if results.get(arm)
         ],
-        "clusters": {
-            name: {kind: cluster_interval([one.final for one in told], keys) for kind, keys in _clusters(shown).items()}
-            for shown in [[problems[i] for i in done]]
+        "chains": {
+            name: cluster_interval([one.final for one in told], [" ".join(problems[i].steps) for i in done])
             for name, told in outcomes.items()
+            if any(steps)
         },
     }
 
@@ -327,13 +324,6 @@ def cluster_interval(outcomes: Sequence[bool], keys: Sequence[str]) -> dict[str,
     drawn = np.random.default_rng(0).multinomial(len(found), np.full(len(found), 1 / len(found)), size=CLUSTER_DRAWS)
     low, high = np.quantile(drawn @ right / (drawn @ size), [0.025, 0.975])
     return {"clusters": len(found), "low": float(low), "high": float(high)}
-
-
-def _clusters(problems: Sequence[Problem]) -> dict[str, list[str]]:
-    """Which problems belong together: those of one chain of steps, and of one text but for its numbers and names."""
-    texts = [_TOLD.sub("_", problem.question) for problem in problems]
-    chains = [" ".join(problem.steps) or problem.question for problem in problems]
-    return {"chains": chains, "texts": texts}
 
 
 def _sweep_entry(k: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class MemoryLayout:
         if trained not in (None, layout.fingerprint):
             log.warning("%s", _edited(path, layout, trained))
         now = _digests(path.parent)
-        if isinstance(saved, dict) and (changed := [name for name in now if saved.get(name, now[name]) != now[name]]):
+        if isinstance(saved, dict) and (changed := [name for name in saved if now.get(name) != saved[name]]):
             log.warning("%s changed since %s was saved, so answers may differ.", ", ".join(changed), path.parent)
         return layout
 

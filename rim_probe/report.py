@@ -235,12 +235,9 @@ def _notes(report: Report) -> list[str]:
     for entry in report["files"]:
         if entry["name"].casefold().startswith("valid"):
             notes.append(f"{entry['name']}: chose the checkpoints, so its figures are no test.")
-        for method, kinds in entry["report"].get("clusters", {}).items():
-            spans = [
-                f"{100 * one['low']:.1f} to {100 * one['high']:.1f} over {one['clusters']:,} {kind}"
-                for kind, one in kinds.items()
-            ]
-            notes.append(f"{entry['name']}, {METHOD_NAMES[method]}: 95 % interval {', '.join(spans)}.")
+        for method, one in entry["report"].get("chains", {}).items():
+            span = f"{100 * one['low']:.1f} to {100 * one['high']:.1f}"
+            notes.append(f"{entry['name']}, {METHOD_NAMES[method]}: over {one['clusters']:,} chains {span}.")
         for method, figures in entry["report"]["accuracy"].items():
             for what, told in (
                 ("refused", "questions were too long or with unknown words, never asked and counted as wrong"),

@@ -121,6 +121,16 @@ def tiny_rim(
     return RiM.attach(base, tokenizer, MemoryLayout(num_blocks=num_blocks), name=f"tiny-{family}")
 
 
+def add_lora(rim: RiM, **config) -> RiM:
+    """LoRA around a model, with weights that are not zero: a pass through the bare base would be noticed."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    asked = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"} | config
+    rim.model = get_peft_model(rim.model, LoraConfig(**asked))
+    return rim
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_verdicts(tmp_path_factory):
     """What is remembered of models checked here stays out of the user's cache."""

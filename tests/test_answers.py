@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rim_probe.answers import ANSWER_MARKER, extract_answer, is_correct
 from rim_probe.problems import Problem, read_problems
-from tools.compare_grading import Text, chains, good, made, ours, table
+from tools.compare_grading import chains, good, made, ours
 from tools.wrong_golds import wrong_golds
 
 ROWS = Path(__file__).parent / "gsm8k_rows.txt"
@@ -40,68 +40,38 @@ graded_text = st.lists(
         ("#### 14\nQuestion 2: 99", "14"),
         ("####\n14", "14"),
         ("<<7*2=14>> ####", None),
-        ("So 7*2=<<7*2=14>>14 apples.", "14"),
         ("<<7*2=14>> The answer is 14.", "14"),
-        ("14", "14"),
-        ("He has 3 apples and 4 pears, 7 in all.", "7"),
         ("", None),
         (" \n\t", None),
         ("It is hard to say what she has bought there, and nobody in the whole town knows it any better.", None),
-        ("two\nlines", None),
         # Numbers.
         ("1,000", "1000"),
-        ("1,234,567.50", "1234567.5"),
         ("$18", "18"),
-        ("US$18", "18"),
-        ("€1,000.00", "1000"),
         ("18.0", "18"),
-        ("18.", "18"),
-        ("**18**.", "18"),
         ("\\boxed{18}", "18"),
         ("-3", "-3"),
         ("−3", "-3"),
-        ("x = -3", "-3"),
-        ("-$5", "-5"),
         ("$-5", "-5"),
         ("-0.0", "0"),
         ("007", "7"),
         (".5", "0.5"),
-        ("-.50", "-0.5"),
         ("1/2", "1/2"),
-        ("2/4", "1/2"),
-        ("-6/3", "-2"),
         ("2 1/2 cups", "5/2"),
-        ("12%", "12"),
-        ("18 dollars", "18"),
-        ("18kg.", "18"),
-        ("~7.2", "7.2"),
         ("1e3", "1000"),
         ("2.0107e-06", "0.0000020107"),
-        ("98836.3333333334", "98836.3333333334"),
         ("0.10000000000000000000000000000000000000001", "0.10000000000000000000000000000000000000001"),
         # Not numbers.
         ("It starts at 5:45", "5:45"),
-        ("3:2", "3:2"),
         ("room B52", "room b52"),
         # Letters and words.
         ("(A)", "A"),
-        ("(b)", "B"),
-        ("c", "C"),
         ("D) the dog", "D"),
-        ("#### B. 14", "B"),
         ("#### (E) 14", "E"),
-        ("The answer is C.", "C"),
         ("It is 18 C.", "18"),
         ("18 °C", "18"),
         ("A dog has 4 legs", "4"),
-        ("f(A)", "f(a)"),
         ("Yes", "yes"),
-        ("NO.", "no"),
-        ("5 > 3, so the answer is yes.", "yes"),
-        ("#### True", "true"),
         ("there are no apples left", "there are no apples left"),
-        ("#### 'Orange  ball.'", "orange ball"),
-        ("İ0", "i0"),
     ],
 )
 def test_extract_answer(text, expected):
@@ -114,66 +84,40 @@ def test_extract_answer(text, expected):
         # Spelling.
         ("１８", "18"),
         ("３．５", "3.5"),
-        ("٣", "3"),
         ("½", "1/2"),
-        ("2½ cups", "5/2"),
-        ("-2 ½", "-5/2"),
         ("5 m²", "5"),
         ("18\u200b", "18"),
         # Thousands.
         ("1{,}234", "1234"),
-        ("1\\,234", "1234"),
-        ("1,\\!234", "1234"),
         ("1 234", "1234"),
-        ("1\u00a0234", "1234"),
         ("1\u202f234\u2009567", "1234567"),
         ("1'234", "1234"),
-        ("1’234’567", "1234567"),
-        ("1_234", "1234"),
         ("12,34,567", "1234567"),
         ("1.234,56", "1234.56"),
-        ("1.234.567", "1234567"),
         ("1.234", "1.234"),
         # LaTeX, fractions, powers of ten.
         ("\\frac{3}{4}", "3/4"),
-        ("\\dfrac12", "1/2"),
-        ("-\\frac{1}{2}", "-1/2"),
         ("2\\frac{1}{2}", "5/2"),
-        ("3 1/2", "7/2"),
         ("\\boxed{1{,}234}", "1234"),
         ("$\\boxed{\\$18 \\text{ in all}}$. Then 3.", "18"),
         ("\\boxed{\\text{B}}", "B"),
-        ("\\(x = 5\\)", "5"),
-        ("18^\\circ", "18"),
         ("3 \\times 10^{2}", "300"),
-        ("3×10²", "300"),
         # Dress.
-        ("25 %", "25"),
-        ("≈ 7.2", "7.2"),
-        ("12 apples", "12"),
         ("<answer>18</answer>", "18"),
-        ("**Answer:** 18", "18"),
         ("25 (or 30)", "25"),
-        ("5 (5.0)", "5"),
         ("0.5 or 1/2", "1/2"),
         # Where it is stated.
         ("The answer is 5 because 3 is too few.", "5"),
         ("The answer is not 5 but 6.", "6"),
         ("Answer:\n18", "18"),
-        ("So 3 + 4 = 7 apples", "7"),
         ("#### 5 apples + 3 pears = 8 fruits", "8"),
-        ("at 5 km/h he needs 3 hours", "3"),
-        ("#### " * 50 + "5", "5"),
         # Where the text runs on.
         ("The answer is 5. Question: Bob has 3 pens. How many?", "5"),
         ("#### 18\n\nQuestion: Bob has 3 pens.\n#### 3", "18"),
         ("#### 18\nBob has 3 pens. How many pens has he?\n#### 3", "18"),
         ("18<|im_end|>\n<|im_start|>user\nBob has 3", "18"),
-        ("#### 7\nWait, no.\n#### 14", "14"),
         ("#### Step 1: How many eggs?\n16-3=13\n#### 18", "18"),
         ("Let's see. Question: how many? 18", "18"),
-        ("1. Problem: find it\nThat makes 7", "7"),
-        ("She makes 18 dollars. Is there anything else?", "18"),
     ],
 )
 def test_one_value_many_spellings(text, expected):
@@ -182,53 +126,10 @@ def test_one_value_many_spellings(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        # Equations.
-        *(
-            "<<3+4=7>>",
-            "<<3+4=7>> <<7*2=14>>",
-            "<<7*2=",
-            "<<3+4=7>> <<7*2=",
-            "9*2=18>>",
-            "<<80/3=26.67=27(roundedup)>>",
-        ),
-        *("<<18>>", "#### <<9*2=18>>", "<<Tom is a terpus.>>", "<<7*2=14>> so", "3+4=7", "16-3*2=10\n", "#### 3+4=7"),
-        # Two numbers, neither of which is the answer.
-        *("5 apples and 3 pears", "#### 14 apples and 3 pears", "18 dollars and 50 cents", "2 hours 30 minutes"),
-        *("5 to 6", "01:45 to 5:45", "10-12 apples", "3 of 5", "5 or 6", "3, 4", "1,2,3", "12 34", "4 or 1/0"),
-        # Formulas.
-        *(
-            "16-3",
-            "5 + 3",
-            "3 x 4",
-            "5 apples + 3 pears",
-            "2^3",
-            "2³",
-            "3x",
-            "\\boxed{2\\pi}",
-            "\\sqrt{16}",
-            "\\frac{x}{4}",
-        ),
-        *("≥ 5", "±5"),
-        # Numbers that the grammar does not hold.
-        *(
-            "1,23",
-            "1,2345",
-            "0,123",
-            "1.234,567",
-            "4 10/3",
-            "5/12/2020",
-            "3.14.15",
-            "5'10",
-            "2h30",
-            "1/0",
-            "1e999999999",
-        ),
-        *("1e-999", "9" * 5000),
-        # Questions.
-        "She has 5 apples.\n\nBob has 3 pens and 4 pencils. How many has he?",
-    ],
+    "text",  # beside those of the comparison with other graders
+    ["<<80/3=26.67=27(roundedup)>>", "#### <<9*2=18>>", "<<Tom is a terpus.>>", "<<7*2=14>> so", "#### 3+4=7"]
+    + ["#### 14 apples and 3 pears", "01:45 to 5:45", "4 or 1/0", "±5", "1.234,567", "1e999999999", "9" * 5000]
+    + ["She has 5 apples.\n\nBob has 3 pens and 4 pencils. How many has he?"],
 )
 def test_in_doubt_there_is_no_answer(text):
     assert extract_answer(text) is None
@@ -253,22 +154,7 @@ def test_grading_is_symmetric(left, right):
     assert is_correct(left, right) == is_correct(right, left)
 
 
-@fixed
-@given(any_text.filter(lambda text: "####" not in text), st.integers(-(10**12), 10**12))
-def test_only_what_follows_the_last_marker_counts(reasoning, number):
-    assert extract_answer(f"{reasoning} #### {number}") == str(number)
-
-
 step = st.text(st.characters(exclude_characters="<>|#\n", exclude_categories=["Cs"]), min_size=1, max_size=12)
-
-
-@fixed
-@given(st.lists(step, max_size=4), st.integers(-(10**9), 10**9))
-def test_a_chain_has_no_answer_until_it_is_said(steps, number):
-    chain = " ".join(f"<<{text}>>" for text in [*steps, f"a+b={number}"])
-    assert extract_answer(chain) is None
-    assert extract_answer(chain[:-2]) is None
-    assert is_correct(extract_answer(f"{chain} {ANSWER_MARKER}{number}"), str(number))
 
 
 @pytest.mark.parametrize(
@@ -312,26 +198,13 @@ def test_a_huge_text_takes_time_in_proportion_to_its_length(piece):
     [
         ("18", "18"),
         ("18.00", "18"),
-        ("$18", "18 dollars"),
         ("1000", "1,000"),
-        ("15", "15."),
-        ("99,000", "99000"),
-        ("12%", "12"),
         ("0.5", "1/2"),
-        (".50", "2/4"),
         ("−3", "-3"),
-        ("4/5", "0.8"),
-        ("7.2", "~7.2"),
         ("17.9999999999", "18"),
         ("1/3", "0.3333333"),
         ("0.3333333333", "1/3"),
-        ("3244047.1", "3244047.0999999996"),
-        ("98836.33333", "98836.3333333334"),
         ("2.0107e-06", "0.0000020107"),
-        ("5.1579e-07", "5.158e-07"),
-        ("(b)", "B"),
-        ("A", "a"),
-        ("Yes.", "yes"),
         ("Tom is a lempus", "Tom is a lempus."),
         ("5:45", "5:45"),
     ],
@@ -349,19 +222,13 @@ def test_right_answers(prediction, gold):
         ("", ""),
         ("18", "19"),
         ("18", "-18"),
-        ("18", "180"),
-        ("18", "1.8"),
         ("1000000", "1000001"),
         ("123456789123456789", "123456789123456788"),
         ("12%", "0.12"),
         ("5.33", "5.3333333333"),
         ("0.33", "1/3"),
         ("98836", "98836.3333333334"),
-        ("10074006", "10074005.666666666"),
         ("0", "5.158e-07"),
-        ("0.0505", "0.05051"),
-        ("18.0001", "18"),
-        ("-0.5", "1/2"),
         ("A", "B"),
         ("yes", "no"),
         ("5:45", "45"),
@@ -436,15 +303,6 @@ def test_every_text_of_the_comparison_is_read_as_it_is():
     texts = [*made(), *chains(read_problems(ROWS).problems)]
     assert len(texts) > 1000
     assert [text for text in texts if not good(text, ours(text))] == []
-
-
-def test_the_comparison_counts_what_each_reader_reads():
-    pytest.importorskip("math_verify")
-    told = table([Text("in doubt: steps alone", "<<3+4=7>>", None), Text("decimals", "#### 2.5", Fraction(5, 2))])
-    assert "| in doubt: steps alone | 1 | 1 | 0 (1 wrong) | 1 | 0 (1 wrong) |" in told
-    assert "| decimals | 1 | 1 | 1 | 1 | 1 |" in told
-    with pytest.raises(SystemExit, match="unheard of"):
-        table([Text("unheard of", "<<3+4=7>>", None)])
 
 
 def test_golds_that_another_file_corrects_are_named():

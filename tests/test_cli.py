@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from rim_probe import bench
 from rim_probe.bench import run_bench
 from rim_probe.cli import main
 from rim_probe.datasets.arithmetic import vocabulary
@@ -55,15 +54,6 @@ def fails(capsys, *argv):
 
 
 # ----------------------------------------------------------------------------------------------------------------- help
-
-
-@pytest.mark.parametrize("command", ["ask", "train", "eval", "bench", "data"])
-def test_help_of_each_command_has_an_example(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    _, _, example = capsys.readouterr().out.partition("\nexample:\n")
-    assert f"  python -m rim_probe {command}" in example
 
 
 def test_help_lists_the_commands_and_loads_nothing_heavy():
@@ -119,11 +109,6 @@ def test_questions_that_cannot_be_asked(capsys, checkpoint):
     assert "blocks" in fails(capsys, "ask", QUESTION, "--model", checkpoint, "--num-blocks", "65")
 
 
-def test_an_unknown_device_and_a_folder_without_a_model_are_named(capsys, checkpoint, tmp_path):
-    assert "'nonsense'" in fails(capsys, "ask", QUESTION, "--model", checkpoint, "--device", "nonsense")
-    assert "memory_layout.json" in fails(capsys, "bench", tmp_path)
-
-
 def test_unknown_words_are_named_with_the_nearest_example(capsys, checkpoint):
     sentence = fails(capsys, "ask", "How many zebras does Ann have now?", "--model", checkpoint)
     assert "zebras" in sentence and sentence.endswith(f"Try for example: “{QUESTION}”")
@@ -171,12 +156,6 @@ def test_ask_prints_readouts_and_costs(capsys, checkpoint):
     ]
     costs = [line for line in lines if " ms, " in line]
     assert len(costs) == 3 and all("pass" in line and "token" in line for line in costs)
-
-
-def test_ask_without_blocks(capsys, checkpoint):
-    assert main(["ask", QUESTION, "--model", str(checkpoint), "--method", "memory", "--num-blocks", "0"]) == 0
-    out = capsys.readouterr().out
-    assert "no block" in out and "block 1" not in out
 
 
 def test_ask_as_json(capsys, checkpoint):
@@ -277,31 +256,3 @@ def test_bench_leaves_the_weights_as_they_are_and_stops_at_the_gold_length(rim):
     assert 0 < sides["cot"]["median"] <= len(rim.encoder.chain_ids(problem))
     assert 0 < sides["memory"]["median"] <= len(rim.encoder.answer_ids(problem.answer))
     assert all(torch.equal(before[name], tensor) for name, tensor in rim.model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("target", "first", "met"),
-    [("<= 1.0", 1.0, True), ("<= 1.0", 1.1, False), (">= 2.5", 2.4, False), (None, 9.0, None)],
-)
-def test_targets_are_judged_by_the_median_ratio(target, first, met):
-    turns = [{"a": bench.Timing(first * scale), "b": bench.Timing(scale)} for scale in (1.0, 2.0, 4.0)]
-    turns.append({"a": bench.Timing(1.0), "b": bench.Timing(1.0, ttft=None)})
-    entry = bench._ratio("a / b", turns[:3], "a", "b", target)
-    assert entry["met"] is met and entry["ratio"]["median"] == pytest.approx(first)
-    assert bench._ratio("a / b", turns, "a", "b", target, of="ttft")["ratio"] is None
-
-
-def test_card_gets_the_tables_between_its_marks(tmp_path, small_checkpoint, capsys):
-    data, card = tmp_path / "test.txt", tmp_path / "README.md"
-    data.write_text("What is 3 + 4?||<<3+4=7>> #### 7\n")
-    card.write_text("above\n<!-- eval -->\nold\n<!-- /eval -->\nbelow\n")
-    command = ["eval", str(small_checkpoint), "--data", str(data), "--latency-samples", "0", "--max-new-tokens", "2"]
-    assert main([*command, "--card", str(card)]) == 0
-    text = card.read_text()
-    printed = capsys.readouterr().out
-    assert text == "above\n<!-- eval -->\n" + printed + "<!-- /eval -->\nbelow\n"
-    assert main([*command, "--card", str(data)]) == 2
-    assert "lacks the lines <!-- eval -->" in capsys.readouterr().err
-    card.write_bytes(b"\xff\xfe")
-    assert main([*command, "--card", str(card)]) == 2
-    assert "not UTF-8" in capsys.readouterr().err

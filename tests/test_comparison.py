@@ -10,13 +10,13 @@ import torch
 from rim_probe import comparison, costs, evaluation
 from rim_probe.cli import main
 from rim_probe.costs import BATCH_SIZES, median_interval
-from rim_probe.decoding import answer, answer_batch, time_batch
+from rim_probe.decoding import answer, time_batch
 from rim_probe.model import METHODS, load_methods
 from rim_probe.options import name_files
 from rim_probe.plots import comparison as measures
 from rim_probe.plots.comparison import draw_measures
 from rim_probe.probing.evidence import load_evidence
-from rim_probe.report import format_report, format_share, relative_accuracy
+from rim_probe.report import format_report, relative_accuracy
 
 QUESTIONS = ["1 + 1?", "How many apples has she?", "3 + 14?", "more more more 5", "Anna has 3 apples?", "Has she 14?"]
 FAST = ["--max-new-tokens", "4", "--latency-samples", "2", "--device", "cpu"]
@@ -80,20 +80,6 @@ def test_each_file_has_the_report_it_would_have_alone(report, checkpoint, data, 
     assert alone["files"][0]["name"] == "steps" and told(alone) == told(report)[:1]
     assert report["files"][0]["report"]["accuracy"]["memory"]["all"]["final"]["right"] > 0
     assert set(report["run"]["fingerprints"]) == set(METHODS)
-
-
-def test_every_number_of_the_tables_stands_in_the_json(report):
-    text = format_report(report)
-    for entry in report["files"]:
-        for figures in entry["report"]["accuracy"].values():
-            cell = figures["all"]["final"]
-            assert f"{format_share(cell)}, n = {cell['n']}" in text
-        for one in entry["report"]["sweep"]:
-            row = next(line for line in text.splitlines() if re.match(rf"\| {one['num_blocks']}\b", line))
-            assert format_share(one) in row
-        assert entry["report"]["run"]["data"]["sha256"][:12] in text
-    row = next(line for line in text.splitlines() if "Llama-3.2-1B, Coconut: published" in line)
-    assert [cell.strip() for cell in row.split("|")[2:6]] == ["36.9", "8.5", "108.3", "304.7"]
 
 
 def test_a_report_alone_makes_the_same_tables_and_figures(report, tmp_path, monkeypatch, capsys):
@@ -160,30 +146,6 @@ def test_other_weights_are_asked_anew(checkpoint, data, tmp_path, monkeypatch, m
     asked, real = [], evaluation.answer_batch
     monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: (asked.append(a), real(*a, **o))[1])
     assert compare(copy, data, tmp_path)[0] == 0 and asked
-
-
-@pytest.mark.parametrize("other", ["files reversed", "machine"])
-def test_another_order_of_files_or_another_machine_is_asked_anew(checkpoint, data, tmp_path, monkeypatch, other):
-    asked, timed, answer_batch, time_batch = [], [], evaluation.answer_batch, costs.time_batch
-
-    def breaks(*arguments, **options):
-        timed.append(1)
-        if len(timed) == 11:  # in the second turn
-            raise KeyboardInterrupt
-        return time_batch(*arguments, **options)
-
-    monkeypatch.setattr(evaluation, "answer_batch", lambda *a, **o: (asked.append(1), answer_batch(*a, **o))[1])
-    monkeypatch.setattr(costs, "time_batch", breaks)
-    assert compare(checkpoint, data, tmp_path)[0] == 130
-    whole = len(asked)
-    asked.clear()
-    if other == "machine":
-        real = comparison.describe_machine
-        monkeypatch.setattr(comparison, "describe_machine", lambda device: {**real(device), "cpu": "another"})
-    timed[:] = [1] * 11  # no break any more
-    assert compare(checkpoint, data[::-1] if other == "files reversed" else data, tmp_path)[0] == 0
-    assert len(asked) == whole
-    assert len(timed) - 11 == 3 * (2 + 2 + 1 + 1)  # methods, warm-ups and turns of both batch sizes
 
 
 def test_a_break_before_the_report_loses_no_card_and_no_figure(checkpoint, data, tmp_path, monkeypatch):
@@ -254,38 +216,6 @@ def test_a_timed_batch_answers_as_each_alone(rim, method):
     assert len(batch.pass_seconds) == max(len(given.token_ids) for given in batch.answers)
 
 
-def test_rows_that_have_ended_leave_the_batch(rim, monkeypatch):
-    sizes = []
-    monkeypatch.setattr(
-        rim.model,
-        "forward",
-        lambda *a, _real=rim.model.forward, **o: (sizes.append(len(o["input_ids"])), _real(*a, **o))[1],
-    )
-    time_batch(rim, QUESTIONS[:4], "cot", max_new_tokens=[1, 2, 2, 8])
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 4
-    assert sizes[-1] < 4
-
-
-def test_all_readouts_of_a_batch_survive_rows_that_leave(rim):
-    batch = answer_batch(rim, QUESTIONS, "memory", max_new_tokens=12)
-    for question, given in zip(QUESTIONS, batch, strict=True):
-        assert [r.text for r in given.readouts] == [
-            r.text for r in answer(rim, question, "memory", max_new_tokens=12).readouts
-        ]
-
-
-def test_the_first_answer_token_of_a_chain_is_the_one_after_the_marker(rim, monkeypatch):
-    chain = rim.encode_text("<<3+14=17>>") + rim.encoder.marker_ids
-    ids = [*chain, *rim.encode_text("17"), rim.eos_id]
-    from rim_probe.decoding import _first_answer_token
-
-    shown = rim.decode(ids[: _first_answer_token(rim, "cot", ids) + 1]).partition("####")[2].strip()
-    before = rim.decode(ids[: _first_answer_token(rim, "cot", ids)]).partition("####")[2].strip()
-    assert shown and not before
-    assert _first_answer_token(rim, "cot", chain) is None
-    assert _first_answer_token(rim, "direct", [rim.eos_id]) is None and _first_answer_token(rim, "direct", [5]) == 0
-
-
 @pytest.mark.parametrize(
     ("n", "ranks"),  # of the lower and upper end; Conover, Practical Nonparametric Statistics, the sign test's table
     [(5, None), (6, (1, 6)), (8, (1, 8)), (9, (2, 8)), (20, (6, 15)), (50, (18, 33))],
@@ -320,15 +250,6 @@ def test_relative_accuracy_has_the_interval_of_paired_proportions(counts, ratio,
     assert "McNemar" in format_report(edited)
 
 
-def test_what_chose_the_checkpoints_and_borrowed_weights_are_named(report, checkpoint, data, tmp_path):
-    edited = json.loads(json.dumps(report))
-    assert "chose the checkpoints" not in format_report(edited) and "no matched control" not in format_report(edited)
-    edited["files"][0]["name"] = "valid-500"
-    edited["files"][0]["report"]["models"]["cot"]["shares_memory_weights"] = True
-    text = format_report(edited)
-    assert "valid-500: chose the checkpoints" in text and "chain of thought: answered by the weights of RiM" in text
-
-
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
@@ -342,11 +263,6 @@ def test_figures_hold_the_numbers_of_the_report(report):
         assert list(line.error_y.array) == pytest.approx([one["high"] - one["accuracy"] for one in sweep])
     assert len(drawn["accuracy-by-steps"][1].data) == 3  # one of the two files states no steps
     assert {line.name for line in drawn["costs"][1].data} == {"RiM", "direct", "chain of thought"}
-
-
-def test_one_method_alone_has_the_figures_there_are(checkpoint, data, tmp_path):
-    code, report = compare(checkpoint, data[:1], tmp_path, "--method", "cot", "--latency-samples", "0")
-    assert code == 0 and set(draw_measures(report)) == {"accuracy-by-steps"}
 
 
 # --------------------------------------------------------------------------------------------------- mistakes, evidence
@@ -421,8 +337,7 @@ def test_the_place_of_the_readout_and_shallow_baselines_stand_beside_the_accurac
         ("lone end", 2, 6),
     ]
     assert {one["place"] for one in placed} == {"lone end", "one block", "one position"}
-    clusters = report["files"][0]["report"]["clusters"]["memory"]
-    assert clusters["chains"]["clusters"] == 2 and clusters["texts"]["clusters"] >= 5
+    assert report["files"][0]["report"]["chains"]["memory"]["clusters"] == 2
     text = format_report(report)
     assert "control: lone end (n = 6)" in text and "over 2 chains" in text and "last number" in text
     code, fitted = compare(checkpoint, data, tmp_path, "--placed", "0", "--baselines", data[0].partition("=")[2])

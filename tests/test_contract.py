@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import add_lora
 
 from rim_probe.cli import main
 from rim_probe.model import METHODS, load_methods
@@ -161,8 +162,6 @@ def test_files_of_a_checkpoint_that_load(tmp_path):
 
 def test_files_of_an_adapter(make_rim, tmp_path):
     """An adapter folder holds no base; both are plain PEFT and transformers files."""
-    from peft import LoraConfig, get_peft_model
-
     from rim_probe.memory import MemoryLayout
     from rim_probe.model import RiM, load_base
 
@@ -170,7 +169,7 @@ def test_files_of_an_adapter(make_rim, tmp_path):
     plain.save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "memory_layout.json").unlink()
     rim = RiM.attach(*load_base(tmp_path / "base"), MemoryLayout(num_blocks=2))
-    rim.model = get_peft_model(rim.model, LoraConfig(r=2, target_modules="all-linear"))
+    add_lora(rim)
     rim.save_pretrained(tmp_path / "adapter")
     wanted = {"adapter_model.safetensors", "adapter_config.json", "memory_layout.json", "base.json", "tokenizer.json"}
     assert wanted <= {path.name for path in (tmp_path / "adapter").iterdir()}

@@ -12,9 +12,9 @@ from rim_probe.datasets import arithmetic
 from rim_probe.datasets.arithmetic import NAMES, SPLITS, THINGS, Chain, World, generate, vocabulary
 from rim_probe.datasets.sources import load_problems
 from rim_probe.encoding import Encoder
-from rim_probe.errors import ProblemError, RecipeError, UnknownWordsError
+from rim_probe.errors import ProblemError, RecipeError
 from rim_probe.memory import MemoryLayout
-from rim_probe.problems import Problem, extract_answer, format_line, is_correct, parse_line
+from rim_probe.problems import extract_answer, format_line, is_correct, parse_line
 from rim_probe.training.scratch import word_tokenizer
 
 WORLDS = {
@@ -64,14 +64,6 @@ def test_every_chain_is_right_and_stays_inside_the_world(world, split):
         assert all(before[3] == after[0] for before, after in pairwise(steps))
         assert problem.answer == str(steps[-1][3])
         assert parse_line(format_line(problem)) == problem
-
-
-def test_every_number_of_steps_and_operation_occurs():
-    world = WORLDS["every style"]
-    found = problems(world, rows=500)
-    assert {len(problem.steps) for problem in found} == {1, 2, 3, 4, 5}
-    assert {step[1] for problem in found for step in numbers_of(problem)} == set("+-*/")
-    assert max(step[3] for problem in found for step in numbers_of(problem)) > 9
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -162,12 +154,6 @@ def test_a_shared_table_is_shared_without_sharing_questions():
         assert abs(share[split] - sum(len(p.steps) == 1 for p in held_out) / 1500) < 0.1
 
 
-def test_a_shared_table_too_small_for_a_split_ends():
-    world = World(max_steps=1, max_value=4, operations="+", story=0, relation=0, bare=1, held_out_steps=2)
-    every = [{p.question for p in problems(world, split, 100, unique=True)} for split in SPLITS]
-    assert sum(map(len, every)) == len(set().union(*every)) == 3 * 6  # six sums in three phrasings
-
-
 def skeleton(problem):
     """The phrasings of a problem: its sentences without things, numbers and openers; N is the person asked about."""
     asked = [word for word in re.findall(r"\w+", ask_of(problem.question)) if word in NAMES]
@@ -221,45 +207,6 @@ def test_sums_without_a_story_mean_what_they_say():
     assert paused > 50
 
 
-def test_one_thing_is_singular():
-    world = WORLDS["every style"]
-    for split in SPLITS:
-        for problem in problems(world, split, 300):
-            assert not re.search(rf"\b1 (more |fewer )?({'|'.join(THINGS)})\b", problem.question)
-            assert not re.search(r"here are (now )?1 ", problem.question)
-            assert not re.search(r"here is (now )?([2-9]|\d\d)", problem.question)
-
-
-def test_irrelevant_facts_are_about_somebody_or_something_else():
-    world = World(distract=1, max_steps=1, operations="+", story=1, relation=0)
-    for problem in problems(world):
-        *facts, ask = problem.question.split(". ")
-        (thing,) = [word for word in re.findall(r"\w+", ask) if word in THINGS]
-        about = {owner_asked(problem.question), thing}, {owner_asked(problem.question), arithmetic._SINGULAR[thing]}
-        assert sum(not any(words <= set(re.findall(r"\w+", fact)) for words in about) for fact in facts) == 1
-        assert len(facts) == 3
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_irrelevant_facts_leave_no_sentence_with_two_readings(split):
-    """Nobody owns other things where one has "2 more than Ann"; "3 times as many" follows on the owner's own."""
-    everything = re.compile(rf"\b({'|'.join((*THINGS, *arithmetic._SINGULAR.values()))})\b")
-    silent = 0
-    for problem in problems(World(distract=1, held_out_steps=2), split, 600):
-        *facts, ask = problem.question.split(". ")
-        (thing,) = everything.findall(ask)
-        about = {thing, arithmetic._SINGULAR[thing]}
-        named = [set(everything.findall(fact)) for fact in facts]
-        silent += not all(named)
-        assert all(named) or set().union(*named) <= about, problem.question
-        for before, after in pairwise(facts):
-            if "imes as many" in after and " as with " not in after and " as those of " not in after:
-                owners = {word for word in re.findall(r"\w+", after) if word in NAMES}
-                outsider = not owners & set(re.findall(r"\w+", before)) and len(owners) == 1
-                assert not (outsider and about & set(everything.findall(before))), problem.question
-    assert silent > 10
-
-
 # ------------------------------------------------------------------------------------------------ the closed vocabulary
 
 
@@ -292,12 +239,6 @@ def test_the_vocabulary_is_closed_and_needed():
             used |= set(re.findall(r"[a-z]+|\d|<<|>>|[-+*/=?.,]", problem.question.lower() + "".join(problem.steps)))
     assert used <= set(words)
     assert {word for word in words if word.isalpha()} <= used
-
-
-def test_a_word_from_outside_the_world_is_named(encoder):
-    with pytest.raises(UnknownWordsError) as caught:
-        encoder.question_ids("Ann has 3 dragons. How many dragons does Ann have?")
-    assert caught.value.words == ["dragons"]
 
 
 # --------------------------------------------------------------------------------------------------- impossible worlds
@@ -336,19 +277,7 @@ def test_an_unknown_split():
         next(generate(World(), "dev", 1))
 
 
-def test_no_rows():
-    assert problems(World(), rows=0) == []
-
-
 # -------------------------------------------------------------------------------------------------------------- sources
-
-
-def test_a_path_is_read(tmp_path):
-    path = tmp_path / "some.txt"
-    path.write_text("3 and 4?||<<3+4=7>> #### 7\nno problem\n")
-    found = load_problems(str(path))
-    assert found.problems == [Problem("3 and 4?", ("<<3+4=7>>",), "7")]
-    assert [line.line_number for line in found.rejected] == [2]
 
 
 def test_a_hub_file_is_downloaded_from_its_data_set(tmp_path, monkeypatch):
@@ -368,29 +297,4 @@ def test_a_hub_file_is_downloaded_from_its_data_set(tmp_path, monkeypatch):
 @pytest.mark.parametrize("source", ["hub:", "hub:owner", "hub:owner/name"])
 def test_a_hub_source_without_a_file(source):
     with pytest.raises(ProblemError, match=f"^{source}: name a Hub file as hub:owner/dataset/file.txt"):
-        load_problems(source)
-
-
-@pytest.mark.parametrize("error", [TimeoutError(), OSError("no route\nto host"), ValueError("bad name")])
-def test_a_hub_that_cannot_be_reached(monkeypatch, error):
-    def download(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(ProblemError, match="^hub:a/b/c.txt cannot be downloaded") as caught:
-        load_problems("hub:a/b/c.txt")
-    assert "\n" not in str(caught.value) and "()" not in str(caught.value)
-
-
-def test_offline_and_malformed_hub_names(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    for source in ("hub:nobody/nothing/train.txt", "hub://x/y.txt", "hub:a/b/", "hub:a b/c/d"):
-        with pytest.raises(ProblemError) as caught:
-            load_problems(source)
-        assert source in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("source", ["", "/no/such/file.txt", "\0"])
-def test_a_path_that_cannot_be_read(source):
-    with pytest.raises(ProblemError):
         load_problems(source)

@@ -1,6 +1,5 @@
 """The greedy loop against the model asked directly: same ids, same texts, no forbidden token, no superfluous work."""
 
-import json
 import threading
 import time
 
@@ -9,7 +8,7 @@ import torch
 
 from rim_probe import greedy
 from rim_probe.decoding import PLACES, answer, answer_batch, answer_placed, stream
-from rim_probe.errors import QuestionError, RiMError
+from rim_probe.errors import RiMError
 
 QUESTION = "Anna has 3 apples and buys 14 more. How many apples has she?"
 QUESTIONS = [QUESTION, "How many?", "Anna buys 3 apples. How many more has she than 14?", "3 + 14 + 1 + 4 and 7?"]
@@ -122,10 +121,6 @@ def test_batch_equals_one_by_one(every_rim, method):
             assert ours.probability == pytest.approx(theirs.probability, rel=1e-4)
 
 
-def test_batch_of_none(rim):
-    assert answer_batch(rim, [], "cot") == []
-
-
 def test_work_done_for_memory(rim):
     """All readouts cost one prefix pass and one pass per token of the longest, over one unduplicated cache."""
     fed = count_passes(fond_of_stopping(rim))
@@ -161,19 +156,6 @@ def test_banned_ids_are_never_generated(rim, make_rim, method):
     assert not generated & set(rim.banned_ids)
     assert result.token_ids == answer(make_rim(), QUESTION, method, max_new_tokens=8).token_ids
     assert all(0 <= readout.probability <= 1 for readout in result.readouts)
-
-
-@pytest.mark.parametrize("bos", (False, True))
-@pytest.mark.parametrize("typed", ("<b><m></b>", "<b><m><m></b>" * 8, "<eos>", "<bos>", "<pad>", "a<eos>b <m>"))
-def test_control_tokens_in_a_question_are_characters(make_rim, bos, typed):
-    rim = make_rim(bos=bos)
-    plain, typed_ids = rim.prompt_ids("How many?", "memory"), rim.prompt_ids(f"{typed} How many?", "memory")
-    blocks = rim.layout.num_blocks * rim.layout.block_length
-    assert typed_ids[-blocks:] == plain[-blocks:]
-    assert typed_ids[: int(bos)] == plain[: int(bos)]
-    assert not set(typed_ids[int(bos) : -blocks]) & {*rim.banned_ids, rim.eos_id}
-    assert typed in rim.tokenizer.decode(typed_ids[int(bos) : -blocks])
-    assert answer(rim, f"{typed} How many?", "memory", max_new_tokens=3).forward_passes == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -258,16 +240,6 @@ def test_cancel_stops_within_one_token(rim, method):
     assert result.text == rim.decode(result.token_ids).rstrip("\ufffd")
 
 
-def test_cancel_before_the_start(rim):
-    fed, cancel = count_passes(rim), threading.Event()
-    cancel.set()
-    (event,) = stream(rim, QUESTION, "memory", cancel=cancel)
-    result = event.answer
-    assert fed == [] and result.cancelled
-    assert (result.text, result.value, result.ttft_seconds, result.forward_passes) == ("", None, None, 0)
-    assert (result.kv_cache_bytes, result.readouts) == (0, ())
-
-
 def test_cancel_keeps_the_readouts_that_ended(rim):
     fond_of_stopping(rim)
     lengths = [len(readout.token_ids) for readout in answer(rim, QUESTION, "memory", max_new_tokens=12).readouts]
@@ -288,12 +260,6 @@ def test_closing_stops(rim):
     events.close()
     assert len(fed) == 3  # prefill and its token come with the first pass
     assert list(events) == []
-
-
-def test_nothing_is_done_before_the_first_event(rim):
-    fed = count_passes(rim)
-    stream(rim, QUESTION, "cot")
-    assert fed == []
 
 
 def test_the_clock_stands_still_while_the_consumer_works(rim):
@@ -323,11 +289,6 @@ def test_streams_of_two_threads_do_not_disturb_each_other(rim):
         assert [readout.probability for readout in mixed.readouts] == pytest.approx(probabilities, rel=1e-3)
 
 
-def test_grad_mode_is_left_alone(rim):
-    for _ in stream(rim, QUESTION, "memory", max_new_tokens=3):
-        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-
-
 def test_blocks_removed(rim):
     result = answer(rim, QUESTION, "memory", num_blocks=0, max_new_tokens=6)
     (readout,) = result.readouts
@@ -335,11 +296,6 @@ def test_blocks_removed(rim):
     assert result.token_ids == reference(rim, rim.encode_question(QUESTION), 6)[0]
     assert result.token_ids == answer(rim, QUESTION, "cot", max_new_tokens=6).token_ids
     assert answer_batch(rim, [QUESTION], "memory", num_blocks=0, max_new_tokens=6)[0].readouts[0].block == 0
-
-
-def test_more_blocks_than_the_layout_has(rim):
-    readouts = answer(rim, QUESTION, "memory", num_blocks=7, max_new_tokens=3).readouts
-    assert [readout.block for readout in readouts] == list(range(1, 8))
 
 
 @pytest.mark.parametrize(
@@ -361,20 +317,6 @@ def test_impossible_options_are_refused_in_a_sentence(rim, method, options):
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("question", ("", "  \n ", "12 " * 600, "7" * 20_001))
-@pytest.mark.parametrize("method", METHODS)
-def test_questions_that_cannot_be_asked(rim, method, question):
-    with pytest.raises(QuestionError):
-        answer(rim, question, method)
-    with pytest.raises(QuestionError):
-        answer_batch(rim, [QUESTION, question], method)
-
-
-@pytest.mark.parametrize("question", ("🙂 + 🙂 = ?", "כמה זה 3+4?", "3\x00+\x074\u200b?", "3\ud800+4?"))
-def test_odd_characters_are_answered(rim, question):
-    assert answer(rim, question, "memory", max_new_tokens=3).generated_tokens == 3
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_context_bounds_the_answer(make_rim, family, method):
     """GPT-2 has no embedding beyond its context, so one position too many would fail."""
@@ -392,26 +334,10 @@ def test_the_context_bounds_the_answer(make_rim, family, method):
     assert batch[1].prompt_tokens + batch[1].generated_tokens == 64
 
 
-def test_answer_as_json(rim):
-    data = answer(rim, QUESTION, "memory", max_new_tokens=4).to_dict()
-    assert json.loads(json.dumps(data)) == data
-    assert data["readouts"][0].keys() == {"block", "text", "value", "token_ids", "probability"}
-    assert data["method"] == "memory" and data["question"] == QUESTION
-
-
 def test_a_model_that_cannot_choose_positions(rim, monkeypatch):
     expected = answer(rim, QUESTION, "memory", max_new_tokens=5)
     monkeypatch.setattr(greedy, "keeps_logits", lambda model: False)
     assert answer(rim, QUESTION, "memory", max_new_tokens=5).readouts == expected.readouts
-
-
-def test_an_adapter_around_the_model(rim):
-    from peft import LoraConfig, get_peft_model
-
-    expected = answer(rim, QUESTION, "memory", max_new_tokens=5)
-    rim.model = get_peft_model(rim.model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=True)).eval()
-    assert greedy.keeps_logits(rim.model)
-    assert answer(rim, QUESTION, "memory", max_new_tokens=5).token_ids == expected.token_ids
 
 
 def test_dropout_is_off(make_rim):

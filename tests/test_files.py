@@ -55,14 +55,6 @@ def test_a_file_that_a_command_did_not_write_is_not_replaced(refuses, small_chec
     assert ".partial" in refuses(tmp_path, "eval", small_checkpoint, *quick, "--output", tmp_path / "report.json")
 
 
-def test_what_a_command_wrote_it_writes_again(problems, tmp_path, capsys):
-    output = tmp_path / "again.txt.gz"
-    for rows in ("2", "3"):
-        world = ["data", "arithmetic", "--split", "test", "--rows", rows, "--output", str(output)]
-        assert main(world) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [output.name]
-
-
 def test_probe_fills_no_folder_of_anything_else(refuses, small_checkpoint, problems, tmp_path):
     """Neither a model's, nor the run of a training that has the name of its own working folder."""
     command = ("probe", small_checkpoint, "--data", problems, "--only", "geometry", "--output")
@@ -104,19 +96,6 @@ def test_a_fetched_base_takes_no_place_of_anything_else(tmp_path, monkeypatch):
     ):
         (folder / "model.safetensors").touch()
     assert mine.read_text() == "mine"
-
-
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
-    place = tmp_path / "place"
-    with pytest.raises(ZeroDivisionError), files.whole_folder(place, "test") as folder:
-        (folder / "half").touch()
-        raise ZeroDivisionError
-    assert not any(tmp_path.iterdir())
-    with files.whole_folder(place, "test") as folder:
-        (folder / "whole").touch()
-        with pytest.raises(RiMError, match="at work"), files.whole_folder(place, "test"):
-            pass
-    assert [path.name for path in tmp_path.rglob("*")] == ["place", "whole"]
 
 
 HOLDER = """

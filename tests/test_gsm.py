@@ -131,12 +131,6 @@ def test_a_json_file_without_problems_is_one_clear_sentence(tmp_path, text):
     assert "holds no problem" in complaint("multiarith", "test", str(path))
 
 
-def test_platinum_has_the_rows_of_gsm8k_with_labels_revised(tmp_path):
-    rows = [gsm8k_row(problem) | {"cleaning_status": "consensus"} for problem in read_problems(ROWS).problems]
-    found = load_split("gsm8k-platinum", "test", write_parquet(tmp_path / "t.parquet", rows))
-    assert found.problems == read_problems(ROWS).problems
-
-
 def test_our_own_lines_are_converted_too(tmp_path):
     path = tmp_path / "own.txt"
     path.write_text("How many?||<<1000*2=2000>> #### 2,000\nHow many?||<<1+1=2>> #### $2\nno problem\n")
@@ -343,15 +337,6 @@ def test_a_question_with_other_numbers_is_found(question, found):
     assert (overlap.same, overlap.renumbered) == (0, int(found))
 
 
-def test_several_test_sets_are_compared_in_one_reading():
-    def train():
-        yield from questions("Is it 3?", "Is it 4?", "What?")
-
-    first, second, third = find_overlap(train(), [questions("Is it 3?"), questions("What?"), questions("Who?")])
-    assert (first.same, first.renumbered) == (1, 1)
-    assert (second.same, second.renumbered, third.shared) == (1, 0, 0)
-
-
 # --------------------------------------------------------------------------------------------------------- command line
 
 
@@ -365,24 +350,12 @@ def test_data_converts_a_file(capsys, tmp_path):
     assert "line 21" in told.err and "1 line rejected, 20 problems kept" in told.err
 
 
-def test_data_counts_the_steps_that_cannot_be_read(capsys, tmp_path):
-    path = tmp_path / "own.txt"
-    path.write_text("How many?||<<16-3-4=9 eggs>> <<9⋅2=18>> <<2^3=8>> #### 18\n")
-    assert main(["data", "gsm8k", "--split", "test", "--from", str(path), "--output", str(tmp_path / "out.txt")]) == 0
-    assert "2 steps are no equation, such as <<16-3-4=9 eggs>>" in capsys.readouterr().err
-
-
 def test_data_downloads_and_says_which_commit_it_got(capsys, tmp_path, hub):
     output = ["--output", str(tmp_path / "out.txt")]
     assert main(["data", "gsm8k-aug", "--split", "valid", "--revision", "abc", *output]) == 0
     assert main(["data", "gsm-hard", *output]) == 0
     assert [revision for _, _, revision in hub] == ["abc", SETS["gsm-hard"].revision]
     assert "From whynlp/gsm8k-aug at commit c0ffee." in capsys.readouterr().out
-
-
-def test_data_looks_at_the_output_before_it_downloads(capsys, tmp_path, hub):
-    assert main(["data", "gsm-hard", "--output", str(tmp_path / "nowhere" / "x.txt")]) == 2
-    assert not hub and "nowhere" in capsys.readouterr().err
 
 
 def test_data_check_ends_with_2_where_a_training_problem_is_in_a_test_file(capsys, tmp_path):
@@ -398,13 +371,6 @@ def test_data_check_ends_with_2_where_a_training_problem_is_in_a_test_file(capsy
     assert told.err.count("\n") == 1 and "take them out" in told.err
 
 
-def test_data_check_of_a_file_without_problems(capsys, tmp_path):
-    empty = tmp_path / "empty.txt"
-    empty.write_text("nothing\n")
-    assert main(["data", "check", str(empty), "--against", str(ROWS)]) == 2
-    assert "empty.txt" in capsys.readouterr().err
-
-
 # ----------------------------------------------------------------------------------------- the examples of smollm2-135m
 
 
@@ -418,10 +384,3 @@ def test_the_examples_are_right_and_of_every_depth():
         assert all(equation is not None and equation.holds for equation in equations), example.steps
         assert is_correct(example.steps[-1].rpartition("=")[2].removesuffix(">>"), example.answer)
     assert len({example.question for example in examples}) == len(examples)
-
-
-def test_every_example_names_its_source():
-    entries = json.loads((SMOLLM2 / "examples.json").read_text(encoding="utf-8"))
-    own = [entry for entry in entries if entry["source"] == "written for this page"]
-    assert len(own) == 4
-    assert all("GSM8K train" in entry["source"] and "MIT" in entry["source"] for entry in entries if entry not in own)

@@ -23,7 +23,6 @@ from rim_probe.training.pairs import PairRows, draw_pairs
 from rim_probe.training.recipe import Stage
 from rim_probe.training.rows import Batches
 from rim_probe.training.scratch import small_llama
-from rim_probe.training.slots import slot_layers
 from rim_probe.training.tokens import tokenise
 from rim_probe.training.trainer import RiMTrainer
 
@@ -36,12 +35,6 @@ def silent(line: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- loss
-
-
-def test_slots_are_read_after_layers_evenly_spaced():
-    assert slot_layers(30, 6) == [5, 10, 15, 20, 25, 30]
-    assert slot_layers(6, 6) == [1, 2, 3, 4, 5, 6] == slot_layers(6, 9)
-    assert slot_layers(12, 1) == [12]
 
 
 @pytest.fixture
@@ -93,14 +86,6 @@ def test_the_loss_is_the_mean_over_readouts_plus_that_of_the_lens_at_slots(deep,
                 slots.append(cross_entropy(logits, torch.tensor([label] * len(read))))
     expected = torch.cat(readout).mean() + torch.stack(slots).mean()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_without_slot_labels_the_rows_hold_none(tmp_path):
-    stage = {key: value for key, value in SWAP.items() if key != "slot_labels"}
-    recipe = write_recipe(tmp_path, **SCRATCH | {"stages": [stage]})
-    (trainer,) = run.make_trainers(run.load_recipe(recipe), tmp_path / "run", silent)
-    rows = [row for i in range(len(trainer.train_dataset)) for row in trainer.train_dataset[i]]
-    assert any(row.segments for row in rows) and not any(row.slot_labels for row in rows)
 
 
 # -------------------------------------------------------------------------------------------------------------- stages

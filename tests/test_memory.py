@@ -1,7 +1,5 @@
 """The memory layout: positions against a plain count, and refusals that name what is wrong."""
 
-import json
-
 import pytest
 from conftest import tiny_base, tiny_rim, tiny_tokenizer
 
@@ -23,44 +21,14 @@ def test_positions_are_where_the_tokens_stand(blocks, slots, question_length):
     assert layout.block_length == slots + 2
 
 
-def test_positions_of_another_number_of_blocks_than_the_layout_s():
-    layout = MemoryLayout()
-    assert layout.end_positions(10, 3) == [13, 17, 21]
-    assert layout.slot_positions(10, 3) == [[11, 12], [15, 16], [19, 20]]
-    assert layout.slot_positions(10, 0) == layout.end_positions(10, 0) == []
-
-
-def test_texts():
-    layout = MemoryLayout(num_blocks=2)
-    assert layout.tokens == ("<b>", "<m>", "</b>")
-    assert layout.block_text == "<b><m><m></b>"
-    assert layout.text() == "<b><m><m></b><b><m><m></b>"
-    assert layout.text(0) == ""
-
-
-def test_block_text_and_block_ids_agree():
-    """What a plain serving stack sends as text is what is fed as ids here."""
-    rim = tiny_rim()
-    ids = rim.tokenizer(rim.layout.text(3), add_special_tokens=False)["input_ids"]
-    assert ids == rim.encoder.block_ids * 3
-    assert rim.layout.token_ids(rim.tokenizer) == rim.memory_ids
-    assert rim.layout.block_ids(rim.tokenizer) == rim.encoder.block_ids
-
-
 IMPOSSIBLE = [
     ("num_blocks", -1),
     ("num_blocks", MAX_BLOCKS + 1),
-    ("num_blocks", 2.0),
-    ("num_blocks", "8"),
     ("num_blocks", True),
-    ("num_blocks", None),
     ("slots_per_block", 0),
     ("slots_per_block", MAX_SLOTS + 1),
-    ("slots_per_block", [2]),
     ("begin", ""),
     ("slot", "<m >"),
-    ("end", 3),
-    ("end", None),
 ]
 
 
@@ -85,22 +53,12 @@ def test_a_number_of_blocks_out_of_range_is_refused(blocks):
         MemoryLayout().text(blocks)
 
 
-def test_the_extremes_are_allowed():
-    assert MemoryLayout(num_blocks=0).text() == ""
-    assert len(MemoryLayout(num_blocks=MAX_BLOCKS, slots_per_block=MAX_SLOTS).slot_positions(0)) == MAX_BLOCKS
-
-
 def test_save_and_load(tmp_path):
     layout = MemoryLayout(num_blocks=5, slots_per_block=3, slot="<µ>")
     path = layout.save(tmp_path)
     assert path == tmp_path / LAYOUT_FILE
     assert MemoryLayout.load(tmp_path) == MemoryLayout.load(path) == MemoryLayout.load(str(tmp_path)) == layout
     assert MemoryLayout.from_dict(layout.to_dict()) == layout
-
-
-def test_missing_keys_take_the_defaults(tmp_path):
-    (tmp_path / LAYOUT_FILE).write_text('{"num_blocks": 3}')
-    assert MemoryLayout.load(tmp_path) == MemoryLayout(num_blocks=3)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -111,15 +69,9 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cannot be read as JSON"),
         (b'{"num_blocks": ', "cannot be read as JSON"),
         (b"\xff\xfe\x00", "cannot be read as JSON"),
-        (b'{"num_blocks": ' + b"9" * 5000 + b"}", "cannot be read as JSON"),
-        (b"[" * 100_000, "cannot be read as JSON"),
         (b"[1, 2]", "expected a JSON object.*list"),
-        (b'"<b>"', "expected a JSON object.*str"),
-        (b"null", "expected a JSON object.*NoneType"),
-        (b'{"num_blocks": "8"}', "num_blocks.*'8'"),
         (b'{"num_blocks": 8.5}', "num_blocks.*8.5"),
         (b'{"slot": {"a": 1}}', "slot must be a token name"),
         (b'{"blocks": 8, "Slot": 1}', "unknown key 'Slot', 'blocks'; known keys are begin"),
@@ -133,26 +85,12 @@ def test_a_damaged_file_gives_one_sentence_with_its_path(tmp_path, content, mess
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_instead_of_the_file(tmp_path):
-    (tmp_path / LAYOUT_FILE).mkdir()
-    with pytest.raises(LayoutError, match="cannot be read"):
-        MemoryLayout.load(tmp_path)
-
-
 def test_a_layout_that_does_not_match_the_tokenizer_names_the_tokens():
     with pytest.raises(LayoutError, match="does not know the memory tokens <b>, <m>, </b>"):
         MemoryLayout().token_ids(tiny_tokenizer())
     rim = tiny_rim()
     with pytest.raises(LayoutError, match="does not know the memory tokens <slot> of this layout"):
         RiM(rim.model, rim.tokenizer, MemoryLayout(slot="<slot>"))
-
-
-def test_a_checkpoint_with_another_layout_than_its_tokenizer_is_refused(tmp_path):
-    folder = tiny_rim().save_pretrained(tmp_path / "rim")
-    data = json.loads((folder / LAYOUT_FILE).read_text())
-    (folder / LAYOUT_FILE).write_text(json.dumps(data | {"end": "<end>"}))
-    with pytest.raises(LayoutError, match="does not know the memory tokens <end>"):
-        RiM.from_pretrained(folder)
 
 
 def test_memory_tokens_beyond_the_embedding_rows_are_refused():

@@ -37,16 +37,6 @@ def test_outcomes_are_counted_and_offered(checkpoint, tmp_path, capsys):
         assert (name in offered) == bool(kept)
 
 
-def test_examples_of_different_depths_come_first():
-    def problem(depth: int, words: int) -> Problem:
-        return Problem("word " * words, ("<<1+1=2>>",) * depth, "2")
-
-    shortest_first = [problem(1, 1), problem(1, 2), problem(2, 3), problem(1, 4), problem(3, 5), problem(3, 6)]
-    kept = outcomes.varied(shortest_first)
-    assert [len(one.steps) for one in kept] == [1, 2, 3] and len(kept[2].question) == 25
-    assert len(outcomes.varied(shortest_first[:2])) == 2 and outcomes.varied([]) == []
-
-
 def test_without_a_cot_model_there_is_nothing_to_compare(small_checkpoint, tmp_path, capsys):
     assert outcomes.main([str(small_checkpoint), "none.txt", "--output", str(tmp_path / "none.json")]) == 1
     assert "no CoT model of its own" in capsys.readouterr().err

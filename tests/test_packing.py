@@ -13,7 +13,6 @@ from rim_probe.packing import (
     direct_row,
     flex_mask_mod,
     pack_memory,
-    pack_text,
     pad_rows,
     row_mask,
     stage1_row,
@@ -132,24 +131,6 @@ def test_gradient_of_the_packed_batch_is_the_sum_of_separate_gradients(family, a
         assert (packed[name] - gradient).abs().max() < 1e-5 * largest, name
 
 
-def test_the_equality_would_fail_without_the_mask_or_the_positions():
-    """The tests above compare something: each half of the method is needed for it."""
-    rim = tiny_rim()
-    row = STAGES["stage2"](rim, THREE_STEPS)
-    batch = pad_rows([row], pad_id=1)
-    last = batch["label_readouts"][0] == row.num_readouts
-    mask = row_mask(batch["readouts"], rim.dtype)
-    positions = batch["position_ids"]
-    with torch.no_grad():
-        expected = separate_logits(rim, row)[-1]
-        for arguments in (
-            {"position_ids": positions, "attention_mask": torch.ones_like(positions)},
-            {"position_ids": torch.arange(len(row))[None], "attention_mask": mask},
-        ):
-            found = rim.model(input_ids=batch["input_ids"], **arguments).logits[0][last]
-            assert (found - expected).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_padding_never_gives_nan(attention, dtype):
@@ -163,37 +144,6 @@ def test_padding_never_gives_nan(attention, dtype):
     # The loss of every position, padding too: no gradient may be NaN whatever stands in its place.
     found = gradients(rim, logits.float().square().mean())
     assert found and all(gradient.isfinite().all() for gradient in found.values())
-
-
-def test_padding_changes_nothing_and_has_no_label():
-    rim = tiny_rim()
-    short, long = (stage2_row(rim.encoder, problem, 3) for problem in (ONE_STEP, THREE_STEPS))
-    with torch.no_grad():
-        alone, _ = packed_logits(rim, [short])
-        batched, batch = packed_logits(rim, [short, long])
-    assert (batched[0, : len(short)] - alone[0]).abs().max() < 1e-5
-    assert (batch["readouts"][0, len(short) :] == PADDING).all()
-    assert (batch["labels"][0, len(short) :] == IGNORED).all()
-    assert (batch["label_readouts"][0, len(short) :] == 0).all()
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_no_readout_sees_another_and_no_block_sees_a_readout(attention):
-    rim = tiny_rim(attention=attention)
-    row = stage2_row(rim.encoder, NO_STEPS, 4)
-    batch = pad_rows([row], pad_id=1)
-    numbers = batch["readouts"][0]
-    with torch.no_grad():
-        before, _ = packed_logits(rim, [row])
-        for k in range(1, 5):
-            ids = batch["input_ids"][0].clone()
-            ids[numbers == k] = ids[numbers == k] % 200 + 50
-            assert (ids != batch["input_ids"][0]).sum() == (numbers == k).sum() > 0
-            changed = type(row)(**{**vars(row), "ids": ids.tolist()})
-            after, _ = packed_logits(rim, [changed])
-            moved = (after - before)[0].abs().amax(-1)
-            assert moved[numbers != k].max() < 1e-6
-            assert moved[numbers == k].min() > 1e-3
 
 
 def dense_rule(readouts):
@@ -221,14 +171,6 @@ def test_both_masks_are_the_rule():
     assert expected.any(-1).all()  # every query, padding too, sees something
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_mask_is_additive_and_finite(dtype):
-    readouts = torch.tensor([[0, 0, 1, 1, 0, 2]])
-    mask = row_mask(readouts, dtype)
-    assert mask.dtype == dtype
-    assert set(mask.unique().tolist()) == {0.0, torch.finfo(dtype).min}
-
-
 def test_text_rows_need_no_mask():
     rim = tiny_rim()
     rows = [cot_row(rim.encoder, THREE_STEPS), cot_row(rim.encoder, ONE_STEP)]
@@ -253,16 +195,6 @@ def test_a_row_written_out():
     assert row.labels == [x, x, x, x, 4, 5, 0, x, x, 6, 0, x, x, 3]
     assert row.label_readouts == [0, 0, 0, 0, 1, 1, 1, 0, 0, 2, 2, 0, 0, 3]
     assert (len(row), row.num_readouts, row.num_grounded) == (14, 3, 1)
-
-
-def test_a_text_row_written_out():
-    row = pack_text([1, 2, 3], [4, 5, 0])
-    assert row.ids == [1, 2, 3, 4, 5]
-    assert row.positions == [0, 1, 2, 3, 4]
-    assert row.readouts == [0] * 5
-    assert row.labels == [IGNORED, IGNORED, 4, 5, 0]
-    assert row.label_readouts == [0, 0, 1, 1, 1]
-    assert (row.num_readouts, row.num_grounded) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -314,32 +246,3 @@ def test_text_rows_continue_the_prompts_of_inference(rim, problem):
         assert target[-1] == rim.eos_id and rim.eos_id not in target[:-1]
         assert rim.decode(target) == text
     assert rim.decode(rim.prompt_ids(problem.question, "direct")) == f"{problem.question}\n#### "
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_labels_and_their_readouts_agree(rim, stage, problem):
-    row = STAGES[stage](rim, problem)
-    for i in range(len(row)):
-        assert (row.labels[i] == IGNORED) == (row.label_readouts[i] == 0)
-        if row.readouts[i]:  # a token of a readout predicts that readout's next one
-            assert row.label_readouts[i] == row.readouts[i]
-    assert sorted(set(row.label_readouts)) == list(range(row.num_readouts + 1))
-    first = [row.label_readouts.index(k) for k in range(1, row.num_readouts + 1)]
-    # The first token of readout k is predicted at the end token of block k.
-    assert [row.ids[i] for i in first] == [rim.memory_ids[2]] * row.num_readouts
-    question = len(rim.encode_question(problem.question))
-    assert [row.positions[i] for i in first] == rim.layout.end_positions(question, row.num_readouts)
-
-
-def test_a_batch(rim):
-    rows = [stage1_row(rim.encoder, THREE_STEPS), stage2_row(rim.encoder, ONE_STEP, 2)]
-    batch = pad_rows(rows, pad_id=7)
-    length = max(map(len, rows))
-    for key in ("input_ids", "position_ids", "readouts", "labels", "label_readouts"):
-        assert batch[key].shape == (2, length) and batch[key].dtype == torch.int64
-    assert batch["num_readouts"].tolist() == [3, 2]
-    assert batch["num_grounded"].tolist() == [2, 0]
-    for i, row in enumerate(rows):
-        assert batch["input_ids"][i].tolist() == row.ids + [7] * (length - len(row))
-        assert batch["position_ids"][i, : len(row)].tolist() == row.positions

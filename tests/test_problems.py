@@ -9,9 +9,6 @@ from hypothesis import strategies as st
 
 from rim_probe.errors import ProblemError
 from rim_probe.problems import (
-    ANSWER_MARKER,
-    QUESTION_END,
-    STEP_SEPARATOR,
     Problem,
     RejectedLine,
     format_line,
@@ -50,23 +47,11 @@ problem = st.builds(Problem, question, st.lists(step, max_size=4).map(tuple), an
 # ----------------------------------------------------------------------------------------------- the line format
 
 
-def test_constants_are_those_the_rows_are_built_from():
-    assert (QUESTION_END, STEP_SEPARATOR, ANSWER_MARKER) == ("\n", " ", "#### ")
-
-
-def test_line_and_problem_are_two_forms_of_the_same():
-    assert parse_line(DUCKS_LINE) == DUCKS
-    assert parse_line(DUCKS_LINE + "\n") == DUCKS
-    assert format_line(DUCKS) == DUCKS_LINE
-
-
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("How many?|| #### -9867630", Problem("How many?", (), "-9867630")),
-        ("How many?||#### 2.0107e-06", Problem("How many?", (), "2.0107e-06")),
         ("Is a||b true?||<<1+1=2>> #### 2", Problem("Is a||b true?", ("<<1+1=2>>",), "2")),
-        ("Is a|||<<1+1=2>> #### 2", Problem("Is a|", ("<<1+1=2>>",), "2")),
         ("Is #### here?|| #### 2", Problem("Is #### here?", (), "2")),
         ("Q||<<1+1=2>><<2*3=6>>####6\r\n", Problem("Q", ("<<1+1=2>>", "<<2*3=6>>"), "6")),
         ("Q||<<3>2=yes>> #### yes", Problem("Q", ("<<3>2=yes>>",), "yes")),
@@ -81,14 +66,10 @@ def test_parse_line(line, expected):
     ("line", "reason"),
     [
         ("", "No “||”"),
-        ("question <<1+1=2>> #### 2", "No “||”"),
         ("question||<<1+1=2>> 2", "No “####”"),
-        ("question||<<1+1=2>> ####  ", "answer after “####” is empty"),
         ("  ||<<1+1=2>> #### 2", "question before “||” is empty"),
         ("question||first <<1+1=2>> #### 2", "outside “<<…>>”: “first”"),
         ("question||<<1+1=2 #### 2", "outside “<<…>>”: “<<1+1=2”"),
-        ("question||<<>> #### 2", "outside"),
-        ("question||<<1+1=2>> #### 2 #### 3", "outside"),
         (f"question||{'x' * 5000} #### 3", "x…”"),
         ("one|| #### 1\ntwo|| #### 2", "several"),
     ],
@@ -126,23 +107,15 @@ def test_what_cannot_be_read_back_is_not_written(original):
     assert parse_line(line) == Problem(original.question.replace("\n", " "), original.steps, original.answer)
 
 
-def test_a_newline_in_a_question_becomes_a_space():
-    assert format_line(Problem("Two\nlines\r\nhere", (), "1")) == "Two lines\r here|| #### 1"
-
-
 @pytest.mark.parametrize(
     "bad",
     [
-        Problem("", (), "1"),
         Problem(" \n ", (), "1"),
         Problem("Q", ("1+1=2",), "2"),
         Problem("Q", ("<<1+\n1=2>>",), "2"),
         Problem("Q", ("<<1||1>>",), "2"),
-        Problem("Q", ("<<1>> <<2>>",), "2"),
         Problem("Q", (), ""),
-        Problem("Q", (), " 2"),
         Problem("Q", (), "2\n3"),
-        Problem("Q", (), "2||3"),
         Problem("Q", (), "#### 2"),
     ],
 )
@@ -164,14 +137,6 @@ def test_files_round_trip_with_every_unicode_line_separator(tmp_path, name):
     read = read_problems(str(tmp_path / name))
     assert read.problems == problems
     assert read.rejected == []
-
-
-def test_gz_files_are_packed_and_reproducible(tmp_path):
-    write_problems(tmp_path / "one.txt.gz", [DUCKS])
-    assert (tmp_path / "one.txt.gz").read_bytes()[4:8] == bytes(4), "a time stamp"
-    write_problems(tmp_path / "two.txt.gz", [DUCKS])
-    assert gzip.decompress((tmp_path / "one.txt.gz").read_bytes()).decode() == DUCKS_LINE + "\n"
-    assert (tmp_path / "one.txt.gz").read_bytes() == (tmp_path / "two.txt.gz").read_bytes()
 
 
 @fixed
@@ -202,10 +167,8 @@ def test_a_byte_order_mark_is_not_part_of_the_first_question(tmp_path):
     ("name", "content", "reason"),
     [
         ("missing.txt", None, "does not exist"),
-        ("missing.txt.gz", None, "does not exist"),
         ("latin.txt", DUCKS_LINE.encode() + b"\ncaf\xe9|| #### 1\n", "not UTF-8 text (line 2)"),
         ("utf16.txt", DUCKS_LINE.encode("utf-16"), "not UTF-8 text (line 1)"),
-        ("packed.txt", gzip.compress(DUCKS_LINE.encode(), mtime=0), "not UTF-8 text (line 1)"),
         ("plain.txt.gz", DUCKS_LINE.encode(), "no gzip file or a damaged one"),
         ("cut.txt.gz", gzip.compress(DUCKS_LINE.encode() * 50, mtime=0)[:-20], "no gzip file or a damaged one"),
         (
@@ -214,7 +177,6 @@ def test_a_byte_order_mark_is_not_part_of_the_first_question(tmp_path):
             "no gzip file or a damaged one",
         ),
         ("empty.txt", b"", "holds no problem;"),
-        ("empty.txt.gz", b"", "holds no problem;"),
         ("data.json", b'[\n{"question": "Q"}\n]', "holds no problem (line 1: No “||”"),
         ("bad\0name.txt", None, "cannot be read"),
     ],
@@ -228,15 +190,6 @@ def test_an_unusable_file_is_one_clear_sentence(tmp_path, name, content, reason)
     assert reason in str(caught.value)
     assert path in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_folder_can_be_neither_read_nor_written(tmp_path):
-    with pytest.raises(ProblemError, match="cannot be read: Is a directory"):
-        read_problems(tmp_path)
-    with pytest.raises(ProblemError, match="cannot be written: Is a directory"):
-        write_problems(tmp_path, [DUCKS])
-    with pytest.raises(ProblemError, match="cannot be written: No such file"):
-        write_problems(tmp_path / "nowhere" / "a.txt", [DUCKS])
 
 
 def test_text_that_is_not_unicode_is_not_written(tmp_path):

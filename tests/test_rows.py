@@ -13,7 +13,7 @@ from rim_probe.encoding import Encoder
 from rim_probe.memory import MemoryLayout
 from rim_probe.packing import cot_row, direct_row, stage1_row, stage2_row
 from rim_probe.problems import Problem
-from rim_probe.training.rows import Batches, bucketed_order, draw, padding, row_sizes, sized_batches, token_batches
+from rim_probe.training.rows import bucketed_order, draw, padding, row_sizes, sized_batches, token_batches
 from rim_probe.training.tokens import tokenise
 
 SIZES = (6, 40)
@@ -35,18 +35,6 @@ def test_a_pass_repeats_one_file_and_takes_a_fresh_share_of_another():
     assert set.union(*shares[:4]) == set(range(6, 46))  # no row again before the file is used up
     assert shares[4] not in shares[:4]  # then it is dealt anew
     assert passes[0] != sorted(passes[0]) and len({tuple(rows) for rows in passes}) == 5
-
-
-def test_a_fraction_above_one_is_a_fresh_share_too():
-    first, second = Counter(drawn(0, 69, (1.5, 1.5))), Counter(drawn(69, 69, (1.5, 1.5)))
-    assert set(first.values()) == {1, 2} and sum(first[i] for i in range(6)) == 9
-    assert {first[i] + second[i] for i in range(46)} == {3}
-
-
-def test_no_row_stands_out_in_many_passes():
-    seen = Counter(drawn(0, 1000, (0.7, 0.13)))  # shares that do not divide their files: 4 and 5 rows
-    for file in (range(6), range(6, 46)):
-        assert max(seen[i] for i in file) - min(seen[i] for i in file) <= 2
 
 
 def test_the_seed_alone_decides():
@@ -96,12 +84,6 @@ def test_batches_hold_rows_of_like_length_in_every_pass():
     assert padding(lengths, sized_batches(lengths, ends, 8, seed=0)) < 0.1 < padding(lengths, unsorted)
 
 
-def test_padding_is_the_share_of_positions_without_a_token():
-    batches = [np.array([0, 1]), np.array([2, 3]), np.array([4])]
-    assert padding(np.array([2, 4, 3, 3, 5]), batches) == 1 - 17 / (8 + 6 + 5)
-    assert padding(np.array([7, 7]), [np.array([0, 1])]) == 0
-
-
 @pytest.mark.parametrize("budget", [1, 101, 400])
 def test_batches_by_tokens_hold_every_row_of_a_pass_and_no_more_than_the_budget(budget):
     numbers, ends = draw([500], [1.0], np.ones(500, dtype=bool), 0, 0, 1200)
@@ -141,9 +123,3 @@ def test_sizes_are_those_of_the_rows():
         sizes = row_sizes(tokens, objective, blocks, memory)
         assert sizes.lengths.tolist() == [len(row) for row in rows], objective
         assert sizes.ends.tolist() == [max(row.positions) + 1 for row in rows], objective
-
-
-def test_rows_are_made_from_what_was_drawn_in_their_order():
-    batches = [np.array([2, 0]), np.array([1])]
-    rows = Batches(np.array([50, 60, 70]), batches, lambda problem, place: (int(problem), place))
-    assert len(rows) == 2 and [rows[i] for i in range(2)] == [[(70, 2), (50, 0)], [(60, 1)]]

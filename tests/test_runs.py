@@ -14,7 +14,6 @@ from app.models import ModelShelf
 from app.panels.race import Race
 from app.runs import METHODS, Lane, Run
 from app.session import MAX_HISTORY, Session, race
-from app.words import why
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 
@@ -51,18 +50,6 @@ def run(shelf, loaded) -> Run:
     ).to_dict()
     run.surgery = operate(loaded.roles["memory"], run.question, {2: "blank"}, num_blocks=3, gold=run.gold)
     return run
-
-
-def lane(seconds: float, tokens: int, **answer) -> Lane:
-    events = [{"kind": "prefill", "seconds": seconds / 10, "text": ""}]
-    events += [{"kind": "token", "seconds": seconds * (n + 1) / tokens, "text": "t"} for n in range(tokens)]
-    given = {"value": "4", "total_seconds": seconds, "generated_tokens": tokens, "ttft_seconds": seconds / 10}
-    given |= {"kv_cache_bytes": 2048 * tokens, "cancelled": False, "truncated": False}
-    return Lane(events, given | answer)
-
-
-def raced(**lanes: Lane) -> Run:
-    return Run("small", "How many?", None, 8, lanes=lanes, status="done")
 
 
 # ------------------------------------------------------------------------------------------------- the dictionary form
@@ -103,33 +90,10 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("key", DAMAGES)
-def test_a_damaged_run_gives_one_sentence(run, key):
-    with pytest.raises(RiMError) as error:
-        Run.from_dict(run.to_dict() | {key: DAMAGES[key]})
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
-
-
 @pytest.mark.parametrize("data", [None, 7, [], {}, "x", {"format": "rim-probe-run/2"}])
 def test_something_else_than_a_run_gives_one_sentence(data):
     with pytest.raises(RiMError):
         Run.from_dict(data)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 10**400, "1", None])
-def test_no_number_that_cannot_be_drawn(run, value):
-    data = copy.deepcopy(run.to_dict(whole=False))
-    data["cot"]["events"][0]["seconds"] = value
-    with pytest.raises(RiMError, match="seconds"):
-        Run.from_dict(data)
-
-
-def test_a_run_without_any_event_can_be_drawn(run):
-    data = run.to_dict(whole=False)
-    for method in METHODS:
-        data[method] = {"events": [], "answer": None, "correct": None}
-    drawn = figures.stage(Run.from_dict(data | {"status": "loaded"}))
-    assert drawn.count("<article class=") == len(METHODS)
 
 
 def test_the_stage_offers_every_moment_of_the_race_as_a_table(run):
@@ -157,15 +121,6 @@ def test_a_recorded_run_is_shown_beside_the_history(run):
     assert session.run is run and session.recorded == 2 and session.shown is None and len(session.runs) == 1
     session.show(0)
     assert session.recorded is None
-
-
-def test_steps_of_an_example_go_with_it(shelf):
-    panel, session = Race(shelf), Session()
-    (problem, _), *_ = panel.offered("small")
-    assert next(panel.pick(0, "small", session))["question"] == problem.question
-    assert session.steps_for(problem.question) == problem.steps and session.steps_for(problem.question + " ") == ()
-    assert panel.gold_steps("small", problem.question) == problem.steps
-    assert panel.gold_steps("small", "3 + 4 = ?") == ()
 
 
 # ----------------------------------------------------------------------------------------------------------- the shelf
@@ -199,39 +154,6 @@ def test_direct_is_a_lane_where_it_was_asked_for(shelf, run):
         panel = Race(shelf)
         *_, last = panel.answer(panel.prepare(asked, 2, "", "small", methods=methods))
         assert list(last.lanes) == lanes and last.status == "done"
-
-
-def test_verdict_compares_every_method_with_memory():
-    run = raced(memory=lane(0.03, 2), cot=lane(0.3, 24), direct=lane(0.02, 2))
-    assert figures.verdict(run) == (
-        "RiM: 4, 30 ms, 1 pass + 2 tokens. CoT: 4, 300 ms, 1 pass + 24 tokens: 10 times slower. "
-        "Direct: 4, 20 ms, 1 pass + 2 tokens: 1.5 times faster."
-    )
-
-
-@pytest.mark.parametrize(
-    ("memory", "cot", "question", "answer"),
-    [
-        (
-            lane(0.03, 2),
-            lane(0.3, 24),
-            "Why is RiM faster?",
-            "RiM read the question and 8 memory blocks in 1 pass and wrote 2 tokens; CoT wrote 24 tokens, and every "
-            "token is one pass that has to wait for the one before.",
-        ),
-        (lane(0.03, 2), lane(0.3, 2), "Why is RiM faster?", "Not by fewer passes"),
-        (lane(0.3, 2), lane(0.2, 5), "Why is RiM not faster here?", "fewer passes for RiM, but"),
-        (lane(0.3, 4), lane(0.3, 4), "Why is RiM not faster here?", "It saved no pass"),
-    ],
-)
-def test_why_is_it_faster(memory, cot, question, answer):
-    told = why(raced(memory=memory, cot=cot))
-    assert told[0] == question and answer in told[1]
-
-
-def test_no_reason_for_a_race_that_was_stopped():
-    assert why(raced(memory=lane(0.3, 2), cot=lane(0.3, 4, cancelled=True))) is None
-    assert why(raced(memory=lane(0.3, 2), cot=Lane())) is None
 
 
 def test_reading_a_file_needs_no_torch():

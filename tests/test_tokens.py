@@ -1,7 +1,5 @@
 """Token ids made at once equal those of the encoder, one by one; their file is trusted only if it is whole and ours."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from conftest import tiny_tokenizer
@@ -9,7 +7,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from rim_probe import files
 from rim_probe.datasets.arithmetic import World, generate, vocabulary
 from rim_probe.encoding import Encoder
 from rim_probe.memory import MemoryLayout
@@ -187,41 +184,6 @@ def test_other_tokenizers_and_other_problems_have_files_of_their_own(cache):
     for problems in (PROBLEMS[1:], [*PROBLEMS[:-1], Problem("Two\nlines", ("<<a || b>>",), "a word answer")]):
         tokenise(plain, problems, unheard)
     assert len(list(cache.iterdir())) == 5
-
-
-def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(cache):
-    cache.parent.write_text("a file where the folder should be")
-    encoder, lines = encoder_of("digits"), []
-    assert same(tokenise(encoder, PROBLEMS, lines.append), Tokens(encoder, tokens_module._arrays(encoder, PROBLEMS)))
-    assert len(lines) == 2 and lines[1].startswith("The ids could not be kept (")
-
-
-def test_a_process_that_dies_while_writing_leaves_no_half_file(cache, monkeypatch):
-    encoder, written = encoder_of("digits"), []
-
-    def die(aside, file):
-        written.append(aside)
-        raise OSError("no space")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files.os, "replace", die)
-        made = tokenise(encoder, PROBLEMS, unheard)
-    assert written and not list(cache.iterdir())
-    assert same(tokenise(encoder, PROBLEMS, unheard), made) and len(list(cache.iterdir())) == 1
-
-
-def test_processes_that_write_at_once_do_no_harm(cache):
-    encoders = [encoder_of("digits") for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda encoder: tokenise(encoder, PROBLEMS, unheard), encoders))
-    assert all(same(made[0], other) for other in made[1:]) and len(list(cache.iterdir())) == 1
-
-
-def test_few_problems_leave_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setenv("RIM_PROBE_CACHE", str(tmp_path / "cache"))
-    assert len(tokenise(encoder_of("digits"), PROBLEMS, unheard)) == len(PROBLEMS)
-    assert len(tokenise(encoder_of("digits"), [], unheard)) == 0
-    assert not (tmp_path / "cache").exists()
 
 
 def same(one: Tokens, other: Tokens) -> bool:

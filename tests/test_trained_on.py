@@ -13,7 +13,6 @@ from app.panels.race import Race
 from app.runs import Run
 from rim_probe.cli import main
 from rim_probe.datasets.arithmetic import World, generate
-from rim_probe.errors import CheckpointError
 from rim_probe.model import RiM, export
 from rim_probe.problems import Problem, write_problems
 from rim_probe.trained_on import TrainedOn
@@ -65,26 +64,6 @@ def test_an_open_vocabulary_knows_new_words_and_another_language():
     assert "language" in known.outside(
         "Anna hat drei Bälle und kauft noch vier dazu, wie viele hat Anna nun insgesamt?"
     )
-
-
-def test_a_stray_extreme_is_no_part_of_the_range():
-    problems = [Problem(f"what is {n % 50} + 1 ?", (), "1") for n in range(12_000)]
-    problems[7] = Problem("what is 1000000 + 1 ?", (), "1")
-    known = TrainedOn.of(problems, closed=True)
-    assert (known.lowest, known.highest) == (0, 49) and known.outside("what is 50 + 1 ?")
-
-
-@pytest.mark.parametrize("damage", ["[]", "{}", "\xff", '{"problems": -1}', '{"words": [1]}', "[" * 10_000])
-def test_a_damaged_file_gives_one_sentence(closed, tmp_path, damage):
-    closed.save(tmp_path)
-    assert TrainedOn.load(tmp_path) == closed
-    content = json.loads((tmp_path / "trained_on.json").read_text())
-    if damage.startswith('{"'):
-        damage = json.dumps(content | json.loads(damage))
-    (tmp_path / "trained_on.json").write_text(damage, encoding="latin-1")
-    with pytest.raises(CheckpointError, match="restore or delete it") as error:
-        TrainedOn.load(tmp_path)
-    assert "\n" not in str(error.value)
 
 
 def test_training_writes_it_and_saving_loading_and_exporting_keep_it(tmp_path):

@@ -23,7 +23,7 @@ from rim_probe.datasets.arithmetic import World, generate
 from rim_probe.decoding import answer
 from rim_probe.errors import CheckpointError, ProblemError, RecipeError, RiMError
 from rim_probe.model import RiM
-from rim_probe.packing import IGNORED, cot_row, direct_row, row_mask, stage1_row, stage2_row
+from rim_probe.packing import cot_row, direct_row, stage2_row
 from rim_probe.problems import Problem, is_correct, write_problems
 from rim_probe.training import origin, run, stages, train
 from rim_probe.training.recipe import Stage
@@ -207,38 +207,6 @@ def test_packed_loss_equals_separate_passes(make_rim, family, objective, tmp_pat
     torch.testing.assert_close(loss, reference_loss(rim, problems, stage, 0.4), atol=1e-5, rtol=1e-5)
 
 
-def test_logits_are_computed_at_labels_only(make_rim, family, tmp_path):
-    rim = make_rim(family)
-    problems = bare_problems(3)
-    rows = [stage1_row(rim.encoder, problems[0]), stage2_row(rim.encoder, problems[1], 3)]
-    trainer = make_trainer(rim, Stage("one", "stage1", 1, 0.1), rows, [], tmp_path)
-    batch = trainer.data_collator([rows])
-    seen = []
-    head = rim.model.get_output_embeddings()
-    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
-    logits, labels, readouts, row_of = trainer._label_logits(rim.model, batch)
-    handle.remove()
-    places = batch["labels"] != IGNORED
-    assert [tuple(shape) for shape in seen] == [(int(places.sum()), 32)]
-    full = rim.model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        attention_mask=row_mask(batch["readouts"], rim.dtype),
-    ).logits
-    torch.testing.assert_close(logits, full[places], atol=1e-5, rtol=1e-5)
-    assert torch.equal(labels, batch["labels"][places]) and torch.equal(readouts, batch["label_readouts"][places])
-    assert row_of.tolist() == sorted(row_of.tolist()) and not head._forward_pre_hooks
-
-
-def test_weights_shown_are_those_of_the_moment(rim, tmp_path):
-    rows = [stage1_row(rim.encoder, Problem("q", ("<<1+1=2>>", "<<2+1=3>>", "<<3+1=4>>"), "4"))]
-    trainer = make_trainer(rim, Stage("one", "stage1", 1, 0.1), rows, [], tmp_path)
-    trainer.state.global_step = 5
-    assert trainer.profile() == {"weight_1": 0.0, "weight_2": 0.5, "weight_3": 1.0}
-    text = [direct_row(rim.encoder, Problem("q", (), "4"))]
-    assert make_trainer(rim, Stage("one", "direct", 1, 0.1), text, [], tmp_path).profile() == {}
-
-
 @pytest.mark.parametrize("objective", ["direct", "cot", "stage2"])
 def test_exact_match_equals_greedy_decoding(objective, tmp_path, spy):
     """On problems of which half were learnt by heart."""
@@ -270,25 +238,6 @@ def test_exact_match_equals_greedy_decoding(objective, tmp_path, spy):
                 for given, problem in zip(answers, problems, strict=True)
             ]
             assert metrics[f"eval_readout_{k + 1}"] == sum(hits) / len(hits)
-
-
-def test_tokens_that_are_never_generated_do_not_make_a_readout_wrong(rim, tmp_path):
-    problem = Problem("q", (), "4")
-    (row,) = rows = [direct_row(rim.encoder, problem)]
-    trainer = make_trainer(rim, Stage("one", "direct", 1, 0.1), rows, rows, tmp_path)
-    logits = torch.zeros(2, 303)
-    logits[0, row.labels[-2]] = logits[1, rim.eos_id] = 1
-    trainer._label_logits = lambda model, batch: (logits, *label_places(batch))
-    assert trainer.evaluate()["eval_accuracy"] == 1
-    logits[:, rim.memory_ids[0]] = 2
-    assert trainer.evaluate()["eval_accuracy"] == 1
-    logits[1, row.labels[-2]] = 2
-    assert trainer.evaluate()["eval_accuracy"] == 0
-
-
-def label_places(batch):
-    places = batch["labels"] != IGNORED
-    return batch["labels"][places], batch["label_readouts"][places], places.nonzero()[:, 0]
 
 
 # -------------------------------------------------------------------------------------------------------------- stages
@@ -444,35 +393,6 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, spy):
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (uninterrupted / WEIGHTS).read_bytes()
 
 
-@pytest.mark.parametrize("validated", [True, False])
-def test_a_run_killed_after_its_last_step_does_not_take_another(tmp_path, monkeypatch, validated):
-    data = SCRATCH["data"] | {"validation_rows": 8 if validated else 0}
-    recipe = write_recipe(tmp_path, **SCRATCH | {"data": data, "stages": [GROUND | {"rows": 27}]})
-    finished = train(recipe, report=lambda line: None)
-    weights = (finished / WEIGHTS).read_bytes()
-    stage = tmp_path / "out.run" / "ground"
-    (stage / "done").unlink()
-    monkeypatch.setattr(RiMTrainer, "training_step", lambda *args, **kwargs: pytest.fail("one step too many"))
-    train(recipe, resume=True, report=lambda line: None)
-    assert (stage / "done").exists() and (finished / WEIGHTS).read_bytes() == weights
-
-
-@pytest.mark.slow
-def test_max_minutes_stops_and_resuming_equals_one_go(tmp_path, adapted):
-    """Adapters with dropout, for these have random states to restore."""
-    whole = train(write_recipe(tmp_path, name="whole", **lora_recipe(adapted)), report=lambda line: None)
-    recipe, lines = write_recipe(tmp_path, name="parts", **lora_recipe(adapted)), []
-    for resume in (False, True, True, True, True):  # three steps of the first stage and two of the second
-        assert train(recipe, resume=resume, max_minutes=0, report=lines.append) is None
-    stops = [line.removesuffix("; go on with --resume.") for line in lines if line.startswith("Stopped")]
-    places = ["at step 1", "at step 2", "before stage refine", "at step 1", "at step 2"]
-    assert stops == [f"Stopped after 0 minutes {place}" for place in places]
-    assert not (tmp_path / "parts").exists()
-    assert train(recipe, resume=True, max_minutes=60, report=lines.append) == tmp_path / "parts"
-    assert lines[-1] == f"Saved {tmp_path / 'parts'}."
-    assert (tmp_path / "parts" / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
-
-
 def test_a_run_does_not_go_on_with_another_recipe_or_other_problems(tmp_path):
     train(write_recipe(tmp_path, **SCRATCH), max_minutes=0)
     other = SCRATCH | {"stages": [GROUND | {"learning_rate": 1e-4}, REFINE]}
@@ -626,13 +546,6 @@ def test_problems_without_steps_are_refused_where_steps_are_needed(tmp_path, ada
         train(write_recipe(tmp_path, **recipe))
 
 
-def test_validation_problems_that_cannot_be_used_are_refused(tmp_path, adapted):
-    write_problems(tmp_path / "bare.txt", [Problem("What is 3 + 4?", (), "7")])
-    data = {"files": [str(adapted["data"])], "validation": str(tmp_path / "bare.txt")}
-    with pytest.raises(RecipeError, match="none of the 1 validation problems: 1 have no steps"):
-        train(write_recipe(tmp_path, **lora_recipe(adapted, data=data)), report=lambda line: None)
-
-
 def test_unusable_problems_are_left_out_and_counted(tmp_path, adapted, spy):
     long = Problem("What is " + "1 + " * 300 + "1?", ("<<1+1=2>>",), "301")
     endless = Problem("What is " + "1 + " * 9000 + "1?", ("<<1+1=2>>",), "9001")
@@ -651,18 +564,6 @@ def test_unusable_problems_are_left_out_and_counted(tmp_path, adapted, spy):
     )
 
 
-def test_unknown_words_are_left_out_before_training_begins(tmp_path, spy):
-    write_problems(
-        tmp_path / "words.txt", [*bare_problems(5), Problem("A zyzzyva has 3 + 4 ants?", ("<<3+4=7>>",), "7")]
-    )
-    data = {"files": [str(tmp_path / "words.txt")], "validation": str(tmp_path / "words.txt")}
-    lines = []
-    train(write_recipe(tmp_path, **SCRATCH | {"data": data, "stages": [GROUND]}), report=lines.append)
-    told = "Stage ground leaves out some of the 6 {} problems: 1 hold words that the tokenizer does not know."
-    assert told.format("training") in lines and told.format("validation") in lines
-    assert set(spy[0].train_dataset.problems) == set(range(5)) and len(spy[0].valid_rows) == 5
-
-
 def test_what_cannot_be_trained_is_a_sentence(tmp_path, adapted):
     (tmp_path / "noise.txt").write_text("nothing\nat all\n")
     with pytest.raises(ProblemError, match="holds no problem"):
@@ -673,27 +574,6 @@ def test_what_cannot_be_trained_is_a_sentence(tmp_path, adapted):
     (tmp_path / "out").touch()
     with pytest.raises(RecipeError, match="is a file; output must name a folder"):
         train(write_recipe(tmp_path, **lora_recipe(adapted)))
-
-
-def test_the_weights_of_an_earlier_run_do_not_stay_in_the_output(tmp_path, adapted):
-    for changes, kept, gone in (({}, ADAPTER, WEIGHTS), ({"lora": None}, WEIGHTS, ADAPTER), ({}, ADAPTER, WEIGHTS)):
-        recipe = lora_recipe(adapted, stages=[GROUND | {"rows": 4}], **changes)
-        out = train(write_recipe(tmp_path, **recipe), report=lambda line: None)
-        shutil.rmtree(tmp_path / "out.run")
-        (tmp_path / "out.run").mkdir()
-        (tmp_path / "out.run" / "written").touch()  # the output is this run's own
-        assert (out / kept).exists() and not (out / gone).exists()
-        assert (RiM.from_pretrained(out).adapter is not None) == (kept == ADAPTER)
-
-
-def test_rejected_lines_of_the_validation_file_are_counted(tmp_path, adapted):
-    write_problems(tmp_path / "valid.txt", bare_problems(2))
-    with open(tmp_path / "valid.txt", "a", encoding="utf-8") as file:
-        file.write("this is no problem\n")
-    data = {"files": [str(adapted["data"])], "validation": str(tmp_path / "valid.txt")}
-    lines = []
-    train(write_recipe(tmp_path, **lora_recipe(adapted, data=data, stages=[GROUND | {"rows": 4}])), report=lines.append)
-    assert f"{tmp_path / 'valid.txt'}: 1 lines left out, such as line 3" in lines[0]
 
 
 def test_rows_say_what_they_train(rim):

@@ -78,6 +78,8 @@ def figures(report: Report) -> Iterator[tuple[str, Any, Table | None]]:
             names = list(dict.fromkeys(one.name for one in view.results))
             for name in names:
                 part = View(**{**vars(view), "results": [one for one in view.results if one.name == name]})
+                if not any(is_number(one.estimate.value) for one in part.results):
+                    continue
                 yield f"{view.title}: {name}", heat_map(part), Table(*view_table(part))
         else:
             yield view.title, (lines if view.place else bars)(view), Table(*view_table(view))

@@ -340,9 +340,8 @@ def _results(
 
     for rule in RULES:
         at, own_at, place = thresholds["judge"][rule], thresholds["own"][rule], {"rule": rule}
-        routes, goals = 0 < judge.sent(at).sum() < len(judge.cot), {GAIN: Goal(">=", -POINT)}
-        if routes:
-            goals[RELATIVE] = Goal("<=", HALF)
+        routes = 0 < judge.sent(at).sum() < len(judge.cot)  # where nothing is sent on, only memory is measured
+        goals = {GAIN: Goal(">=", -POINT), RELATIVE: Goal("<=", HALF)} if routes else {}
         spent = clock.seconds[JUDGED] + judge.sent(at)[clock.problems] * chain
         own_spent = clock.seconds[MEMORY] + own.sent(own_at)[clock.problems] * chain
         yield from told("judge", "score", judge.right(at), spent, place, goals)

@@ -10,7 +10,7 @@ Method:
    attention share (reader: mass on memory; writer: mass on the question's numbers) with the effect of knockout, head by
    head. Attention that explained the answer would correlate with it (cf. Jain & Wallace 2019).
 4. What shows it: on the report split the answer's attention, in all heads and layers, is cut from memory alone, from
-   the question alone, and from both.
+   the question alone (but for its first token, see `patching`), and from both.
 5. Controls: the base model's attention before RiM training, and even attention over all visible tokens.
 
 Knows attention weights and names every aggregation. Knows nothing of what blocks hold.
@@ -29,6 +29,7 @@ from rim_probe.model import RiM
 from rim_probe.probing.capture import Capture, capture
 from rim_probe.probing.heads import GoldScorer, GoldScores, Head, Role, num_heads
 from rim_probe.probing.hooks import num_layers
+from rim_probe.probing.patching import Patcher
 from rim_probe.probing.results import Cloud, Report, Result, bootstrap, mean_estimate, mean_results, proportion_estimate
 from rim_probe.probing.study import Observation, Study
 from rim_probe.problems import Problem
@@ -157,7 +158,7 @@ def score(study: Study, *, problems: int = PROBLEMS) -> Report:
     shares = {role: attention_shares(study.models[role], questions, study.K) for role in roles}
     layers, numbers = range(1, num_layers(rim) + 1), range(1, num_heads(rim) + 1)
     heads: list[Head] = list(product(layers, numbers))
-    results, verdict = _cuts(scorers["report"], clean["report"])
+    results, verdict = _cuts(study, scorers["report"], clean["report"])
     ranking, clouds = {}, {}
     for role, what, mass in (
         ("reader", "share of attention to all blocks", shares["memory"].ends[:, :, :, -1, 2:].sum(axis=-1)),
@@ -208,16 +209,22 @@ def score(study: Study, *, problems: int = PROBLEMS) -> Report:
     )
 
 
-def _cuts(scorer: GoldScorer, clean: GoldScores) -> tuple[list[Result], str]:
+def _cuts(study: Study, scorer: GoldScorer, clean: GoldScores) -> tuple[list[Result], str]:
     """Step 4, and what it says."""
-    found = {cut: scorer.scores(cut=cut) for cut in _CUTS}
-    lost = {cut: clean.log_probability - scores.log_probability for cut, scores in found.items()}
+    rim, lost, said = scorer.rim, {}, {}
+    for cut in _CUTS:
+        scores = []
+        for one in study.progress(scorer.problems, f"cut {' and '.join(cut)}"):
+            run = Patcher(rim, one.question, [rim.encoder.answer_ids(one.answer)], num_blocks=study.K, cut=cut)
+            scores.append((float(run.log_probability[0]), bool(run.says[0])))
+        logs, said[cut] = zip(*scores, strict=True)
+        lost[cut] = clean.log_probability - logs
     apart = mean_estimate(lost["memory",] - lost["question",])
     results = [Result(FALL, f"{what} cut", mean_estimate(lost[cut]), role) for cut, (what, role) in _CUTS.items()]
     results.append(Result(FALL, "memory cut less the question cut", apart))
     results = [replace(result, share=False) for result in results]
     results += [
-        Result(RIGHT, f"{what} cut", proportion_estimate(found[cut].says), role) for cut, (what, role) in _CUTS.items()
+        Result(RIGHT, f"{what} cut", proportion_estimate(said[cut]), role) for cut, (what, role) in _CUTS.items()
     ]
     results.append(Result(RIGHT, "nothing cut", proportion_estimate(clean.says), "control"))
     than = "more than" if apart.low > 0 else "less than" if apart.high < 0 else "no more and no less than"

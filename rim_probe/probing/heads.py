@@ -1,13 +1,12 @@
-"""Knocking out attention: what the answer loses when a head is silent, or when it may not look at memory.
+"""Knocking out heads: what the answer loses when a head is silent.
 
 Method:
 1. A head's output at a row is set to zero where it enters the attention's output projection; every other row, head and
    layer computes as before. (Zero, not the mean: what is measured is the head's whole contribution there.)
 2. A head is silenced at the answer (role "reader": the last block's end token and the answer itself) or at the slots
-   (role "writer"). Either takes away all that the head reads there, from memory and from the question alike.
-3. What is read from where is told apart by cuts: in every layer and head, the rows that speak the answer may not attend
-   to memory (all of its tokens but the last end token, which is such a row itself), or not to the question.
-4. The effect is the change of the gold answer's log probability (all its tokens, EOS included, banned ids ruled out),
+   (role "writer"). Either takes away all that the head reads there, from memory and from the question alike; these are
+   told apart by `patching.CUTS`.
+3. The effect is the change of the gold answer's log probability (all its tokens, EOS included, banned ids ruled out),
    and whether greedy decoding still says exactly the gold answer, both by teacher forcing in one pass per batch.
 
 Knows projections and rows. Knows nothing of attention weights.
@@ -25,14 +24,12 @@ from torch import nn
 
 from rim_probe.errors import CheckpointError, RiMError
 from rim_probe.evaluation import can_ask
-from rim_probe.greedy import check_attention
 from rim_probe.model import RiM
-from rim_probe.packing import additive_mask
+from rim_probe.packing import IGNORED, pack_text, pad_rows
 from rim_probe.probing.hooks import causal_lm, decoder_layers
 from rim_probe.problems import Problem
 
 Role = Literal["reader", "writer"]
-Part = Literal["memory", "question"]
 Head = tuple[int, int]  # decoder layer 1..L, head 1..H
 BATCH = 64
 _ATTENTIONS = ("self_attn", "attn", "attention")
@@ -108,7 +105,6 @@ class GoldScorer:
 
     Args:
         problems: problems with an answer; those that do not fit (`fitting`) are left out.
-        answers: token ids, EOS included, of other answers to the same problems, which are then all taken.
 
     Attributes:
         problems: the n problems that are scored.
@@ -117,52 +113,33 @@ class GoldScorer:
         RiMError: no problem that fits into the context.
     """
 
-    def __init__(
-        self,
-        rim: RiM,
-        problems: Sequence[Problem],
-        num_blocks: int | None = None,
-        answers: Sequence[Sequence[int]] | None = None,
-    ):
-        problems = fitting(rim, problems, num_blocks) if answers is None else problems
+    def __init__(self, rim: RiM, problems: Sequence[Problem], num_blocks: int | None = None):
+        problems = fitting(rim, problems, num_blocks)
         if not problems:
             raise RiMError(f"No question fits into {rim.max_length} tokens with its answer; give shorter problems.")
         self.rim, self.problems, self.n = rim, problems, len(problems)
-        blocks, layout = rim.layout.check_blocks(num_blocks), rim.layout
-        prompts = [rim.prompt_ids(problem.question, "memory", num_blocks) for problem in problems]
-        answers = answers or [rim.encoder.answer_ids(problem.answer) for problem in problems]
-        order = sorted(range(self.n), key=lambda i: len(prompts[i]))
-        self._batches = []
-        for start in range(0, self.n, BATCH):
-            batch = order[start : start + BATCH]
-            length = max(len(prompts[i]) + len(answers[i]) - 1 for i in batch)
-            ids = torch.full((len(batch), length), rim.eos_id)
-            labels = torch.full((len(batch), length), -1)
-            slots, question, memory = (torch.zeros((len(batch), length), dtype=torch.bool) for _ in range(3))
-            for row, i in enumerate(batch):
-                prompt, answer = prompts[i], list(answers[i])
-                text = prompt + answer[:-1]
-                ids[row, : len(text)] = torch.tensor(text)
-                labels[row, len(prompt) - 1 : len(text)] = torch.tensor(answer)
-                place = len(prompt) - blocks * layout.block_length
-                slots[row, torch.tensor(layout.slot_positions(place, blocks)).flatten().long()] = True
-                question[row, :place] = True
-                memory[row, place : len(prompt) - 1] = True
-            tensors = (tensor.to(rim.device) for tensor in (ids, labels, slots, question, memory))
-            self._batches.append((batch, *tensors))
+        rows = [
+            pack_text(rim.prompt_ids(one.question, "memory", num_blocks), rim.encoder.answer_ids(one.answer))
+            for one in problems
+        ]
+        order = sorted(range(self.n), key=lambda i: len(rows[i]))
+        self._batches = [
+            (batch, pad_rows([rows[i] for i in batch], rim.eos_id))
+            for batch in (order[start : start + BATCH] for start in range(0, self.n, BATCH))
+        ]
         self._banned = torch.tensor(rim.banned_ids, dtype=torch.long, device=rim.device)
 
     @torch.inference_mode()
-    def scores(self, heads: Sequence[Head] = (), role: Role = "reader", cut: Sequence[Part] = ()) -> GoldScores:
-        """Scores with `heads` silent at the rows of a role (step 2), and the answer's attention `cut` (step 3)."""
+    def scores(self, heads: Sequence[Head] = (), role: Role = "reader") -> GoldScores:
+        """Scores with `heads` silent at the rows of a role (step 2)."""
         log_probability, says = np.zeros(self.n), np.zeros(self.n, dtype=bool)
         model = causal_lm(self.rim)
-        for batch, ids, labels, slots, question, memory in self._batches:
-            wanted = labels >= 0
+        for batch, padded in self._batches:
+            ids, labels = (padded[name].to(self.rim.device) for name in ("input_ids", "labels"))
+            wanted, slots = labels != IGNORED, ids == self.rim.memory_ids[1]
             with silence(self.rim, heads, wanted if role == "reader" else slots):
                 # Causal text with its padding on the right needs no mask: no token sees what stands after it.
-                masked = self._cut(wanted, [{"memory": memory, "question": question}[part] for part in cut])
-                states = model.base_model(input_ids=ids, use_cache=False, **masked).last_hidden_state
+                states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             logits = model.get_output_embeddings()(states[wanted]).float()
             logits = logits.index_fill(-1, self._banned, -torch.inf).log_softmax(-1)
             gold = labels[wanted]
@@ -173,15 +150,3 @@ class GoldScorer:
             log_probability[batch] = total.cpu().numpy()
             says[batch] = (missed == 0).cpu().numpy()
         return GoldScores(log_probability, says)
-
-    def _cut(self, rows: torch.Tensor, columns: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The inputs of a pass in which `rows` see none of `columns` (both bool [B, T]); {} without columns."""
-        if not columns:
-            return {}
-        check_attention(self.rim)
-        length = rows.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=rows.device).tril()
-        hidden = rows[:, :, None] & torch.stack(list(columns)).any(0)[:, None, :]
-        # OPT would count positions from the mask.
-        positions = torch.arange(length, device=rows.device).expand(len(rows), -1)
-        return {"attention_mask": additive_mask(causal & ~hidden, self.rim.dtype), "position_ids": positions}

@@ -11,7 +11,7 @@ Method:
    token alone at its place, with no memory block before it. If the answer survives this, no block mattered.
    Counted are gold answers, and answers that stay the same as the clean one, be it right or wrong.
 States are read by later layers alone, so single layers go from 0 to L - 1; of a deep model `MOST_LAYERS` of them.
-The token alone (`heads`: the answer cut from memory) keeps its position and sees the question and itself.
+The token alone (`patching.CUTS`: the answer cut from memory) keeps its position and sees the question and itself.
 
 Knows removals and what they cost. Knows nothing of what a block is claimed to hold (see `interchange`).
 """
@@ -21,16 +21,15 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 
-from rim_probe.decoding import answer as ask
 from rim_probe.model import RiM
-from rim_probe.probing.heads import GoldScorer, fitting
-from rim_probe.probing.hooks import layers_told, num_layers, spread_layers
+from rim_probe.probing.heads import fitting
+from rim_probe.probing.hooks import layers_told, spread_layers
 from rim_probe.probing.interventions import Donors, Pool, Variant
 from rim_probe.probing.patching import Edits, Patcher
 from rim_probe.probing.results import Report, Result, mean_estimate, mean_results, proportion_estimate
 from rim_probe.probing.study import Study
-from rim_probe.probing.sweep import patching_sweep
 
 PROBLEMS = 300
 MOST_VARIANTS = 110_000  # problems x cells x removals: of a deep model fewer problems are asked
@@ -63,8 +62,7 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         if fitting(rim, [problem], study.K)
     ][:problems]
     held = Pool.of([problem.question for problem in study.problems("fit")[:pool]], rim, study.K, limit=pool)
-    asked, answers = [problem for problem, _ in kept], [given.token_ids for _, given in kept]
-    cells, whole = [], []
+    cells, whole, clean = [], [], []
     for number, (problem, given) in enumerate(study.progress(kept, "importance")):
         targets = [rim.encoder.answer_ids(problem.answer), list(given.token_ids)]
         patcher = Patcher(rim, problem.question, targets, num_blocks=study.K)
@@ -83,12 +81,11 @@ def score(study: Study, *, problems: int = PROBLEMS, pool: int = POOL, donors: i
         found = np.stack([(scores.clean - scores.log_probability)[:, 0].numpy(), *scores.says.numpy().T])
         by_origin = found[:, : len(single)].reshape(3, 2 + donors, len(layers), len(blocks))
         cells.append([by_origin[:, 0], by_origin[:, 1], by_origin[:, 2:].mean(axis=1)])
-        whole.append(found[:, len(single) :])
-    gold, own = GoldScorer(rim, asked, study.K), GoldScorer(rim, asked, study.K, answers)
-    clean, alone, same = gold.scores(), gold.scores(cut=("memory",)), own.scores(cut=("memory",)).says
-    left = np.stack([clean.log_probability - alone.log_probability, alone.says, same], axis=1)
-    whole = np.concatenate([whole, left[..., None]], axis=2)
-    return _report(study, layers, clean.says, np.array(cells), whole, donors, pool)
+        alone = Patcher(rim, problem.question, targets, num_blocks=study.K, cut=["memory"])
+        left = [float(patcher.log_probability[0] - alone.log_probability[0]), *alone.says.tolist()]
+        whole.append(np.column_stack([found[:, len(single) :], left]))
+        clean.append(bool(patcher.says[0]))
+    return _report(study, layers, np.array(clean), np.array(cells), np.array(whole), donors, pool)
 
 
 def _everything(source: Donors, clean: Patcher, held: Pool, stranger: Pool, rng) -> list[Edits]:
@@ -135,35 +132,29 @@ def _report(study: Study, layers, clean, cells, whole, donors: int, pool: int) -
 
 
 def explain(
-    rim: RiM,
-    question: str,
-    *,
-    gold: str | None = None,
-    source: str | None = None,
-    layers: Sequence[int | str] | None = None,
-    num_blocks: int | None = None,
+    rim: RiM, question: str, *, gold: str, layers: Sequence[int], num_blocks: int | None = None
 ) -> dict[str, Any]:
-    """The heat map of one question: log probability of an answer when one block at one layer is removed or swapped.
+    """The heat map of one question: log probability of an answer when the slots of one block at one layer become zero.
 
     Args:
-        gold: the answer followed; by default the one the model gives.
-        source: a question whose blocks are put in; by default the slots become zero.
-        layers: None for 0..L-1.
+        gold: the answer followed.
+        layers: of 0..L-1; after the last layer nobody reads a slot.
 
     Returns:
         JSON-ready: `answer`, `log_probability`, `layers`, `blocks`, and `change` and `says` as [layer][block].
 
     Raises:
-        RiMError: a question that cannot be asked, or a layer that does not exist.
+        RiMError: a question that cannot be asked.
     """
-    followed = gold if gold is not None else ask(rim, question, "memory", num_blocks=num_blocks).text
-    chosen = range(num_layers(rim)) if layers is None else layers
-    sweep = patching_sweep(rim, question, source, [followed], layers=chosen, num_blocks=num_blocks)
+    clean = Patcher(rim, question, [rim.encoder.answer_ids(gold)], num_blocks=num_blocks)
+    blocks, nothing = range(1, clean.K + 1), torch.zeros_like(clean.memory)
+    scores = clean.score([clean.edits(nothing, [block], [layer]) for layer in layers for block in blocks])
+    change, says = (scores.log_probability - clean.log_probability).double(), scores.says
     return {
-        "answer": followed,
-        "log_probability": float(sweep.clean[0]),
-        "layers": list(sweep.layers),
-        "blocks": list(sweep.blocks),
-        "change": (sweep.log_probability[..., 0] - sweep.clean[0]).astype(float).tolist(),
-        "says": sweep.says[..., 0].tolist(),
+        "answer": gold,
+        "log_probability": float(clean.log_probability[0]),
+        "layers": list(layers),
+        "blocks": list(blocks),
+        "change": change.view(len(layers), clean.K).tolist(),
+        "says": says.view(len(layers), clean.K).tolist(),
     }

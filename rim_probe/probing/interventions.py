@@ -20,7 +20,6 @@ Knows modes and their donors. Knows nothing of gold steps or of what a change me
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,7 +29,6 @@ import torch
 from rim_probe.decoding import Readout
 from rim_probe.errors import RiMError
 from rim_probe.model import RiM
-from rim_probe.probing.capture import Capture, CaptureSet
 from rim_probe.probing.hooks import layer_number, num_layers
 from rim_probe.probing.patching import Edit, Patcher
 
@@ -43,8 +41,7 @@ class Pool:
     """The clean memory states of n questions: where means, donors and spreads come from.
 
     Attributes:
-        states: [n, L + 1, K, M + 2, d] for begin, slots and end of every block, on the CPU in the model's dtype; a
-            `Capture` does not hold begin tokens, which are NaN then.
+        states: [n, L + 1, K, M + 2, d] for begin, slots and end of every block, on the CPU in the model's dtype.
         question_ids: token ids of each question, so that a question is never its own donor.
     """
 
@@ -54,48 +51,32 @@ class Pool:
     @classmethod
     def of(
         cls,
-        source: Pool | Capture | CaptureSet | Sequence[str],
+        source: Pool | Sequence[str],
         rim: RiM,
         num_blocks: int | None = None,
         limit: int = POOL_QUESTIONS,
     ) -> Pool:
-        """A pool from questions, a capture of all layers, or one made before; the first `limit` questions.
+        """A pool from the first `limit` of some questions, or one made before.
 
         Raises:
-            RiMError: fewer than two questions, or a capture that lacks layers or has other blocks.
+            RiMError: fewer than two questions, or a pool with other blocks.
         """
         blocks = rim.layout.check_blocks(num_blocks)
         if isinstance(source, Pool):
             pool = source
-        elif isinstance(source, (Capture, CaptureSet)):
-            pool = cls._of_captures(source, rim, limit)
         elif isinstance(source, Sequence) and not isinstance(source, str):
             states = [Patcher(rim, question, num_blocks=num_blocks).memory.cpu() for question in source[:limit]]
             ids = [rim.encode_question(question) for question in source[:limit]]
             pool = cls(torch.stack(states) if states else torch.empty(0), ids)
         else:
-            raise RiMError("The modes mean, resample and noise take a capture or a list of questions as their source.")
+            raise RiMError("The modes mean, resample and noise take a list of questions as their source.")
         if len(pool.states) < 2:
             raise RiMError("A pool needs at least two questions; give more.")
         if pool.states.shape[1:4] != (num_layers(rim) + 1, blocks, rim.layout.block_length):
             raise RiMError(
-                f"The pool was captured with other layers or blocks than the {blocks} blocks of this intervention; "
-                "capture the questions again, all layers."
+                f"The pool has other layers or blocks than the {blocks} blocks of this intervention; make it anew."
             )
         return pool
-
-    @classmethod
-    def _of_captures(cls, source: Capture | CaptureSet, rim: RiM, limit: int) -> Pool:
-        if source.layers != tuple(range(num_layers(rim) + 1)):
-            raise RiMError("The capture does not hold every layer of this model; capture it again with layers=None.")
-        parts, ids = [], []
-        for shard in [source] if isinstance(source, Capture) else source:
-            begins = torch.full_like(shard.ends, math.nan).unsqueeze(3)
-            parts.append(torch.cat([begins, shard.slots, shard.ends.unsqueeze(3)], dim=3)[: limit - len(ids)])
-            ids += shard.question_ids[: limit - len(ids)]
-            if len(ids) == limit:
-                break
-        return cls(torch.cat(parts), ids)
 
     def mean(self) -> torch.Tensor:
         """float32 [L + 1, K, M + 2, d]."""
@@ -122,7 +103,7 @@ class Variant:
         layers: numbers 0..L or TransformerLens names; None for all of 1..L.
         slots: 1..M, "begin" or "end"; None for all M slots.
         mode: see the head of this module.
-        source: `swap`: a question. `mean`, `resample`: a `Pool`, a capture of all layers, or questions. `noise`: the
+        source: `swap`: a question. `mean`, `resample`: a `Pool`, or questions. `noise`: the
             same, or None. `zero`: None.
     """
 
@@ -130,7 +111,7 @@ class Variant:
     layers: Sequence[int | str] | None = None
     slots: Sequence[int | str] | None = None
     mode: str = "zero"
-    source: str | Pool | Capture | CaptureSet | Sequence[str] | None = field(default=None, repr=False)
+    source: str | Pool | Sequence[str] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -226,10 +207,7 @@ class Donors:
         if variant.mode not in MODES:
             raise RiMError(f"Unknown mode {variant.mode!r}; choose one of {', '.join(MODES)}.")
         states = self._states(variant, rng)
-        found = self._clean.edits(states, blocks, layers, positions, add=variant.mode == "noise")
-        if any(edit.values is not None and edit.values.isnan().any() for edit in found):
-            raise RiMError("A capture does not hold the begin tokens; give a list of questions as the source.")
-        return found
+        return self._clean.edits(states, blocks, layers, positions, add=variant.mode == "noise")
 
     def _states(self, variant: Variant, rng: np.random.Generator) -> torch.Tensor | None:
         """What is written, [L + 1, K, M + 2, d]; None for the question's own states."""
@@ -250,7 +228,7 @@ class Donors:
             spread = own.float().std(-1, keepdim=True)
             return self._noise(spread.expand(own.shape), rng)
         if source is None:
-            raise RiMError(f"The mode {mode} needs a source: a capture of all layers, or a list of questions.")
+            raise RiMError(f"The mode {mode} needs a source: a list of questions.")
         pool = self._pool(source)
         if mode == "resample":
             return pool.states[pool.donors(self._rim.encode_question(self._clean.question), 1, rng)[0]].to(own)

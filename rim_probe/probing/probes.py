@@ -102,6 +102,7 @@ PROBES: dict[str, Probe] = {
         "words",
         None,
         _function("words"),
+        form=2,
     ),
     "lens": Probe(
         "Vocabulary lens",
@@ -150,6 +151,7 @@ PROBES: dict[str, Probe] = {
         "attention",
         None,
         _function("attention"),
+        form=2,
     ),
     "geometry": Probe(
         "The shape of memory",

@@ -198,7 +198,8 @@ def views(report: Report) -> list[View]:
 def headline(report: Report) -> tuple[Result, Result | None] | None:
     """The result that stands for a probe and the strongest control of the same metric, group and place.
 
-    The first result with a goal that is no control, else the first score. None where there is no score.
+    The first result with a goal that is no control, else the first score. None where there is no score. The strongest
+    control is the highest one, or the lowest where the goal is to be below.
     """
     scores = [result for result in report.results if result.role == "score" and result.estimate.n]
     if not scores:
@@ -206,7 +207,8 @@ def headline(report: Report) -> tuple[Result, Result | None] | None:
     score = next((result for result in scores if result.goal), scores[0])
     same = (score.metric, score.group, dict(score.place))
     controls = [r for r in report.results if r.role == "control" and (r.metric, r.group, dict(r.place)) == same]
-    return score, max((r for r in controls if r.estimate.n), key=lambda r: r.estimate.value, default=None)
+    better = -1 if score.goal and score.goal.sign == "<=" else 1
+    return score, max((r for r in controls if r.estimate.n), key=lambda r: better * r.estimate.value, default=None)
 
 
 def is_clear(score: Estimate, control: Estimate) -> bool:

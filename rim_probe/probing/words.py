@@ -4,13 +4,14 @@ Method:
 1. The memory model's readouts, and those of the stage-1 model on the same questions: in stage 1 readout k is trained to
    state step k + 1 (the last one the answer). Share of readouts that state the gold step, white space aside, whole and
    exact. Control: the step k + 1 of another problem.
-2. Patchscope (Ghandeharioun et al. 2024, arXiv:2401.06102): the memory model's states of blocks 1..k are put into the
-   stage-1 model's pass over a question with k blocks, in the same places, and readout k is decoded greedily. Readout k
+2. Patchscope (Ghandeharioun et al. 2024, arXiv:2401.06102): the memory model's states of blocks 1..k are put into a
+   pass over a question with k blocks, in the same places, and readout k is decoded greedily: by the memory model or the
+   stage-1 model, whichever states more steps on "choose" (a memory trained the paper's way forgets to). Readout k
    sees no other blocks, so at "every layer" all it can read in memory is the carried one. Carried are the slots, or the
    slots and the end tokens (which also choose the readout's first word).
 3. Whose words are they? The states go into (a) the run on their own question, (b) the run on ANOTHER question, where
    words that come from memory state the donor's step and words that come from the question the asked problem's, (c) the
-   run on one neutral question. Beside them the unpatched stage-1 model. The single layer, and the row
+   run on one neutral question. Beside them the same model with nothing carried. The single layer, and the row
    that is summed up, are chosen on "choose" by (b).
 4. Readouts of one problem are not independent of each other: intervals of carried words draw whole problems.
 
@@ -179,9 +180,20 @@ def score(study: Study) -> Report:
     if not any(len(problem.steps) > 1 for problem in problems):
         raise RiMError("No problem has two steps or more, so no readout can state one; give problems with their steps.")
     partners = _partners(problems, study.rng("words partners"))
-    carried = _Patchscope(study).report() if "stage1" in study.models else Report("words", [], {})
-    results = [result for role in NAMES if role in study.models for result in _stated(study, role, partners)]
-    return replace(carried, results=[*carried.results, *results], n=carried.n | {"report": len(problems)})
+    stated = {role: _stated(study, role, partners) for role in NAMES if role in study.models}
+    carried = _Patchscope(study, max(stated, key=lambda role: _stating(study, role))).report()
+    results = [*stated.pop("memory"), *carried.results, *(one for found in stated.values() for one in found)]
+    return replace(carried, results=results, n=carried.n | {"report": len(problems)})
+
+
+def _stating(study: Study, role: str) -> int:
+    """How many readouts of a model state their step on "choose"."""
+    problems, answers = study.problems("choose"), study.answers(role, "choose")
+    return sum(
+        same_words(readout.text, step)
+        for problem, answer in zip(problems, answers, strict=True)
+        for step, readout in zip(problem.steps[1:], answer.readouts, strict=False)
+    )
 
 
 def _stated(study: Study, role: str, partners: Sequence[int]) -> list[Result]:
@@ -227,15 +239,16 @@ def _partners(problems: Sequence[Problem], rng: np.random.Generator) -> list[int
 
 
 class _Patchscope:
-    """The memory model's states in the stage-1 model (steps 2 to 4).
+    """The memory model's states in the pass of another question (steps 2 to 4).
 
     Attributes:
+        role: of the model that reads them.
         asked, donors: split -> problem numbers.
         cases: split -> (place in `asked`, k) of every readout that can state a step k + 1.
     """
 
-    def __init__(self, study: Study):
-        self.study, self.rim, self.blocks = study, study.models["stage1"], min(MOST_BLOCKS, study.K)
+    def __init__(self, study: Study, role: str):
+        self.study, self.role, self.rim, self.blocks = study, role, study.models[role], min(MOST_BLOCKS, study.K)
         self.asked, self.donors, self.cases = {}, {}, {}
         for split, most in (("choose", CHOOSE_QUESTIONS), ("report", REPORT_QUESTIONS)):
             problems = study.problems(split)
@@ -263,7 +276,7 @@ class _Patchscope:
 
     def plain(self) -> list[str]:
         """What they say on "report" with nothing carried."""
-        answers = [self.study.answers("stage1", "report")[i] for i in self.asked["report"]]
+        answers = [self.study.answers(self.role, "report")[i] for i in self.asked["report"]]
         readouts = [answers[at].readouts[k - 1] for at, k in self.cases["report"]]
         return [
             told.text if len(told.token_ids) <= self.limit else self.rim.decode(list(told.token_ids[: self.limit]))
@@ -296,7 +309,10 @@ class _Patchscope:
         variants = [
             variant
             for carried in CARRIED
-            for variant in ((carried, max(layers, key=lambda at, c=carried: follows[c, at])), (carried, EVERY))
+            for variant in (
+                *([(carried, max(layers, key=lambda at, c=carried: follows[c, at]))] if layers else ()),
+                (carried, EVERY),
+            )
         ]
         variants.sort(key=follows.get, reverse=True)
         plain, results = self.plain(), []
@@ -330,7 +346,7 @@ class _Patchscope:
                 "neutral question": self.neutral,
                 "readouts carried": len(self.cases["report"]),
             },
-            f"With another question's memory in the stage-1 model, the memory's step less the asked one is "
+            f"With another question's memory in the {NAMES[self.role]}, the memory's step less the asked one is "
             f"{100 * lead.value:+.0f} points ({100 * lead.low:+.0f} to {100 * lead.high:+.0f}): {said}.",
         )
 

@@ -27,15 +27,14 @@ def test_figures_and_table_hold_the_numbers_of_the_files(evidence):
     numbers = [round(share[key], 4) for key in ("value", "low", "high")]
     assert ["right, RiM", "all problems", *numbers, share["n"]] in [list(row) for row in panel.table.rows]
     for probe in evidence["probes"]:
-        assert probe["headline"]["text"].partition(" (")[0] in words(panel.html())
-        assert f"probe {probe['name']}" in panel.figures
+        assert probe["told"] in words(panel.html()) and f"probe {probe['name']} 0" in panel.figures
 
 
 def test_controls_are_hollow(evidence):
-    figure = draw_evidence(evidence).figures["probe steps"]
+    figure = draw_evidence(evidence).figures["accuracy"]
     symbols = {name: s for trace in figure.data for name, s in zip(trace.hovertext, trace.marker.symbol, strict=False)}
-    controls = {row["name"] for row in evidence["probes"][0]["rows"] if row["control"]}
-    assert {name.partition("<br>")[0] for name, symbol in symbols.items() if symbol == "circle-open"} == controls
+    hollow = [name.partition("<br>")[0] for name, symbol in symbols.items() if symbol == "circle-open"]
+    assert hollow == ["control: RiM, blocks removed"]
 
 
 def test_each_probe_folds_and_every_command_is_named_once(evidence):
@@ -50,16 +49,17 @@ def test_a_part_is_enough(evidence):
     assert "How often" not in draw_evidence({**evidence, "metrics": None}).html()
     bare = copy.deepcopy(evidence)
     bare["metrics"] |= {"latency": [], "sweep": [], "paired": []}
-    bare["probes"][0] |= {"headline": None, "rows": [], "targets": []}
+    bare["probes"][0] |= {"report": bare["probes"][0]["report"] | {"results": []}, "targets": []}
     assert "no single score" in draw_evidence(bare).html()
 
 
 def test_texts_of_a_report_cannot_write_html(evidence):
     evil = copy.deepcopy(evidence)
-    for key in ("title", "question", "summary", "measure"):
+    for key in ("title", "question", "told"):
         evil["probes"][0][key] = "<script>alert(1)</script>"
-    evil["probes"][0]["rows"][0]["name"] = "<script>alert(1)</script>"
-    evil["causes"][0]["text"] = evil["checkpoint"] = "<script>alert(1)</script>"
+    report = evil["probes"][0]["report"]
+    report["results"][0][report["columns"].index("of")] = "<script>alert(1)</script>"
+    evil["causes"][0]["verdict"] = evil["checkpoint"] = "<script>alert(1)</script>"
     assert "<script" not in draw_evidence(evil).html()
 
 

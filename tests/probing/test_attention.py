@@ -8,9 +8,8 @@ import torch
 from judged import JudgedStudy
 
 from rim_probe.decoding import answer_batch
-from rim_probe.errors import RiMError
 from rim_probe.probing import attention
-from rim_probe.probing.attention import attention_shares, explain, number_tokens
+from rim_probe.probing.attention import attention_shares, explain
 from rim_probe.probing.heads import GoldScorer, num_heads, output_projection, silence
 from rim_probe.probing.hooks import num_layers
 from rim_probe.probing.results import Report, headline
@@ -41,16 +40,6 @@ def test_shares_of_attention_sum_to_one_and_blocks_see_only_what_stands_before(e
         np.testing.assert_allclose(mass.sum(axis=-1), 1, atol=1e-5)
     for block in range(blocks):
         assert not shares.slots[:, :, :, block, 3 + block :].any()
-
-
-def test_shares_do_not_depend_on_the_batch(rim):
-    together, alone = attention_shares(rim, QUESTIONS), attention_shares(rim, QUESTIONS[:1])
-    np.testing.assert_allclose(together.slots[:1], alone.slots, atol=1e-5)
-    np.testing.assert_allclose(together.even[:1], alone.even)
-
-
-def test_numbers_are_tokens_with_a_digit():
-    assert number_tokens(["Anna", " has", " 3", "14", "."]).tolist() == [False, False, True, True, False]
 
 
 def test_one_question_is_told_in_rounded_rows_that_add_up(rim):
@@ -117,57 +106,11 @@ def test_silence_changes_chosen_rows_and_heads_alone(family, make_rim):
     assert torch.equal(silent, before) and torch.equal(after, before)
 
 
-def test_silence_ends_with_an_exception(rim):
-    with pytest.raises(ZeroDivisionError), silence(rim, [(1, 1)], torch.ones(1, 1, dtype=torch.bool)):
-        raise ZeroDivisionError
-    assert not output_projection(rim, 1)._forward_pre_hooks
-
-
-def test_heads_and_layers_that_do_not_exist_are_named(rim):
-    with pytest.raises(RiMError, match="no head 9"), silence(rim, [(1, 9)], torch.ones(1, 1, dtype=torch.bool)):
-        pass
-    with pytest.raises(RiMError, match="layer 3"):
-        output_projection(rim, 3)
-
-
 @pytest.mark.parametrize("name", ["mistral", "gpt_neox", "opt"])
 def test_every_family_has_a_projection(make_rim, name):
     rim = make_rim(name)
     clean, without = (GoldScorer(rim, problems(rim)[:2]).scores(heads) for heads in ([], [(1, 1)]))
     assert np.abs(clean.log_probability - without.log_probability).max() > 1e-5
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gpt_neox", "opt"])
-@pytest.mark.parametrize("back_end", ["sdpa", "eager"])
-def test_an_answer_cut_from_a_part_does_not_depend_on_it_directly(make_rim, family, back_end):
-    rim = make_rim(family, back_end)
-    scorer = GoldScorer(rim, problems(rim))
-    clean = scorer.scores().log_probability
-    cuts = {cut: scorer.scores(cut=cut).log_probability for cut in (("memory",), ("question",), ("memory", "question"))}
-    assert all(np.abs(found - clean).max() > 1e-5 for found in cuts.values())
-    # A mask that hides nothing is the model's own causal one.
-    for _, _, _, _, question, memory in scorer._batches:
-        question.zero_(), memory.zero_()
-    np.testing.assert_allclose(scorer.scores(cut=("memory", "question")).log_probability, clean, atol=1e-4)
-
-
-def test_with_both_cut_only_the_last_end_token_and_its_place_are_left(rim):
-    asked = [Problem(question, (), "7") for question in ("Anna has 3 apples.", "Anna has 5 apples.")]
-    scorer = GoldScorer(rim, asked)
-    first, second = scorer.scores(cut=("memory", "question")).log_probability
-    assert first == pytest.approx(second, abs=1e-5)
-    for part in ("memory", "question"):
-        first, second = scorer.scores(cut=(part,)).log_probability
-        assert abs(first - second) > 1e-5
-
-
-def test_an_answer_that_does_not_fit_is_left_out(make_rim):
-    rim = make_rim(context=64)
-    long, short = Problem("Anna has 3.", (), "1" * 60), Problem("Anna has 3.", (), "1")
-    scorer = GoldScorer(rim, [long, short])
-    assert scorer.problems == [short] and len(scorer.scores().says) == 1
-    with pytest.raises(RiMError, match="No question fits"):
-        GoldScorer(rim, [long])
 
 
 # ------------------------------------------------------------------------------------------------------------- results

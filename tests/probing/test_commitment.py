@@ -3,14 +3,13 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from rim_probe.decoding import answer_batch
 from rim_probe.errors import RiMError
 from rim_probe.probing import commitment
-from rim_probe.probing.commitment import chain_course, first_match, memory_course, stable_match
+from rim_probe.probing.commitment import chain_course, memory_course
 from rim_probe.probing.results import Report
 from rim_probe.probing.study import Study, observe
 from rim_probe.problems import Problem
@@ -65,20 +64,6 @@ def test_a_greedy_answer_is_the_one_that_decoding_gives(rim):
     assert course.greedy[:, -1].all() and not course.divergence[:, -1].any()
 
 
-def test_small_batches_give_the_same(rim, monkeypatch):
-    answers = [rim.encoder.answer_ids("17")] * 3
-    whole = memory_course(rim, QUESTIONS, answers, 2)
-    monkeypatch.setattr(commitment, "MOST_LOGITS", 1)
-    np.testing.assert_allclose(memory_course(rim, QUESTIONS, answers, 2).probability, whole.probability, rtol=1e-4)
-
-
-def test_first_and_stable_match():
-    matches = np.array([[0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]], dtype=bool)
-    np.testing.assert_array_equal(first_match(matches), [1, 0, 0, 4])
-    np.testing.assert_array_equal(stable_match(matches), [3, 0, np.nan, 4])
-    assert np.isnan(first_match(np.zeros((1, 3), dtype=bool)))
-
-
 @pytest.fixture(scope="module")
 def study():
     from conftest import tiny_rim
@@ -116,13 +101,6 @@ def test_the_report_follows_both_answers_block_by_block_beside_controls(study):
     assert chain[chain.group == "all"]["at step"].tolist() == [0, 1]
 
 
-def test_without_a_chain_or_a_base_model_memory_is_followed_alone(study):
-    alone = Study({"memory": study.models["memory"]}, study.splits, progress=False)
-    alone._answers = study._answers
-    frame = commitment.score(alone).frame()
-    assert set(frame.of) == {"memory", "another problem's answer"}
-
-
 def test_a_model_whose_answers_never_end_is_refused_in_a_sentence():
     from conftest import tiny_rim
 
@@ -153,10 +131,3 @@ def test_explain_shows_blocks_and_the_steps_of_a_given_chain(study):
     course = memory_course(memory, [given.question], [given.token_ids], study.K)
     assert [block["probability"] for block in told["blocks"]] == pytest.approx(course.probability[0].tolist())
     assert [step["text"] for step in told["cot"]["steps"]] == ["", "<<2+1=3>>"]
-
-
-def test_donors_have_another_answer():
-    answers = ["3", "3", "4", "5", "3"]
-    donors = commitment._donors(answers, np.random.default_rng(0))
-    assert all(answers[i] != answers[donor] for i, donor in enumerate(donors))
-    assert commitment._donors(["3", "3"], np.random.default_rng(0)) == [0, 1]

@@ -15,7 +15,7 @@ from rim_probe.probing.artifacts import load_report, load_results, save_artifact
 from rim_probe.probing.compact import PLAIN_BYTES, is_large, packed, rounded, unpacked
 from rim_probe.probing.correctness import MEMORY, MEMORY_OWN, MEMORY_READOUTS, PROBE, PROBE_OWN, CorrectnessProbe
 from rim_probe.probing.judge import Judge, cells
-from rim_probe.probing.lens import VocabularyLens, low_rank, pack_factors
+from rim_probe.probing.lens import VocabularyLens, pack_factors
 from rim_probe.probing.linear import LinearMap
 from rim_probe.probing.nearest_step.fit import BlockMap, StepDecoder
 from rim_probe.probing.nearest_step.formula import DIRECTIONS, Bank, StepMap
@@ -51,14 +51,6 @@ def test_eight_bits_keep_an_array_to_a_hundredth_and_zeros_as_they_are():
 # ---------------------------------------------------------------------------------------------------------------- lens
 
 
-def test_a_translator_of_low_rank_moves_states_as_the_whole_one_does():
-    low = normal(WIDTH, 8) @ normal(8, WIDTH) / WIDTH
-    states = normal(300, WIDTH) * np.geomspace(0.1, 10, WIDTH, dtype=np.float32)
-    left, right = low_rank(low, states)
-    moved = states @ low
-    assert np.linalg.norm(states @ left.T @ right - moved) < 0.03 * np.linalg.norm(moved)
-
-
 def test_a_large_lens_is_fitted_stored_and_restored_in_low_rank(monkeypatch, rim):
     monkeypatch.setattr(compact, "PLAIN_BYTES", 1024)
     monkeypatch.setattr(lens_module, "RANK", 4)
@@ -92,14 +84,6 @@ def judges() -> CorrectnessProbe:
         )
     scores = {PROBE: 0.5, PROBE_OWN: 0.55, MEMORY: 0.6, MEMORY_OWN: 0.7, MEMORY_READOUTS: 0.8}
     return CorrectnessProbe(found, MEMORY_READOUTS, ("fit", "choose"), scores)
-
-
-def test_large_judges_that_answer_for_no_question_are_not_stored():
-    probe = judges()
-    again = CorrectnessProbe.restore(probe.tensors(), probe.settings())
-    assert set(again.judges) == {PROBE, MEMORY_OWN, MEMORY_READOUTS}
-    assert again.chosen == probe.chosen and again.quick_judge.readouts == probe.quick_judge.readouts == "own"
-    np.testing.assert_allclose(again.judge.weight, probe.judge.weight, rtol=1e-5)
 
 
 def policy(probe: CorrectnessProbe) -> AdaptivePolicy:

@@ -64,13 +64,6 @@ def test_a_cell_names_the_most_probable_tokens_beside_those_of_the_control(model
             assert [entry["text"] for entry in cell] == [token_text(lens.rim, id) for id in best.indices.tolist()]
 
 
-def test_without_translators_or_control_there_is_the_logit_lens_alone(models, seen):
-    nobody = depth.Control.of({"memory": models["memory"]}, seen)
-    assert nobody.capture is None and "no base model" in nobody.missing
-    (mode,) = depth.lens_modes(VocabularyLens.plain(models["memory"]), seen, nobody, tuned=False)
-    assert mode["name"] == "logit lens" and mode["control"] is mode["control_cells"] is mode["minus"] is None
-
-
 def test_a_base_that_cannot_be_compared_is_no_control(models, seen):
     fewer = tiny_rim(num_blocks=2, seed=1)
     fewer.layout = MemoryLayout(num_blocks=2, slots_per_block=1)
@@ -110,12 +103,6 @@ def test_the_map_of_a_block_reads_every_layer_and_the_control(seen, control):
             assert cell[0]["text"] == steps.bank.texts[int(scores.argmax())]
 
 
-def test_blocks_without_a_map_are_left_out(models, seen, control):
-    assert depth.step_mode(decoder(block=3), seen, control) is None
-    (alone,) = depth.step_mode(decoder(block=1), seen, depth.Control())["positions"]
-    assert alone["block"] == 1
-
-
 # ----------------------------------------------------------------------------------------------------------- own words
 
 
@@ -137,18 +124,6 @@ def test_carried_words_stand_beside_the_words_with_the_models_own_slots(seen):
                 changed += 1
                 assert minus["score"] >= own["score"] - without["score"] - 2e-4  # not its first choice there
     assert changed
-
-
-def test_words_that_do_not_fit_after_the_last_block_are_compared_with_nothing():
-    stage1 = tiny_rim("gpt2", num_blocks=3, context=48)  # learned positions end where the context does
-    seen = observe(stage1, QUESTION)
-    plain, single = carried_answers(stage1, seen, [(), (1,)])
-    room = stage1.max_length - len(stage1.prompt_ids(QUESTION, "memory")) + 1
-    mode = depth.words_mode(stage1, seen, plain, {1: single})
-    assert mode["layers"] == [1]
-    fits = [len(readout.token_ids) <= room for readout in single.readouts]
-    assert [bool(cell) for cell in mode["minus"][0]] == fits and not all(fits)
-    assert all(mode["cells"][0])
 
 
 # --------------------------------------------------------------------------------------------------------------- ranks

@@ -62,13 +62,6 @@ def test_variance_is_shared_out_between_blocks_questions_and_both():
         assert sum(shares) == pytest.approx(1) and held[name].value == max(shares) > 0.7
 
 
-def test_the_interval_of_the_participation_ratio_is_not_pulled_down():
-    states = np.random.default_rng(5).normal(size=(60, 1, 40))  # few questions: draws with repeats would halve it
-    estimate = measure(states)[DIMENSIONS]
-    assert estimate.low < estimate.value < estimate.high
-    assert estimate.high - estimate.value == pytest.approx(estimate.value - estimate.low)
-
-
 def test_differences_are_paired_and_vanish_between_equals():
     rng = np.random.default_rng(6)
     states = rng.normal(size=(80, 3, 6)) * rng.uniform(0.1, 5, size=(80, 1, 1))
@@ -87,15 +80,6 @@ def test_collapse_is_confirmed_only_where_all_measures_agree():
     assert "not confirmed" in against and "against it: movement" in against and "for it" not in against
 
 
-@pytest.mark.parametrize("rank", [1, 4])
-def test_participation_ratio_counts_directions(rank):
-    rng = np.random.default_rng(1)
-    axes = np.linalg.qr(rng.normal(size=(12, rank)))[0].T
-    states = rng.normal(size=(400, 2, rank)) @ axes
-    estimate = measure(states)[DIMENSIONS]
-    assert estimate.value == pytest.approx(rank, rel=0.1) and estimate.n == 400
-
-
 def test_participation_ratio_equals_the_eigenvalues():
     states = np.random.default_rng(2).normal(size=(50, 3, 6)) * np.arange(1, 7)
     centred = (states - states.mean(axis=0)).reshape(-1, 6)
@@ -112,11 +96,6 @@ def test_blocks_that_share_the_question_are_alike_and_other_questions_are_not():
     assert abs(control.value) < 0.05
     cosines = pairwise_cosines(states)
     assert cosines[0, 0].value == pytest.approx(1) and 0.9 < cosines[0, 2].value == pytest.approx(cosines[2, 0].value)
-
-
-def test_a_collapsed_memory_moves_nowhere():
-    held = measure(np.ones((30, 4, 8)))
-    assert held[DISPLACEMENT].value == 0 and np.isnan(held[DIMENSIONS].value)
 
 
 def test_a_basis_finds_the_directions_of_most_variance_with_a_fixed_sign():
@@ -138,18 +117,6 @@ def test_the_report_sets_trained_beside_untrained(study, found):
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
 
 
-def test_without_a_base_model_nothing_is_compared():
-    report = Geometry.fit(study := JudgedStudy(base=False)).score(study)
-    assert set(report.frame().of) == {"trained"} and not report.verdict
-
-
-def test_the_cloud_is_thin_and_says_right_and_steps(study, found):
-    assert len(found.cloud) == len(found.cloud_right) == len(found.cloud_steps) <= 500
-    assert found.cloud.shape[1:] == (BLOCKS, 3)
-    final = next(iter(found.score(study).clouds.values()))
-    assert sum(len(x) for x, _ in final.groups.values()) == len(found.cloud)
-
-
 def test_a_stored_geometry_draws_the_same_path(study, found):
     observation = observed(study.capture("memory", "report"))
     told = found.explain(observation)
@@ -158,9 +125,3 @@ def test_a_stored_geometry_draws_the_same_path(study, found):
     assert restored.explain(observation) == told and json.dumps(told)
     with pytest.raises(RiMError, match="fit it anew"):
         Geometry.restore({}, found.settings())
-
-
-def test_the_same_study_gives_the_same_geometry(found):
-    again = Geometry.fit(JudgedStudy())
-    for name, tensor in found.tensors().items():
-        np.testing.assert_array_equal(tensor, again.tensors()[name])

@@ -6,12 +6,9 @@ import torch
 
 from rim_probe.decoding import answer
 from rim_probe.errors import RiMError
-from rim_probe.probing.capture import capture
 from rim_probe.probing.hooks import decoder_layers, edit_residual, num_layers
-from rim_probe.probing.importance import explain
 from rim_probe.probing.interventions import Donors, Pool, Variant, intervene, intervene_many
 from rim_probe.probing.patching import CUTS, Edit, Patcher
-from rim_probe.probing.sweep import patching_sweep
 
 QUESTION, OTHER = "Anna has 3 apples and buys 14 more.", "How many apples has Tom if he buys 9?"
 MANY = [QUESTION, OTHER, "0 1 2 3", "Anna buys 5 5 5 apples."]
@@ -38,27 +35,19 @@ def one_pass(rim, clean: Patcher, target: list[int], edit: Edit) -> tuple[float,
     return float(logits.log_softmax(-1).gather(-1, wanted[:, None]).sum()), bool((logits.argmax(-1) == wanted).all())
 
 
-def whole_passes(rim, source, targets, layers, blocks, slots=None):
-    """What `patching_sweep` gives, by one whole pass per cell and target: log probabilities and what is said."""
-    clean = Patcher(rim, QUESTION, [rim.encoder.answer_ids(target) for target in targets])
-    donors, rng, mode = Donors(clean), np.random.default_rng(0), "zero" if source is None else "swap"
-    cells = [(layer, block) for layer in layers for block in blocks]
-    edits = [donors.edits(Variant([block], [layer], slots, mode, source), rng) for layer, block in cells]
-    found = [[one_pass(rim, clean, target, edit) for target in clean.targets] for [edit] in edits]
-    return np.array(found).reshape(len(layers), len(blocks), len(targets), 2).transpose(3, 0, 1, 2)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gpt_neox", "opt"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_sweep_equals_one_whole_pass_per_cell(make_rim, family, attention):
     rim = make_rim(family, attention)
-    targets, layers = ["17", "3 apples", "9"], range(num_layers(make_rim(family)) + 1)
-    for source, slots in ((OTHER, None), (None, EVERY)):
-        swept = patching_sweep(rim, QUESTION, source, targets, layers=layers, slots=slots)
-        logs, says = whole_passes(rim, source, targets, layers, range(1, 5), slots)
-        assert swept.log_probability.shape == (num_layers(rim) + 1, 4, 3)
-        np.testing.assert_allclose(swept.log_probability, logs, atol=1e-4)
-        assert (swept.says == says).all()
+    clean = Patcher(rim, QUESTION, [rim.encoder.answer_ids(target) for target in ("17", "3 apples", "9")])
+    donors, rng = Donors(clean), np.random.default_rng(0)
+    cells = [(layer, block) for layer in range(num_layers(rim) + 1) for block in range(1, 5)]
+    for mode, source, slots in (("swap", OTHER, None), ("zero", None, EVERY)):
+        edits = [donors.edits(Variant([block], [layer], slots, mode, source), rng) for layer, block in cells]
+        swept = clean.score(edits)
+        found = [[one_pass(rim, clean, target, edit) for target in clean.targets] for [edit] in edits]
+        np.testing.assert_allclose(swept.log_probability, [[log for log, _ in cell] for cell in found], atol=1e-4)
+        assert swept.says.tolist() == [[says for _, says in cell] for cell in found]
         assert np.ptp(swept.log_probability) > 0.1  # the patch does something
 
 
@@ -131,21 +120,6 @@ def test_original_values_change_nothing_bit_by_bit(make_rim, family):
     assert found[-1].gold_change != 0
 
 
-def test_recorded_states_put_back_change_nothing_but_the_last_bits(rim):
-    clean = Patcher(rim, QUESTION, [rim.encoder.answer_ids("17")])
-    columns = torch.arange(clean.K * clean.block_length)
-    back = [Edit(layer, columns, clean.memory[layer].flatten(0, 1)) for layer in range(num_layers(rim) + 1)]
-    scores = clean.score([back])
-    torch.testing.assert_close(scores.log_probability, scores.clean, atol=1e-4, rtol=0)
-
-
-def test_states_are_those_of_a_capture(every_rim):
-    held = capture(every_rim, QUESTION, attention=False)
-    memory = Patcher(every_rim, QUESTION).memory
-    torch.testing.assert_close(memory[:, :, 1:-1], held.slots[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(memory[:, :, -1], held.ends[0], atol=1e-4, rtol=1e-4)
-
-
 def test_answers_before_are_those_of_decoding_and_a_whole_swap_gives_the_others(every_rim):
     blocks = range(1, 5)
     told = answer(every_rim, QUESTION, "memory", max_new_tokens=6).readouts[-1]
@@ -156,40 +130,6 @@ def test_answers_before_are_those_of_decoding_and_a_whole_swap_gives_the_others(
     assert np.isclose(found.before.probability, told.probability, rtol=1e-3)
     swapped = answer(every_rim, other, "memory", max_new_tokens=6)
     assert found.after.token_ids[0] == swapped.token_ids[0]
-
-
-def test_decoding_under_a_patch_equals_decoding_step_by_step(every_rim):
-    rim, length = every_rim, 6
-    clean = Patcher(rim, QUESTION)
-    variant = Variant([2, 3], [1, 2], [1, "end"], "swap", OTHER)
-    edits = Donors(clean).edits(variant, np.random.default_rng(0))
-    [decoded] = clean.answers([edits], length)
-    prompt = rim.prompt_ids(QUESTION, "memory")
-    first = len(prompt) - 4 * 4
-
-    def patch(edit):
-        def function(states):
-            states[:, first + edit.columns] = edit.values
-            return states
-
-        return function
-
-    ids = list(prompt)
-    with torch.inference_mode(), edit_residual(rim, {edit.layer: patch(edit) for edit in edits}):
-        for _ in range(length):
-            logits = rim.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            logits[rim.banned_ids] = -torch.inf
-            ids.append(int(logits.argmax()))
-            if ids[-1] == rim.eos_id:
-                break
-    assert list(decoded.token_ids) == ids[len(prompt) :]
-
-
-def test_scores_say_what_greedy_decoding_gives(rim):
-    told = answer(rim, QUESTION, "memory", max_new_tokens=5).readouts[-1]
-    clean = Patcher(rim, QUESTION, [list(told.token_ids), rim.encoder.answer_ids("17")])
-    assert clean.says.tolist() == [True, False]
-    assert np.isclose(clean.log_probability[0].exp(), told.probability, rtol=1e-3)
 
 
 def test_modes_write_what_they_say(rim):
@@ -207,19 +147,9 @@ def test_modes_write_what_they_say(rim):
     drawn = values("resample", pool)
     assert any(torch.equal(drawn, pool.states[i, 1, 1, 1:3]) for i in (1, 2, 3))
     assert not torch.equal(drawn, pool.states[0, 1, 1, 1:3])  # never the question itself
-    held = capture(rim, MANY, attention=False)
-    torch.testing.assert_close(values("mean", held), values("mean", pool), atol=1e-4, rtol=1e-4)
     big = torch.stack([values("noise", None)[0] for _ in range(200)])
     assert np.isclose(big.std(), clean.memory[1, 1, 1].std(), rtol=0.1)
     assert donors.edits(Variant([2], [1], None, "noise", pool), rng)[0].add
-
-
-def test_draws_are_the_same_for_the_same_seed(rim):
-    variants = [Variant([1, 2], None, None, mode, MANY) for mode in ("resample", "noise")]
-    first, again = (intervene_many(rim, QUESTION, variants, gold="17", seed=3, max_new_tokens=4) for _ in range(2))
-    other = intervene_many(rim, QUESTION, variants, gold="17", seed=4, max_new_tokens=4)
-    assert [x.gold_change for x in first] == [x.gold_change for x in again]
-    assert first[1].gold_change != other[1].gold_change
 
 
 def test_hooks_are_gone_after_an_exception_too(rim, monkeypatch):
@@ -253,16 +183,6 @@ def test_bad_arguments_are_told_in_one_sentence(rim, wrong):
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
-def test_captures_that_do_not_fit_are_refused(rim):
-    for held in (capture(rim, MANY, [0, 1], False), capture(rim, MANY, attention=False, num_blocks=2)):
-        with pytest.raises(RiMError):
-            intervene(rim, QUESTION, [1], mode="mean", source=held)
-    with pytest.raises(RiMError, match="begin"):
-        intervene(rim, QUESTION, [1], None, ["begin"], "mean", capture(rim, MANY, attention=False))
-    with pytest.raises(RiMError):
-        patching_sweep(rim, QUESTION, None, [])
-
-
 def test_any_number_of_blocks_and_bfloat16(make_rim):
     rim = make_rim()
     found = intervene(rim, QUESTION, [6], mode="zero", num_blocks=6, gold="17", max_new_tokens=3)
@@ -272,18 +192,3 @@ def test_any_number_of_blocks_and_bfloat16(make_rim):
     assert np.isclose(half.gold_log_probability, found.gold_log_probability, rtol=0.2)
     same = intervene(rim, QUESTION, [6], mode="swap", source=QUESTION, num_blocks=6, gold="17", max_new_tokens=3)
     assert same.gold_change == 0
-
-
-def test_adapters_are_patched_too(make_rim):
-    from peft import LoraConfig, get_peft_model
-
-    rim = make_rim()
-    rim.model = get_peft_model(rim.model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
-    swept = patching_sweep(rim, QUESTION, OTHER, ["17"], blocks=[1, 3])
-    np.testing.assert_allclose(swept.log_probability, whole_passes(rim, OTHER, ["17"], [1, 2], [1, 3])[0], atol=1e-4)
-
-
-def test_one_question_explained(rim):
-    told = explain(rim, QUESTION, gold="17")
-    assert np.shape(told["change"]) == (len(told["layers"]), len(told["blocks"])) == (2, 4)
-    assert told["layers"] == [0, 1] and told["answer"] == "17"

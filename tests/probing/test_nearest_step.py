@@ -8,24 +8,18 @@ from planted import PlantedStudy, observed, planted_capture
 
 from rim_probe.errors import RiMError
 from rim_probe.glassbox import glassbox, parts
-from rim_probe.probing.linear import Inputs, LinearMap
+from rim_probe.probing.linear import Inputs
 from rim_probe.probing.nearest_step import search as fitting
 from rim_probe.probing.nearest_step.fit import StepDecoder
 from rim_probe.probing.nearest_step.formula import (
-    DISTRACTORS,
-    Bank,
-    Candidates,
     Place,
     StepMap,
-    places_of,
-    ranks_of,
     read_places,
     read_steps,
     step_space,
 )
 from rim_probe.probing.nearest_step.results import BANK, BEFORE, NEW, TOP1
-from rim_probe.probing.results import Report, headline
-from rim_probe.probing.rows import Row, read_rows
+from rim_probe.probing.results import Report
 from rim_probe.problems import Problem
 
 SIZES = {"fit": 250, "choose": 40, "report": 60}
@@ -98,13 +92,6 @@ def test_a_planted_step_is_found_in_its_cell_and_every_control_fails(report, dec
     assert max(searched, key=searched.get) == (STEP, LAYER, BLOCK)
 
 
-def test_the_headline_is_the_memory_beside_its_strongest_control(report):
-    score, control = headline(report)
-    assert (score.of, score.metric) == ("memory", TOP1) and control.of in EQUAL | FEWER
-    lead = next(r for r in report.results if r.goal and r is not score)
-    assert lead.of == control.of and lead.estimate.value == pytest.approx(score.estimate.value - control.estimate.value)
-
-
 def test_noise_scores_at_chance_and_is_told_as_no_more_than_the_controls(tmp_path):
     study = Study(tmp_path, planted=False)
     report = StepDecoder.fit(study).score(study)
@@ -149,16 +136,6 @@ def test_steps_before_the_last_and_unseen_chains_are_told_apart(report, study):
 def test_the_report_survives_json_and_comes_again_from_a_restored_decoder(study, decoder, report):
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
     assert StepDecoder.restore(decoder.tensors(), decoder.settings()).score(study).to_dict() == report.to_dict()
-
-
-def test_one_question_without_gold_steps_has_decodes_and_no_scores(study, decoder):
-    told = decoder.explain(observed(study.capture("memory", "report")))
-    json.dumps(told)
-    assert [block["block"] for block in told["blocks"]] == list(range(1, K + 1))
-    for block in told["blocks"]:
-        cosines = [one["cosine"] for one in block["nearest"]]
-        assert len(cosines) == 3 and cosines == sorted(cosines, reverse=True)
-        assert block["match"] is None and all(one["gold"] is None for one in block["nearest"])
 
 
 def test_one_question_with_gold_steps_says_which_is_met(study, decoder):
@@ -210,25 +187,9 @@ def test_branches_are_read_as_if_alone(every_rim):
         np.testing.assert_allclose(alone[0], states, atol=2e-5)
 
 
-def test_a_token_of_the_trunk_is_read_from_either_end(rim):
-    ids = rim.encode_question("Anna has 3?")
-    last, same, beyond, first = read_rows(rim, [Row(ids, (-1, len(ids) - 1, -99, 0))], [1])[0]
-    np.testing.assert_array_equal(last, same)
-    np.testing.assert_array_equal(beyond, first)
-
-
 def test_a_question_longer_than_the_context_is_refused(make_rim):
     with pytest.raises(RiMError, match="reads at most 32"):
         read_steps(make_rim(context=32), [("Anna has 3?", ("<<3+14=17>>",) * 4, ["<<3+14=17>>"])], [1])
-
-
-def test_places_hold_the_step_the_own_steps_and_twenty_others():
-    problem = Problem("q", ("<<12+30=42>>", "<<42*2=84>>", "no equation"), "84")
-    others = [f"<<{n}+1={n + 1}>>" for n in range(60)]
-    for place in places_of([problem], [0], others, np.random.default_rng(0)):
-        assert place.texts[0] == problem.steps[place.step - 1]
-        assert set(problem.steps) < set(place.texts)
-        assert len(set(place.texts)) == len(place.texts) == 3 + DISTRACTORS
 
 
 def test_a_reading_is_relative_to_what_every_place_reads():
@@ -258,20 +219,3 @@ def test_the_map_finds_a_weak_direction_that_states_tell_among_loud_ones_that_th
     mapped = StepMap.fit(Inputs([states]), np.arange(2000), targets)
     assert abs(mapped.keys[0, 0]) > 10 * abs(mapped.keys[1:, 0]).max()
     assert abs(np.corrcoef(mapped.to_directions(states)[:, 0], states[:, 0])[0, 1]) > 0.99
-
-
-def test_what_is_recalled_lies_between_the_steps_of_the_bank():
-    bank = Bank(("a", "b", "c"), np.eye(3, dtype=np.float32))
-    same = StepMap(LinearMap(np.eye(3), np.zeros(3)), np.eye(3))
-    recalled = same.recalled(np.array([[2.0, 0.1, 0.1], [1.0, 1.0, 0.0]]), bank.vectors)
-    np.testing.assert_allclose(recalled, [[1, 0, 0], [0.5, 0.5, 0]], atol=1e-6)
-    assert np.isnan(bank.ranks(same, np.array([[2.0, 0.5, 0.1]]), ["unknown"])).all()
-    assert bank.ranks(same, np.array([[2.0, 0.5, 0.1]]), ["b"]) == [1]
-
-
-def test_a_prediction_that_says_nothing_ranks_at_chance():
-    rng = np.random.default_rng(0)
-    asked = Candidates(np.arange(3), rng.normal(size=(3, 5, 4)).astype(np.float32), np.array([5, 5, 3]), ["a"] * 3)
-    np.testing.assert_allclose(asked.ranks(np.zeros((3, 4))), [2, 2, 1])
-    assert (asked.ranks(asked.vectors[:, 0]) == 0).all()
-    np.testing.assert_allclose(ranks_of(np.array([[1.0, 1.0, 2.0, 0.0]]), np.array([1.0])), [1.5])

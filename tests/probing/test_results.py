@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from rim_probe.numbers import format_interval, format_number, percent, says_percent, signed
 from rim_probe.probing.results import (
     Cloud,
     Estimate,
@@ -14,10 +13,9 @@ from rim_probe.probing.results import (
     Result,
     bootstrap,
     headline,
-    proportion_estimate,
     views,
 )
-from rim_probe.probing.tables import format_headline, format_report, format_verdict, target_rows, view_table
+from rim_probe.probing.tables import format_headline, view_table
 
 SCORE = Estimate(0.834, 0.8, 0.86, 1500)
 NAN = float("nan")
@@ -54,13 +52,6 @@ def test_a_report_survives_json():
     }
 
 
-def test_the_frame_has_a_row_per_result():
-    frame = REPORT.frame()
-    assert len(frame) == len(REPORT.results)
-    assert frame[frame.role == "control"].of.tolist() == ["last question token", "<m>|"]
-    assert frame.met.tolist()[0] is False and frame["at block"].dropna().unique().tolist() == [1, 2]
-
-
 def test_the_headline_stands_beside_the_strongest_control_of_the_same_problems():
     score, control = headline(REPORT)
     assert (score.of, control.of) == ("memory", "last question token")
@@ -83,64 +74,6 @@ def test_tables_hold_every_number():
     assert cells[1][1] == ["slots", "all", "1", "83.4 (80.0 to 86.0)", "1,500"]
 
 
-def test_a_report_as_markdown():
-    text = format_report(REPORT, "Title", "Which?")
-    for part in ("### Title", "Which?", "NOT MET by 6.6 points", "fit 6,000", r"`control: <m>\|`"):
-        assert part in text, part
-
-
-@pytest.mark.parametrize(
-    ("goal", "estimate", "share", "verdict"),
-    [
-        (Goal(">=", 0.9), SCORE, True, "NOT MET by 6.6 points"),
-        (Goal("<=", 0.1), Estimate(0.125, 0, 1, 9), True, "NOT MET by 2.5 points"),
-        (Goal(">=", -0.01), Estimate(-0.05, -1, 1, 9), False, "NOT MET by 0.0400"),
-        (
-            Goal(">=", 0, whole=True),
-            Estimate(0.02, -0.01, 0.05, 9),
-            True,
-            "NOT MET: its interval reaches over the goal",
-        ),
-        (Goal(">=", 0.9), Estimate(NAN, NAN, NAN, 0), True, "NOT MET"),
-        (Goal(">=", 0.8), SCORE, True, "met"),
-    ],
-)
-def test_a_missed_target_says_by_how_much(goal, estimate, share, verdict):
-    result = Result("top-1", "memory", estimate, share=share, goal=goal)
-    assert format_verdict(result) == verdict
-    assert target_rows(Report("x", [result], {}))[0][3] == verdict
-
-
-def test_percent_is_what_a_title_says_and_no_level_of_confidence():
-    assert says_percent("top-1, %") and says_percent("% right (95 % interval)")
-    assert not says_percent("AUROC (95 % interval)") and not says_percent("")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.91234, "0.912"), (12.345, "12.3"), (1234.5, "1,234"), (0.0, "0"), (0.9996, "1.00"), (0.01234, "0.0123")]
-    + [(1e-7, "1.0e-07"), (None, "–"), (float("nan"), "–"), (np.float32(0.5), "0.500"), (-3.0, "-3.00")],
-)
-def test_numbers_have_three_digits_and_no_value_is_no_zero(value, text):
-    assert format_number(value) == text
-
-
-def test_shares_are_written_in_percent():
-    assert format_number(0.8344, True) == "83.4" and format_number(-0.0001, True) == "0.0"
-    assert [percent(share) for share in (0, 0.004, 0.5, 0.996, 1)] == ["0 %", "<1 %", "50 %", ">99 %", "100 %"]
-    assert [signed(x) for x in (0.001, -0.004, 0.02, -12.34)] == ["0", "0", "+0.02", "−12.3"]
-    assert format_interval(1.05, 0.98, 1.12) == "1.05 (0.98 to 1.12)"
-
-
-def test_proportions_have_the_wilson_interval():
-    estimate = proportion_estimate([True] * 8 + [False] * 2)
-    assert (estimate.value, estimate.n) == (0.8, 10)
-    assert (estimate.low, estimate.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson 1927, z = 1.96
-    assert proportion_estimate(np.array([1, 0]) > 0).value == 0.5
-    none = proportion_estimate([])
-    assert np.isnan(none.value) and (none.low, none.high, none.n) == (0, 1, 0)
-
-
 def test_bootstrap_is_the_same_for_a_seed_and_draws_problems_not_values():
     values = np.random.default_rng(0).normal(size=(50, 4))
     one = bootstrap(values, seed=1, draws=200)
@@ -159,12 +92,6 @@ def test_bootstrap_intervals_cover():
         estimate = bootstrap(rng.exponential(size=40), seed=trial, draws=200)
         covered += estimate.low <= 1 <= estimate.high
     assert 0.88 <= covered / 120 <= 0.98
-
-
-def test_bootstrap_of_arrays_drawn_together():
-    x = np.random.default_rng(0).normal(size=200)
-    estimate = bootstrap((x, 2 * x), lambda a, b: np.corrcoef(a, b)[0, 1], draws=100)
-    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((1, 1, 1))
 
 
 def test_draws_without_a_value_are_left_out():

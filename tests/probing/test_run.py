@@ -1,11 +1,8 @@
 """`python -m rim_probe probe`: the whole run on a tiny random model; resumed, interrupted, and for one question."""
 
-import json
-
 import pytest
 
 from rim_probe.cli import main
-from rim_probe.commands.probe import PROBE_HELP
 from rim_probe.datasets.arithmetic import World, generate
 from rim_probe.probing import run
 from rim_probe.probing.artifacts import load_report
@@ -158,16 +155,3 @@ def test_a_question_in_two_files_is_never_reported_on(files, tmp_path):
     given = {"report": mixed, "fit": fit, "choose": run.Source("c", read_problems(files / "choose.txt").problems)}
     sources, left_out = run.splits_of(given, seed=0)
     assert left_out == 5 and list(sources["report"].problems) == report.problems
-
-
-def test_every_probe_is_named_in_the_help():
-    assert [line.split()[0] for line in PROBE_HELP.splitlines() if line.startswith("  ")] == list(PROBES)
-
-
-def test_artifacts_of_another_checkpoint_are_not_used(small_checkpoint, files, tmp_path, capsys, make_rim):
-    out = tmp_path / "probes"
-    main(["probe", str(small_checkpoint), *three(files), "--only", QUICK, "--output", str(out)])
-    entry = json.loads((out / f"{QUICK}.json").read_text(encoding="utf-8"))
-    (out / f"{QUICK}.json").write_text(json.dumps(entry | {"fingerprint": "0" * 64, "key": "0"}), encoding="utf-8")
-    assert main(["probe", str(small_checkpoint), *three(files), "--only", QUICK, "--output", str(out)]) == 0
-    assert json.loads((out / f"{QUICK}.json").read_text(encoding="utf-8"))["fingerprint"] == entry["fingerprint"]

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_rim
+from conftest import add_lora, tiny_base, tiny_rim, tiny_tokenizer
 
 from rim_probe.decoding import answer
-from rim_probe.errors import LayoutError, RiMError
+from rim_probe.errors import RiMError
 from rim_probe.model import RiM
 from rim_probe.probing import study as study_module
 from rim_probe.probing.capture import capture
-from rim_probe.probing.study import SPLITS, Study, load_models, observe, split_problems
+from rim_probe.probing.study import SPLITS, Study, load_models, split_problems
 from rim_probe.problems import Problem, is_correct
 
 
@@ -55,41 +55,6 @@ def study_of(models, splits=None, **options) -> Study:
     return Study(models, splits or SPLIT, progress=False, **options)
 
 
-def test_captures_and_answers_are_made_once_when_first_asked_for(rim, counted):
-    with study_of({"memory": rim, "cot": rim}) as study:
-        assert counted == []
-        for _ in range(2):
-            held = study.capture("memory", "fit")
-            given = study.answers("memory", "report")
-        assert counted == [("capture", 3), ("answers", 2)]
-        assert study.capture("cot", "fit").K == 0
-        assert (
-            (held.K, held.M, held.num_questions, held.layers)
-            == (4, 2, 3, (0, 1, 2))
-            == (
-                study.K,
-                study.M,
-                len(study.problems("fit")),
-                study.layers,
-            )
-        )
-        expected = capture(rim, [p.question for p in SPLIT["fit"]], attention=False)
-        np.testing.assert_allclose(held.cell(1, 2, "slots"), expected.cell(1, 2, "slots"), atol=1e-5)
-        assert [a.question for a in given] == [p.question for p in SPLIT["report"]]
-        assert [len(a.readouts) for a in given] == [4, 4]
-
-
-def test_the_number_of_blocks_can_be_chosen(rim):
-    with study_of({"memory": rim, "direct": rim}, num_blocks=2) as study:
-        assert study.capture("memory", "choose").K == study.K == 2
-        assert len(study.answers("memory", "choose")[0].readouts) == 2
-        assert study.answers("direct", "choose")[0].readouts == ()
-    with pytest.raises(RiMError, match="nothing to probe without memory blocks"):
-        study_of({"memory": rim}, num_blocks=0)
-    with pytest.raises(LayoutError):
-        study_of({"memory": rim}, num_blocks=-1)
-
-
 def test_right_tells_which_readouts_are_right(rim):
     """Gold answers are set to what some readout of each problem says, so that both outcomes occur."""
     asked = [answer(rim, p.question, "memory") for p in SPLIT["report"]]
@@ -121,11 +86,6 @@ def test_problems_that_a_model_cannot_read_are_left_out_and_counted(rim):
 def test_a_split_without_problems_is_one_sentence(rim, splits):
     with pytest.raises(RiMError, match="No problem is left for the split “(fit|choose)”; give more problems"):
         Study({"memory": rim}, splits)
-
-
-def test_a_study_needs_a_memory_model(rim):
-    with pytest.raises(RiMError, match="needs a memory model"):
-        study_of({"cot": rim})
 
 
 def test_a_study_goes_on_where_it_stopped(rim, tmp_path, counted):
@@ -164,23 +124,6 @@ def test_a_kept_folder_never_serves_what_belongs_to_something_else(rim, tmp_path
         assert kept.answers("memory", "fit") == fresh.answers("memory", "fit")
 
 
-def test_a_temporary_folder_goes_with_its_study(rim):
-    with study_of({"memory": rim}) as study:
-        study.capture("memory", "fit")
-        folder = study.folder
-        assert folder.is_dir()
-    assert not folder.exists()
-
-
-def test_draws_of_one_purpose_do_not_shift_those_of_another(rim):
-    with study_of({"memory": rim}, seed=3) as one, study_of({"memory": rim}, seed=3) as two:
-        one.rng("bank").random(100)
-        assert np.array_equal(one.rng("swap").random(5), two.rng("swap").random(5))
-        assert not np.array_equal(one.rng("bank").random(5), one.rng("swap").random(5))
-        with study_of({"memory": rim}, seed=4) as other:
-            assert not np.array_equal(one.rng("bank").random(5), other.rng("bank").random(5))
-
-
 # --------------------------------------------------------------------------------------------------------- one file
 
 
@@ -210,8 +153,6 @@ def test_models_of_a_checkpoint_by_role(tmp_path):
 
 
 def test_a_plain_base_gets_untrained_memory_tokens(tmp_path, make_rim):
-    from conftest import tiny_base, tiny_tokenizer
-
     folder = Path(make_rim().save_pretrained(tmp_path / "checkpoint"))
     tiny_base(seed=3).save_pretrained(tmp_path / "plain")
     tiny_tokenizer().save_pretrained(tmp_path / "plain")
@@ -224,30 +165,12 @@ def test_a_plain_base_gets_untrained_memory_tokens(tmp_path, make_rim):
 
 
 def test_the_base_of_an_adapter_is_the_one_it_names(tmp_path):
-    from conftest import tiny_base, tiny_tokenizer
-    from peft import LoraConfig, get_peft_model
-
     tiny_base().save_pretrained(tmp_path / "plain")
     tiny_tokenizer().save_pretrained(tmp_path / "plain")
-    rim = tiny_rim()
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    rim.model = get_peft_model(rim.model, config)
+    rim = add_lora(tiny_rim())
     rim.model.peft_config["default"].base_model_name_or_path = str(tmp_path / "plain")
     models = load_models(rim.save_pretrained(tmp_path / "adapter"), "cpu")
     assert set(models) == {"memory", "base"} and json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     questions = [p.question for p in SPLIT["fit"]]
     torch.testing.assert_close(capture(models["base"], questions).slots, capture(tiny_rim(), questions).slots)
     assert not torch.allclose(capture(models["memory"], questions).slots, capture(tiny_rim(), questions).slots)
-
-
-# --------------------------------------------------------------------------------------------------------- one question
-
-
-def test_observation_of_one_question(rim):
-    question = "Anna has 3 apples and buys 14 more."
-    seen = observe(rim, question, 3)
-    assert seen.question == question and "".join(seen.tokens).strip() == question
-    assert len(seen.tokens) == seen.capture.to_question.shape[-1]
-    assert seen.capture.num_questions == 1 and seen.capture.K == len(seen.answer.readouts) == 3
-    with pytest.raises(RiMError, match="The question is empty"):
-        observe(rim, "")

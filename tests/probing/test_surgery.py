@@ -1,8 +1,6 @@
 """Surgery by hand: on the glass box what must follow, on random models what whole passes give."""
 
-import json
 import math
-import threading
 
 import pytest
 import torch
@@ -164,50 +162,12 @@ def test_all_kept_is_the_clean_answer(rim, blocks):
         assert found["gold_probability"]["after"] == pytest.approx(chance, abs=1e-3)
 
 
-def test_nothing_before_the_first_written_block_changes(rim):
-    found = operate(rim, QUESTION, {3: "blank", 9: "noise"}, num_blocks=16, max_new_tokens=5)
-    assert found["after"]["readouts"][:2] == found["before"]["readouts"][:2]
-    assert found["changed_blocks"][0] >= 3
-
-
-def test_a_swap_with_the_question_itself_changes_nothing(rim):
-    found = operate(rim, QUESTION, {1: "swap", 4: "swap"}, partner=QUESTION)
-    assert found["before"] == found["after"]
-    assert found["answer_log_probability"]["before"] == found["answer_log_probability"]["after"]
-
-
 def test_noise_is_drawn_by_seed_and_no_other_blocks_action_changes_it(rim):
     first, again, other = (operate(rim, QUESTION, {2: "noise"}, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first["answer_log_probability"]["after"] != other["answer_log_probability"]["after"]
     beside = operate(rim, QUESTION, {2: "noise", 4: "blank"}, seed=1)
     assert beside["after"]["readouts"][1:3] == first["after"]["readouts"][1:3]
-
-
-def test_the_result_is_plain_json(rim):
-    found = operate(rim, QUESTION, {"2": "blank"}, unrelated=THIRD, gold="17")
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["format"] == "rim-probe-surgery/1" and found["layers"] == [1, 2]
-
-
-def test_two_visitors_operate_at_once_each_on_his_own_question(rim):
-    asked = {0: (QUESTION, {1: "blank"}), 1: (OTHER, {2: "swap", 3: "noise"}), 2: (THIRD, {})}
-    options = {"partner": THIRD, "max_new_tokens": 5}
-    alone = {i: operate(rim, question, actions, **options) for i, (question, actions) in asked.items()}
-    found, start = {i: [] for i in asked}, threading.Barrier(len(asked))
-
-    def visit(number):
-        start.wait(30)
-        for _ in range(3):
-            found[number].append(operate(rim, *asked[number], **options))
-
-    threads = [threading.Thread(target=visit, args=(number,)) for number in asked]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number, told in found.items():
-        assert told == [alone[number]] * 3
 
 
 @pytest.mark.parametrize(
@@ -227,8 +187,3 @@ def test_bad_input_is_told_in_one_sentence(rim, wrong):
     with pytest.raises(RiMError) as error:
         operate(rim, given.pop("question"), given.pop("actions"), **given)
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
-
-
-def test_words_a_partner_may_not_use_are_named(box):
-    with pytest.raises(RiMError, match="The second question cannot be used: this small model has never seen “foo”"):
-        operate(box, "what is 3 + 2 - 1 + 4 ?", {1: "swap"}, partner="what is foo ?")

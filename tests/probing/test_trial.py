@@ -81,11 +81,6 @@ def test_a_false_claim_does_not_come(box):
     assert "but it stayed 7: nothing here shows" in found["sentence"]
 
 
-def test_layers_at_which_nobody_reads_the_block_bring_nothing(box):
-    found = try_counterfactual(box, PROBLEM, None, block=2, layers=(7, 8))
-    assert found["outcome"] == "own" and found["layers"] == [7, 8]
-
-
 def test_all_blocks_said_to_hold_a_step_are_swapped_together(box):
     found = try_counterfactual(box, PROBLEM, {1: 1, 2: 2, 3: 2})
     assert found["blocks"] == [2, 3] and found["sentence"].startswith("Blocks 2 and 3 are said")
@@ -123,14 +118,6 @@ def test_what_cannot_be_tried_is_told_in_one_sentence(box, problem, claims, bloc
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
-def test_partners_that_the_model_gets_wrong_are_not_taken(box, monkeypatch):
-    from rim_probe.probing import trial
-
-    monkeypatch.setattr(trial, "_answered", lambda *_: False)
-    with pytest.raises(RiMError, match="answers no question right"):
-        try_counterfactual(box, PROBLEM, None)
-
-
 def test_the_steps_may_be_those_that_chain_of_thought_wrote(box):
     told = {"text": f"{' '.join(PROBLEM.steps)} #### {PROBLEM.answer}", "value": PROBLEM.answer}
     gold = try_counterfactual(box, PROBLEM, None, steps={"text": "nothing", "value": None}, block=2)
@@ -142,35 +129,3 @@ def test_the_steps_may_be_those_that_chain_of_thought_wrote(box):
         assert all(found[key] == gold[key] for key in same)
     without = try_counterfactual(box, Problem(PROBLEM.question, PROBLEM.steps, ""), None, block=2)
     assert without == gold
-
-
-@pytest.mark.parametrize(
-    ("steps", "told", "gold", "reason"),
-    [
-        ((), None, "", "was not asked"),
-        ((), {"text": "seventeen", "value": None}, "", "wrote none"),
-        ((), {"text": "#### 17", "value": "17"}, "", "wrote none"),
-        ((), {"text": "well <<12+5=17>> #### 17", "value": "17"}, "", "wrote none"),
-        ((), {"text": "<<12+5=17>> #### 17", "value": "17"}, "18", "answers it wrong"),
-        ((), {"text": "<<12+5=18>> #### 18", "value": "18"}, "", "12[+]5=18 does not hold"),
-        (("<<12+5=17>>",), None, "18", "not the result of its last step"),
-        (("twelve and five",), None, "", "not all equations"),
-    ],
-)
-def test_why_there_is_no_test(box, steps, told, gold, reason):
-    with pytest.raises(RiMError, match=reason):
-        try_counterfactual(box, Problem(GSM.question, steps, gold), None, steps=told)
-
-
-def test_numbers_of_any_size_are_no_accident():
-    from rim_probe.probing import trial
-
-    big = "9" * 400
-    problem = Problem(f"what is {big} + 2 ?", (f"<<{big}+2={int(big) + 2}>>",), str(int(big) + 2))
-    assert list(trial._candidates(problem, 1, False, 0)) == []
-
-
-def test_an_answer_of_the_model_will_do_for_a_chain(rim):
-    with pytest.raises(RiMError, match="chain of thought wrote none"):
-        told = answer(rim, GSM.question, "cot", max_new_tokens=8)
-        try_counterfactual(rim, Problem(GSM.question, (), ""), None, steps=told)

@@ -8,13 +8,12 @@ import pytest
 
 from rim_probe.decoding import answer_batch
 from rim_probe.errors import RiMError
-from rim_probe.memory import MemoryLayout
 from rim_probe.probing import words
 from rim_probe.probing.capture import capture
 from rim_probe.probing.hooks import decoder_layers, num_layers
 from rim_probe.probing.results import Report, headline
 from rim_probe.probing.study import Study, observe
-from rim_probe.probing.words import carried_answers, carried_states, carry, same_words
+from rim_probe.probing.words import carried_answers, carried_states, carry
 from rim_probe.problems import Problem
 
 QUESTIONS = ["Anna has 3 apples.", "How many apples has she? 14 more", "3 + 14"]
@@ -29,11 +28,6 @@ def carried_words(*given, **more):
     return [answer.text for answer in carry(*given, **more)]
 
 
-def test_white_space_makes_no_difference_but_words_do():
-    assert same_words("<<3+4=7>> ", "<< 3 + 4 = 7 >>")
-    assert not same_words("<<3+4=7>>", "<<3+4=8>>")
-
-
 @pytest.mark.parametrize("ends", [False, True])
 def test_own_states_in_the_run_on_their_own_question_change_nothing(make_rim, family, ends):
     rim = make_rim(family, num_blocks=3)
@@ -43,14 +37,6 @@ def test_own_states_in_the_run_on_their_own_question_change_nothing(make_rim, fa
         for layers in ([1], range(num_layers(rim) + 1)):
             states = carried_states(held, blocks, layers, ends)
             assert carried_words(rim, QUESTIONS, states, max_new_tokens=6) == plain
-
-
-def test_the_states_are_those_of_the_blocks_asked_for(rim):
-    held = capture(rim, QUESTIONS, attention=False)
-    states = carried_states(held, 2, [1], ends=True)[1]
-    assert states.shape == (3, 2, 3, 32)
-    np.testing.assert_array_equal(states[:, 1, 0], held.cell(1, 2, 1))
-    np.testing.assert_array_equal(states[:, 0, 2], held.cell(1, 1, "end"))
 
 
 def test_with_the_end_of_the_last_layer_the_first_word_is_the_donors(rim):
@@ -100,14 +86,6 @@ def test_one_row_per_variant_says_what_every_block_carried_by_itself_says(make_r
         assert [readout.text for readout in answer.readouts] == alone
 
 
-def test_slots_of_another_shape_are_not_carried(make_rim):
-    observation = observe(make_rim(num_blocks=2), QUESTIONS[0])
-    other = make_rim(num_blocks=2)
-    other.layout = MemoryLayout(num_blocks=2, slots_per_block=1)
-    with pytest.raises(RiMError, match="do not fit"):
-        carried_answers(other, observation, [()])
-
-
 @pytest.fixture(scope="module")
 def report():
     """A memory model that is its own stage 1, on problems that no random model can solve."""
@@ -124,8 +102,6 @@ def report():
 
 
 def test_another_memory_is_carried_in_beside_the_question_asked(report):
-    score, control = headline(report)
-    assert (score.of, control.of) == ("the memory's step", "the asked step")
     frame = report.frame()
     carried = frame[frame.of == "the memory's step"].groupby("metric")["at carried"].nunique()
     assert carried.tolist() == [4, 4]  # into another and into a neutral question: two states, one layer or all
@@ -141,6 +117,8 @@ def test_own_memory_says_the_same_words_and_no_step_is_claimed_for_babble(report
 
 def test_readouts_are_held_against_every_gold_step_and_another_problems(monkeypatch):
     monkeypatch.setattr(words, "FEWEST_PROBLEMS", 2)
+    nothing = SimpleNamespace(report=lambda: Report("words", [], {}))
+    monkeypatch.setattr(words, "_Patchscope", lambda study, role: nothing)
     problems = [problem(n, 2) for n in range(3)]
     said = [
         SimpleNamespace(readouts=[SimpleNamespace(text=p.steps[1]), SimpleNamespace(text=p.answer)]) for p in problems
@@ -157,16 +135,6 @@ def test_readouts_are_held_against_every_gold_step_and_another_problems(monkeypa
     assert (score.metric, score.estimate.value, control.estimate.value) == (words.STATES, 1, 0)
     cells = report.frame().dropna(subset="at gold step").set_index(["at readout", "at gold step"]).value
     assert dict(cells) == {(1, 1): 0, (1, 2): 1, (1, "answer"): 0, (2, 1): 0, (2, 2): 0, (2, "answer"): 1}
-
-
-def test_readouts_of_one_problem_count_as_one_for_the_interval():
-    outcomes = np.array([True, False] * 20)
-    alone = words._problem_share(outcomes, range(40))
-    together = words._problem_share(outcomes, [i % 2 + 2 * (i // 8) for i in range(40)])
-    assert alone.value == together.value == 0.5 and (alone.n, together.n) == (40, 10)
-    none = words._problem_share(np.array([False] * 40), [i // 4 for i in range(40)])
-    assert none.n == 10 and none.value == none.low == 0 and none.high > 0.2  # draws of equal outcomes do not vary
-    assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
 
 def test_problems_of_one_step_are_refused_in_a_sentence():
