@@ -23,7 +23,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parent.parent
-ANSWERED = "says memory"  # stands in the stage as soon as RiM's answer is shown
+ANSWERED = "answered-memory"  # stands in the stage as soon as RiM's answer is shown
 START_SECONDS = 120
 
 
