@@ -213,8 +213,8 @@ def detect(tokens: Iterable[str]) -> MemoryLayout | None:
         if match := _TOKEN.fullmatch(token):
             part = match["part"].lower()
             kind = next((kind for kind, names in _PARTS.items() if part in names), None)
-            kind = {"begin": "end"}.get(kind) if match["closing"] else kind
+            kind = ("end" if kind == "begin" else None) if match["closing"] else kind
             if kind:
                 found.setdefault((match["name"] or "").lower(), {}).setdefault(kind, token)
     whole = [parts for parts in found.values() if len(parts) == len(_PARTS)]
-    return MemoryLayout(**whole[0]) if len(whole) == 1 else None
+    return MemoryLayout.from_dict(whole[0]) if len(whole) == 1 else None
