@@ -186,6 +186,7 @@ def test_every_panel_answers_to_hand_and_keyboard(open_page):
         page.keyboard.press(str(number))
         expect(page.locator(f"#tab-{panel}")).to_have_attribute("aria-selected", "true")
         drawn(page, panel)
+    page.get_by_role("button", name="Settings").click()
     page.get_by_label("Correct answer").press("3")
     expect(page.locator("#tab-evidence")).to_have_attribute("aria-selected", "true")  # digits that are typed are typed
 
@@ -396,7 +397,7 @@ def test_script_in_links_texts_and_files_is_inert(open_page, tmp_path):
 def test_torn_weights_leave_the_rest_of_the_page(open_page):
     page = open_page(ready=False)
     page.get_by_label("Model").click()
-    page.get_by_role("option", name="torn").click()
+    page.get_by_role("option", name="torn", exact=True).click()
     expect(page.locator(".model-state.failed")).to_contain_text("cannot be loaded")
     expect(page.locator(".stage .badge").first).to_have_text("Recorded")
     for panel in (*LOOKING, "evidence"):
