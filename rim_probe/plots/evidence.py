@@ -14,7 +14,7 @@ from rim_probe.numbers import format_interval, is_number
 from rim_probe.plots.frame import Panel, Table, caption
 from rim_probe.plots.report import bars, lines
 from rim_probe.plots.report import figures as draw
-from rim_probe.probing.results import Estimate, Report, Result, View, headline, is_clear, plain
+from rim_probe.probing.results import Estimate, Report, Result, View, headline, plain, relation
 from rim_probe.probing.tables import format_estimate
 
 TONES = {"memory": "memory", "cot": "cot", "direct": "ink"}
@@ -122,10 +122,8 @@ def _rail(report: Report) -> dict[str, Any]:
     told = {"score": format_estimate(score.estimate, score.share, unit).partition(" (")[0], "of": score.of}
     rail = {key: getattr(score.estimate, key) for key in ("value", "low", "high")}
     if control:
-        relation = "above" if is_clear(score.estimate, control.estimate) else "not clear of"
-        relation = "below" if is_clear(control.estimate, score.estimate) else relation
         told |= {"beside": format_estimate(control.estimate, control.share, unit).partition(" (")[0]}
-        told |= {"control": control.of, "relation": relation}
+        told |= {"control": control.of, "relation": relation(score.estimate, control.estimate)}
         rail["control"] = control.estimate.value
     places = {key: round(100 * min(max(value, 0.0), 1.0), 1) for key, value in rail.items() if is_number(value)}
     return told | {"rail": places if score.share else {}}

@@ -216,6 +216,11 @@ def is_clear(score: Estimate, control: Estimate) -> bool:
     return score.low > control.high
 
 
+def relation(score: Estimate, control: Estimate) -> Literal["above", "below", "not clear of"]:
+    """Where the whole interval of a score lies beside that of a control."""
+    return "above" if is_clear(score, control) else "below" if is_clear(control, score) else "not clear of"
+
+
 # ------------------------------------------------------------------------------------------------------------ estimates
 
 NONE = Estimate(float("nan"), float("nan"), float("nan"), 0)

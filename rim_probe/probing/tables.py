@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from rim_probe.numbers import NOTHING, format_interval, format_number, is_number
-from rim_probe.probing.results import Estimate, Goal, Report, Result, View, headline, is_clear, views
+from rim_probe.probing.results import Estimate, Goal, Report, Result, View, headline, relation, views
 from rim_probe.report import table
 
 _HTML_TAG = re.compile(r"<[/!?A-Za-z]")
@@ -56,13 +56,11 @@ def format_headline(report: Report) -> str:
     if control:
         beside = format_estimate(control.estimate, control.share, unit)
         text += f"; strongest control, {control.of}: {beside}"
-        text += (
-            "; the whole interval lies above it"
-            if is_clear(score.estimate, control.estimate)
-            else "; below it"
-            if is_clear(control.estimate, score.estimate)
-            else "; not clear of it"
-        )
+        text += {
+            "above": "; the whole interval lies above it",
+            "below": "; below it",
+            "not clear of": "; not clear of it",
+        }[relation(score.estimate, control.estimate)]
     return f"{text}. {report.verdict}".strip()
 
 
